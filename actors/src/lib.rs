@@ -1,0 +1,1 @@
+//! Thin supervised actix shells around the cores.

@@ -1,0 +1,1 @@
+//! Find a node, verify it, ask, combine.

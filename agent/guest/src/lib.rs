@@ -1,0 +1,1 @@
+//! Binary dstack-agent: guest agent behind the dstack socket.

@@ -1,0 +1,3 @@
+//! Binary dstack-agent: guest agent behind the dstack socket.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Criterion and load benches.

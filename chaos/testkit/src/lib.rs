@@ -1,0 +1,1 @@
+//! Software TEEs, cluster harness, builders; for tests and demos only.

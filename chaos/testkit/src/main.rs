@@ -1,0 +1,3 @@
+//! Software TEEs, cluster harness, builders; for tests and demos only.
+
+fn main() {}

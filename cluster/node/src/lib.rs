@@ -1,0 +1,1 @@
+//! Binary dstack-kms: one node of the cluster.

@@ -1,0 +1,3 @@
+//! Binary dstack-kms: one node of the cluster.
+
+fn main() {}

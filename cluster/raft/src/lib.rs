@@ -1,0 +1,1 @@
+//! Openraft: types, network, state machine, linearizable reads.

@@ -1,0 +1,1 @@
+//! Rustls with evidence in certificates; peer verification; HTTP edges.

@@ -1,0 +1,1 @@
+//! Evidence producers and sealing: the software device and, later, hardware.

@@ -1,0 +1,1 @@
+//! Evidence + collateral + time -> VerifiedIdentity; one module per platform.

@@ -1,0 +1,1 @@
+//! Merkle log, inclusion proofs, receipts, head certificates.

@@ -1,0 +1,1 @@
+//! Identity + rules + log position -> Grant, or a refusal with its explanation.

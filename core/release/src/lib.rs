@@ -1,0 +1,1 @@
+//! The state machine that joins grant, intent, partials and receipt.

@@ -1,0 +1,1 @@
+//! Secret containers: wiped on drop, redacted, compared in constant time.

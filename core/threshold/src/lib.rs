@@ -1,0 +1,1 @@
+//! DKG, partial evaluation, proofs, combination; knows nothing of policy.

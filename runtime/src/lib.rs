@@ -1,0 +1,1 @@
+//! Configuration, telemetry, clock, process hardening; shared by the binaries.

@@ -1,0 +1,1 @@
+//! Storage engines (sled, redb), authenticated records, audit segment files.

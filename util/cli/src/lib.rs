@@ -1,0 +1,1 @@
+//! Binary dstack: operators and app owners.

@@ -1,0 +1,3 @@
+//! Binary dstack: operators and app owners.
+
+fn main() {}

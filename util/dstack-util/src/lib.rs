@@ -1,0 +1,1 @@
+//! The minimal in-enclave helper.

@@ -1,0 +1,3 @@
+//! The minimal in-enclave helper.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Setup, demo, check, test, fix, ci, bench: one entry to everything.
+
+fn main() {}
