@@ -1,0 +1,531 @@
+//! What attest answers when it refuses: [`AttestError`], one variant per reason, and [`Class`], the fixed names of the reasons.
+//! Owns: the refusal classes of the attestation vectors. Never: decides what to refuse, holds secrets (evidence is public).
+//! Source: the refusal class table of the vectors' README.
+
+/// Why evidence was refused, in the closed vocabulary the vectors use; the text is part of the audit record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// The encoding ends too early.
+    ParseTruncated,
+    /// The bytes are not of the format.
+    ParseMalformed,
+    /// A length reaches beyond its buffer.
+    ParseLength,
+    /// Bytes are left over after the end.
+    ParseTrailingBytes,
+    /// A field is outside its stated type or size.
+    ParseField,
+    /// Good bytes of another kind of TEE.
+    TypeWrongTee,
+    /// Good bytes of a version not asked for.
+    TypeUnsupportedVersion,
+    /// Not a quote at all.
+    TypeNotAQuote,
+    /// The signature over the evidence body does not verify.
+    SigBody,
+    /// The signature over the quoting enclave's report does not verify.
+    SigQeReport,
+    /// The quoting enclave's report does not bind the attestation key.
+    SigQeHash,
+    /// A signature algorithm that is not allowed.
+    SigAlgorithm,
+    /// Reserved bytes beside a signature are set.
+    SigReserved,
+    /// The certificate path ends at no root we trust.
+    ChainUntrustedRoot,
+    /// A signature in the certificate path does not verify.
+    ChainSignature,
+    /// The certificate path is not well formed.
+    ChainInvalid,
+    /// A certificate that issues others is not a CA.
+    ChainNotCa,
+    /// The certificate path is longer than a CA on it allows.
+    ChainPathLength,
+    /// A revocation list is not the one of the issuer it is used for.
+    ChainCrlMismatch,
+    /// A certificate was revoked.
+    ChainRevoked,
+    /// A certificate is past its last day.
+    TimeCertExpired,
+    /// A certificate or collateral is not valid yet.
+    TimeNotYetValid,
+    /// Collateral is past its next update.
+    TimeCollateralExpired,
+    /// TCB info or QE identity was altered.
+    CollateralSignature,
+    /// Collateral is of another platform or TEE, or is missing.
+    CollateralMismatch,
+    /// No level of the collateral fits the platform.
+    CollateralNoTcbLevel,
+    /// The guest runs in debug mode.
+    PolicyDebug,
+    /// The TCB status is not on the list of allowed ones.
+    PolicyTcbStatus,
+    /// TD attributes outside what is allowed.
+    PolicyTdAttributes,
+    /// A service TD is bound to the guest.
+    PolicyServiceTd,
+    /// A measurement is not an allowed one.
+    PolicyMeasurement,
+    /// Genuine, but the report data is not of this request.
+    BindingReportData,
+    /// Genuine, but the nonce is not of this request.
+    BindingNonce,
+    /// Genuine, but the user data is not of this request.
+    BindingUserData,
+    /// Genuine, but of another chip than its certificate.
+    BindingChipId,
+    /// Genuine, but of another TCB than its certificate.
+    BindingTcb,
+    /// The TPM half is not bound to the quote.
+    BindingTpmQuote,
+    /// The PCR selection is not the wanted one.
+    PcrSelection,
+    /// The claimed PCRs do not fit the signed digest.
+    PcrDigestMismatch,
+    /// An event log that does not lead to the signed registers.
+    EventlogReplayMismatch,
+    /// An event's digest is not that of its content.
+    EventlogEventDigest,
+    /// An event names a register that does not exist.
+    EventlogBadIndex,
+}
+
+impl Class {
+    /// Every class, in the order of the table.
+    pub const ALL: [Self; 42] = [
+        Self::ParseTruncated,
+        Self::ParseMalformed,
+        Self::ParseLength,
+        Self::ParseTrailingBytes,
+        Self::ParseField,
+        Self::TypeWrongTee,
+        Self::TypeUnsupportedVersion,
+        Self::TypeNotAQuote,
+        Self::SigBody,
+        Self::SigQeReport,
+        Self::SigQeHash,
+        Self::SigAlgorithm,
+        Self::SigReserved,
+        Self::ChainUntrustedRoot,
+        Self::ChainSignature,
+        Self::ChainInvalid,
+        Self::ChainNotCa,
+        Self::ChainPathLength,
+        Self::ChainCrlMismatch,
+        Self::ChainRevoked,
+        Self::TimeCertExpired,
+        Self::TimeNotYetValid,
+        Self::TimeCollateralExpired,
+        Self::CollateralSignature,
+        Self::CollateralMismatch,
+        Self::CollateralNoTcbLevel,
+        Self::PolicyDebug,
+        Self::PolicyTcbStatus,
+        Self::PolicyTdAttributes,
+        Self::PolicyServiceTd,
+        Self::PolicyMeasurement,
+        Self::BindingReportData,
+        Self::BindingNonce,
+        Self::BindingUserData,
+        Self::BindingChipId,
+        Self::BindingTcb,
+        Self::BindingTpmQuote,
+        Self::PcrSelection,
+        Self::PcrDigestMismatch,
+        Self::EventlogReplayMismatch,
+        Self::EventlogEventDigest,
+        Self::EventlogBadIndex,
+    ];
+
+    /// The stable text of the class.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ParseTruncated => "parse.truncated",
+            Self::ParseMalformed => "parse.malformed",
+            Self::ParseLength => "parse.length",
+            Self::ParseTrailingBytes => "parse.trailing_bytes",
+            Self::ParseField => "parse.field",
+            Self::TypeWrongTee => "type.wrong_tee",
+            Self::TypeUnsupportedVersion => "type.unsupported_version",
+            Self::TypeNotAQuote => "type.not_a_quote",
+            Self::SigBody => "sig.body",
+            Self::SigQeReport => "sig.qe_report",
+            Self::SigQeHash => "sig.qe_hash",
+            Self::SigAlgorithm => "sig.algorithm",
+            Self::SigReserved => "sig.reserved",
+            Self::ChainUntrustedRoot => "chain.untrusted_root",
+            Self::ChainSignature => "chain.signature",
+            Self::ChainInvalid => "chain.invalid",
+            Self::ChainNotCa => "chain.not_ca",
+            Self::ChainPathLength => "chain.path_length",
+            Self::ChainCrlMismatch => "chain.crl_mismatch",
+            Self::ChainRevoked => "chain.revoked",
+            Self::TimeCertExpired => "time.cert_expired",
+            Self::TimeNotYetValid => "time.not_yet_valid",
+            Self::TimeCollateralExpired => "time.collateral_expired",
+            Self::CollateralSignature => "collateral.signature",
+            Self::CollateralMismatch => "collateral.mismatch",
+            Self::CollateralNoTcbLevel => "collateral.no_tcb_level",
+            Self::PolicyDebug => "policy.debug",
+            Self::PolicyTcbStatus => "policy.tcb_status",
+            Self::PolicyTdAttributes => "policy.td_attributes",
+            Self::PolicyServiceTd => "policy.service_td",
+            Self::PolicyMeasurement => "policy.measurement",
+            Self::BindingReportData => "binding.report_data",
+            Self::BindingNonce => "binding.nonce",
+            Self::BindingUserData => "binding.user_data",
+            Self::BindingChipId => "binding.chip_id",
+            Self::BindingTcb => "binding.tcb",
+            Self::BindingTpmQuote => "binding.tpm_quote",
+            Self::PcrSelection => "pcr.selection",
+            Self::PcrDigestMismatch => "pcr.digest_mismatch",
+            Self::EventlogReplayMismatch => "eventlog.replay_mismatch",
+            Self::EventlogEventDigest => "eventlog.event_digest",
+            Self::EventlogBadIndex => "eventlog.bad_index",
+        }
+    }
+}
+
+impl std::fmt::Display for Class {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why evidence is refused. All variants are the fault of whoever sent the evidence, except where the doc says it is ours
+/// (collateral, clock, roots). Times are milliseconds since 1970.
+#[non_exhaustive]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum AttestError {
+    /// The bytes end before a field they promise. Peer's fault: refuse.
+    #[error("{part} truncated: need {need_bytes} bytes, have {have_bytes}")]
+    Truncated {
+        /// What was read.
+        part: &'static str,
+        /// Bytes needed.
+        need_bytes: usize,
+        /// Bytes there.
+        have_bytes: usize,
+    },
+    /// The bytes are not of the format. Peer's fault: refuse.
+    #[error("{part} malformed: {why}")]
+    Malformed {
+        /// What was read.
+        part: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A length field reaches beyond its buffer or our limit. Peer's fault: refuse.
+    #[error("{part}: length {length_bytes} does not fit, limit {limit_bytes}")]
+    Length {
+        /// Whose length.
+        part: &'static str,
+        /// The claimed length.
+        length_bytes: usize,
+        /// The most it could be.
+        limit_bytes: usize,
+    },
+    /// Bytes other than zero padding follow the end. Peer's fault: refuse.
+    #[error("{part}: {count_bytes} bytes left over after the end")]
+    TrailingBytes {
+        /// After what.
+        part: &'static str,
+        /// How many.
+        count_bytes: usize,
+    },
+    /// A field is outside its stated type, size or value. Peer's fault: refuse.
+    #[error("field {field}: {why}")]
+    Field {
+        /// Name of the field.
+        field: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Evidence of another kind of TEE than asked for. Send evidence of a TD or an enclave.
+    #[error("evidence of TEE type {got:#x}, not one that is served here")]
+    WrongTee {
+        /// The type found.
+        got: u64,
+    },
+    /// A version or kind we do not read.
+    #[error("{part}: version or kind {got} is not supported")]
+    UnsupportedVersion {
+        /// Of what.
+        part: &'static str,
+        /// The version found.
+        got: u64,
+    },
+    /// Not a quote or document at all.
+    #[error("not a quote: {why}")]
+    NotAQuote {
+        /// What was found in its place.
+        why: &'static str,
+    },
+    /// The signature over the evidence body does not verify.
+    #[error("signature over the evidence body does not verify")]
+    BodySignature,
+    /// The signature over the quoting enclave's report does not verify.
+    #[error("signature over the quoting enclave's report does not verify")]
+    QeReportSignature,
+    /// The quoting enclave's report binds another attestation key.
+    #[error("the quoting enclave's report does not bind the attestation key")]
+    QeReportBinding,
+    /// A signature algorithm that is not allowed.
+    #[error("{part}: signature algorithm {got} is not allowed")]
+    Algorithm {
+        /// Whose algorithm.
+        part: &'static str,
+        /// Its identifier.
+        got: String,
+    },
+    /// Reserved bytes beside a signature are set.
+    #[error("reserved bytes of {part} are set")]
+    ReservedBytes {
+        /// Which bytes.
+        part: &'static str,
+    },
+    /// The path ends at no root we trust. Either the evidence is forged or our list of roots lacks one.
+    #[error("{chain}: ends at no trusted root")]
+    UntrustedRoot {
+        /// Which chain.
+        chain: &'static str,
+    },
+    /// A signature in a certificate path or on a revocation list does not verify.
+    #[error("{chain}: a signature of the certificate path does not verify")]
+    ChainSignature {
+        /// Which chain.
+        chain: &'static str,
+    },
+    /// A certificate path or certificate is not well formed.
+    #[error("{chain}: {why}")]
+    ChainInvalid {
+        /// Which chain.
+        chain: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A certificate that issues others is not a CA.
+    #[error("{chain}: an issuer is not a CA")]
+    NotCa {
+        /// Which chain.
+        chain: &'static str,
+    },
+    /// A path longer than allowed.
+    #[error("{chain}: path of {count} certificates is too long")]
+    PathLength {
+        /// Which chain.
+        chain: &'static str,
+        /// Certificates on the path.
+        count: usize,
+    },
+    /// A revocation list is not that of the issuer. Ours to fix: refresh the collateral.
+    #[error("{crl}: not the revocation list of the issuer it is used for")]
+    CrlMismatch {
+        /// Which list.
+        crl: &'static str,
+    },
+    /// A certificate was revoked by its issuer.
+    #[error("{chain}: certificate with serial {serial} is revoked")]
+    Revoked {
+        /// Which chain.
+        chain: &'static str,
+        /// Serial number, hex.
+        serial: String,
+    },
+    /// A certificate is past its last day.
+    #[error("{part}: certificate expired at {expired_at_ms}, now {now_ms}")]
+    CertExpired {
+        /// Which certificate or chain.
+        part: &'static str,
+        /// Its last moment.
+        expired_at_ms: u64,
+        /// The time of judgement.
+        now_ms: u64,
+    },
+    /// A certificate or collateral is not valid yet: a clock is wrong, or the evidence is from the future.
+    #[error("{part}: valid from {valid_from_ms}, now {now_ms}")]
+    NotYetValid {
+        /// Which part.
+        part: &'static str,
+        /// Its first moment.
+        valid_from_ms: u64,
+        /// The time of judgement.
+        now_ms: u64,
+    },
+    /// Evidence or collateral is past its time. Collateral: ours to fix by a refresh; a document: ask for a fresh one.
+    #[error("{part}: expired at {expired_at_ms}, now {now_ms}")]
+    CollateralExpired {
+        /// Which part.
+        part: &'static str,
+        /// Its last moment.
+        expired_at_ms: u64,
+        /// The time of judgement.
+        now_ms: u64,
+    },
+    /// TCB info or QE identity was altered. Ours to fix: refresh the collateral.
+    #[error("signature over {part} does not verify")]
+    CollateralSignature {
+        /// Which part.
+        part: &'static str,
+    },
+    /// Collateral of another platform or TEE. Ours to fix: refresh the collateral.
+    #[error("{part} does not fit the quote: {why}")]
+    CollateralMismatch {
+        /// Which part.
+        part: &'static str,
+        /// How it differs.
+        why: &'static str,
+    },
+    /// The bundle holds no collateral for this platform. Ours to fix: fetch it.
+    #[error("no collateral for fmspc {fmspc}")]
+    CollateralMissing {
+        /// The platform's FMSPC, hex.
+        fmspc: String,
+    },
+    /// No level of the collateral fits the platform.
+    #[error("no tcb level of {part} fits the platform")]
+    NoTcbLevel {
+        /// Which part.
+        part: &'static str,
+    },
+    /// The guest runs in debug mode: its memory is open to the host. Never accepted.
+    #[error("the guest runs in debug mode")]
+    Debug,
+    /// The TCB status is not allowed. The platform's operator has to update it.
+    #[error("tcb status {status} is not allowed")]
+    TcbStatus {
+        /// The status found.
+        status: String,
+    },
+    /// TD attributes outside what is allowed.
+    #[error("td attributes: {why}")]
+    TdAttributes {
+        /// What is wrong with them.
+        why: &'static str,
+    },
+    /// A service TD is bound to the guest.
+    #[error("a service td is bound to the guest")]
+    ServiceTd,
+    /// A measurement is not an allowed one.
+    #[error("measurement {register} is not an allowed one")]
+    Measurement {
+        /// Which measurement.
+        register: &'static str,
+    },
+    /// The report data is not of this request, or the copy in the evidence differs from the signed one.
+    #[error("report data is not the expected one")]
+    ReportData,
+    /// The nonce is not of this request.
+    #[error("nonce is not the expected one")]
+    Nonce,
+    /// The user data is not of this request.
+    #[error("user data is not the expected one")]
+    UserData,
+    /// The TPM half is not bound to the quote.
+    #[error("tpm quote is not bound to the td quote")]
+    TpmQuote,
+    /// The PCR selection is not the wanted one.
+    #[error("pcr selection: {why}")]
+    PcrSelection {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The claimed PCRs do not fit the signed digest.
+    #[error("claimed pcrs do not fit the signed digest")]
+    PcrDigest,
+    /// The event log does not lead to the signed register.
+    #[error("event log does not lead to register {register}")]
+    ReplayMismatch {
+        /// Index of the first register that differs.
+        register: u32,
+    },
+    /// An event's digest is not that of its content.
+    #[error("event {index}: digest is not that of its content")]
+    EventDigest {
+        /// Position in the log.
+        index: usize,
+    },
+    /// An event names a register that does not exist.
+    #[error("event {index}: no register {register}")]
+    EventRegister {
+        /// Position in the log.
+        index: usize,
+        /// The register named.
+        register: u32,
+    },
+    /// Our own steps all passed and the second verifier still refused. A bug in one of the two: refuse and report.
+    #[error("second verifier refused: {detail}")]
+    SecondVerifier {
+        /// Its words, for people.
+        detail: String,
+    },
+}
+
+impl AttestError {
+    /// The refusal class of the vectors' table.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::Truncated { .. } => Class::ParseTruncated,
+            Self::Malformed { .. } => Class::ParseMalformed,
+            Self::Length { .. } => Class::ParseLength,
+            Self::TrailingBytes { .. } => Class::ParseTrailingBytes,
+            Self::Field { .. } => Class::ParseField,
+            Self::WrongTee { .. } => Class::TypeWrongTee,
+            Self::UnsupportedVersion { .. } => Class::TypeUnsupportedVersion,
+            Self::NotAQuote { .. } => Class::TypeNotAQuote,
+            Self::BodySignature => Class::SigBody,
+            Self::QeReportSignature => Class::SigQeReport,
+            Self::QeReportBinding => Class::SigQeHash,
+            Self::Algorithm { .. } => Class::SigAlgorithm,
+            Self::ReservedBytes { .. } => Class::SigReserved,
+            Self::UntrustedRoot { .. } => Class::ChainUntrustedRoot,
+            Self::ChainSignature { .. } => Class::ChainSignature,
+            Self::ChainInvalid { .. } | Self::SecondVerifier { .. } => Class::ChainInvalid,
+            Self::NotCa { .. } => Class::ChainNotCa,
+            Self::PathLength { .. } => Class::ChainPathLength,
+            Self::CrlMismatch { .. } => Class::ChainCrlMismatch,
+            Self::Revoked { .. } => Class::ChainRevoked,
+            Self::CertExpired { .. } => Class::TimeCertExpired,
+            Self::NotYetValid { .. } => Class::TimeNotYetValid,
+            Self::CollateralExpired { .. } => Class::TimeCollateralExpired,
+            Self::CollateralSignature { .. } => Class::CollateralSignature,
+            Self::CollateralMismatch { .. } | Self::CollateralMissing { .. } => Class::CollateralMismatch,
+            Self::NoTcbLevel { .. } => Class::CollateralNoTcbLevel,
+            Self::Debug => Class::PolicyDebug,
+            Self::TcbStatus { .. } => Class::PolicyTcbStatus,
+            Self::TdAttributes { .. } => Class::PolicyTdAttributes,
+            Self::ServiceTd => Class::PolicyServiceTd,
+            Self::Measurement { .. } => Class::PolicyMeasurement,
+            Self::ReportData => Class::BindingReportData,
+            Self::Nonce => Class::BindingNonce,
+            Self::UserData => Class::BindingUserData,
+            Self::TpmQuote => Class::BindingTpmQuote,
+            Self::PcrSelection { .. } => Class::PcrSelection,
+            Self::PcrDigest => Class::PcrDigestMismatch,
+            Self::ReplayMismatch { .. } => Class::EventlogReplayMismatch,
+            Self::EventDigest { .. } => Class::EventlogEventDigest,
+            Self::EventRegister { .. } => Class::EventlogBadIndex,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_texts_are_distinct() {
+        let mut texts: Vec<_> = Class::ALL.iter().map(|c| c.as_str()).collect();
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), Class::ALL.len());
+    }
+
+    #[test]
+    fn replay_mismatch_has_its_class() {
+        assert_eq!(AttestError::ReplayMismatch { register: 3 }.class().as_str(), "eventlog.replay_mismatch");
+    }
+}
