@@ -4,5 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod roots;
 
 pub use error::{AttestError, Class};
+pub use roots::{Root, TrustRoots};
