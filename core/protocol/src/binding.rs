@@ -1,0 +1,103 @@
+//! What evidence commits to: the report data of each use.
+//!
+//! Source: threshold.md §1.6, §2.2, §3; dstack's own binding from the attestation reference §3.
+
+use crate::codec::{Writer, sha256, sha512};
+use crate::ids::{ClusterId, Epoch, Generation, NodeIndex, RootTag, Seat};
+
+/// 64 bytes that a platform signs with the measurement.
+pub type ReportData = [u8; 64];
+
+/// dstack's own binding of a TLS key: `SHA-512("ratls-cert:" ‖ SPKI)`.
+#[must_use]
+pub fn ratls_certificate(spki_der: &[u8]) -> ReportData {
+    sha512(&[b"ratls-cert:", spki_der])
+}
+
+/// Session of a client in mode C (threshold.md §2.2).
+#[must_use]
+pub fn session(cluster_id: &ClusterId, beacon_pos: u64, beacon: &[u8; 32], spki_der: &[u8]) -> ReportData {
+    let mut w = Writer::labelled("DKMS-V1-SESSION");
+    w.raw(&cluster_id.0).u64(beacon_pos).raw(beacon).lp(spki_der);
+    sha512(&[&w.into_bytes()])
+}
+
+/// A node's Admit (threshold.md §3).
+#[must_use]
+pub fn admit(cluster_id: &ClusterId, seat: Seat, node_key: &[u8; 32], incarnation: u64, beacon_pos: u64, beacon: &[u8; 32]) -> ReportData {
+    let mut w = Writer::labelled("DKMS-V1-ADMIT");
+    w.raw(&cluster_id.0).u16(seat.0).raw(node_key).u64(incarnation).u64(beacon_pos).raw(beacon);
+    sha512(&[&w.into_bytes()])
+}
+
+/// What a [`join`] commits to.
+#[derive(Debug, Clone, Copy)]
+pub struct JoinBinding<'a> {
+    /// Cluster.
+    pub cluster_id: &'a ClusterId,
+    /// Generation of the roots.
+    pub generation: Generation,
+    /// `'D'`, `'R'`, `'B'` or `'V'`.
+    pub what: u8,
+    /// Epoch the ceremony leads to.
+    pub new_epoch: Epoch,
+    /// Attempt number.
+    pub attempt: u32,
+    /// Index of the node.
+    pub index: NodeIndex,
+    /// Recent beacon.
+    pub beacon_pos: u64,
+    /// Its value.
+    pub beacon: &'a [u8; 32],
+    /// The node's signing key.
+    pub node_key: &'a [u8; 32],
+    /// Encryption key of each root, ascending by root.
+    pub keys: &'a [(RootTag, [u8; 32])],
+}
+
+/// A node's Join (threshold.md §3).
+#[must_use]
+pub fn join(b: &JoinBinding<'_>) -> ReportData {
+    let mut w = Writer::labelled("DKMS-V1-JOIN");
+    w.raw(&b.cluster_id.0)
+        .u32(b.generation.0)
+        .u8(b.what)
+        .u64(b.new_epoch.0)
+        .u32(b.attempt)
+        .u16(b.index.0)
+        .u64(b.beacon_pos)
+        .raw(b.beacon)
+        .raw(b.node_key);
+    for (root, key) in b.keys {
+        w.u8(root.byte()).raw(key);
+    }
+    sha512(&[&w.into_bytes()])
+}
+
+/// The genesis certificate of one root (threshold.md §1.6).
+#[must_use]
+pub fn genesis_certificate(
+    cluster_id: &ClusterId,
+    generation: Generation,
+    root: RootTag,
+    public_key: &[u8],
+    transcript: &[u8; 32],
+) -> ReportData {
+    let mut w = Writer::labelled("DKMS-V1-GENESIS");
+    w.raw(&cluster_id.0).u32(generation.0).u8(root.byte()).lp(public_key).raw(transcript);
+    sha512(&[&w.into_bytes()])
+}
+
+/// `SHA-256("DKMS-V1-EVIDENCE" ‖ evidence)`: the name of a piece of evidence.
+#[must_use]
+pub fn evidence_hash(evidence: &[u8]) -> [u8; 32] {
+    sha256(&[b"DKMS-V1-EVIDENCE", evidence])
+}
+
+/// Evidence of dstack's legacy extension pair as one byte string.
+#[must_use]
+pub fn legacy_evidence(quote: &[u8], event_log: &[u8]) -> Vec<u8> {
+    let mut w = Writer::labelled("DKMS-V1-LEGACY");
+    w.lp4(quote).lp4(event_log);
+    w.into_bytes()
+}

@@ -1,0 +1,128 @@
+//! Commands of the replicated log and what `apply` answers.
+//!
+//! Owns: the envelope of a Raft entry's payload. All of it is public data (architecture.md §7).
+
+use crate::ceremony::{Message, Open, Step};
+use crate::codec::{DecodeError, Reader, Wire, Writer};
+use crate::governance::Entry;
+use crate::limits::{COLLATERAL_BYTES_MAX, COMMAND_BYTES_MAX, GENESIS_BYTES_MAX, INTENT_BATCH_MAX};
+use crate::log::BeaconBody;
+use crate::release::Intent;
+
+/// One command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Opens the log. The record's body is the genesis document alone; the bundle is named by it.
+    Genesis {
+        /// Encoded genesis document.
+        genesis: Vec<u8>,
+        /// Collateral bundle.
+        collateral: Vec<u8>,
+    },
+    /// Moves log time.
+    Beacon(BeaconBody),
+    /// Release intents, one leaf each.
+    Intents(Vec<Intent>),
+    /// Admission or ceremony message.
+    Ceremony(Message),
+    /// Opens an attempt.
+    Open(Open),
+    /// Moves an attempt.
+    Step(Step),
+    /// Governance entry.
+    Governance(Entry),
+    /// Asks for a checkpoint position.
+    Checkpoint,
+}
+
+impl Wire for Command {
+    const BYTES_MAX: usize = COMMAND_BYTES_MAX;
+
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-CMD");
+        match self {
+            Self::Genesis { genesis, collateral } => w.u8(1).lp4(genesis).lp4(collateral),
+            Self::Beacon(body) => w.u8(2).value(body),
+            Self::Intents(intents) => {
+                w.u8(3).count2(intents.len());
+                for intent in intents {
+                    w.lp(&intent.encode());
+                }
+                w
+            }
+            Self::Ceremony(message) => w.u8(4).value(message),
+            Self::Open(open) => w.u8(5).value(open),
+            Self::Step(step) => w.u8(6).value(step),
+            Self::Governance(entry) => w.u8(7).value(entry),
+            Self::Checkpoint => w.u8(8),
+        };
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-CMD")?;
+        match r.u8("command")? {
+            1 => Ok(Self::Genesis {
+                genesis: r.lp4("genesis", GENESIS_BYTES_MAX)?.to_vec(),
+                collateral: r.lp4("collateral", COLLATERAL_BYTES_MAX)?.to_vec(),
+            }),
+            2 => BeaconBody::read(r).map(Self::Beacon),
+            3 => {
+                let count = usize::from(r.u16("intents")?);
+                if count == 0 || count > INTENT_BATCH_MAX {
+                    return Err(DecodeError::TooLong { field: "intents", max: INTENT_BATCH_MAX, got: count });
+                }
+                r.list("intents", count, 2, |r| Intent::decode(r.lp("intent", Intent::BYTES_MAX)?)).map(Self::Intents)
+            }
+            4 => Message::read(r).map(Self::Ceremony),
+            5 => Open::read(r).map(Self::Open),
+            6 => Step::read(r).map(Self::Step),
+            7 => Entry::read(r).map(Self::Governance),
+            8 => Ok(Self::Checkpoint),
+            _ => Err(DecodeError::Field { field: "command", reason: "unknown command" }),
+        }
+    }
+}
+
+/// What became of one leaf, or of one intent of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Leaf number; of a duplicate intent, the first copy's.
+    pub pos: u64,
+    /// 0 applied, else the refusal code.
+    pub code: u16,
+    /// Retry hint of a refusal, ms.
+    pub retry_after_ms: u32,
+}
+
+/// Answer of `apply` to the proposer: one outcome per leaf asked for, and the log after the entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandAnswer {
+    /// In the order of the command; one unless it is a batch of intents.
+    pub outcomes: Vec<Outcome>,
+    /// Leaves after the entry.
+    pub size: u64,
+    /// Log root after the entry.
+    pub log_root: [u8; 32],
+}
+
+impl Wire for CommandAnswer {
+    const BYTES_MAX: usize = 128 + 14 * INTENT_BATCH_MAX;
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-CMDANS").count2(self.outcomes.len());
+        for outcome in &self.outcomes {
+            w.u64(outcome.pos).u16(outcome.code).u32(outcome.retry_after_ms);
+        }
+        w.u64(self.size).raw(&self.log_root);
+    }
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-CMDANS")?;
+        let count = usize::from(r.u16("outcomes")?);
+        Ok(Self {
+            outcomes: r.list("outcomes", count, 14, |r| {
+                Ok(Outcome { pos: r.u64("pos")?, code: r.u16("code")?, retry_after_ms: r.u32("retry_after_ms")? })
+            })?,
+            size: r.u64("size")?,
+            log_root: r.array("log_root")?,
+        })
+    }
+}

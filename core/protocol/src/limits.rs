@@ -1,0 +1,80 @@
+//! Every limit of the protocol, in one place. Units are in the names.
+
+/// Evidence of one attestation, bytes (dstack allows 10 MiB; ours is what fits one frame with room to spare).
+pub const EVIDENCE_BYTES_MAX: usize = 256 * 1024;
+/// DER of a SubjectPublicKeyInfo, bytes.
+pub const SPKI_BYTES_MAX: usize = 512;
+/// Caller's path of class 0x04, bytes.
+pub const PATH_BYTES_MAX: usize = 1024;
+/// Keys of one request.
+pub const WISHES_MAX: usize = 16;
+/// Encoded release request, bytes.
+pub const RELREQ_BYTES_MAX: usize = 32 * 1024;
+/// Nodes of a cluster.
+pub const NODES_MAX: usize = 64;
+/// Operators.
+pub const OPERATORS_MAX: usize = 64;
+/// Allowed node measurements.
+pub const MEASUREMENTS_MAX: usize = 256;
+/// One measurement, bytes.
+pub const MEASUREMENT_BYTES_MAX: usize = 512;
+/// One platform identity, bytes.
+pub const PLATFORM_IDENTITY_BYTES_MAX: usize = 64;
+/// A node's address, bytes of text.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+/// On-chain settings of the genesis document, bytes.
+pub const CHAIN_SETTINGS_BYTES_MAX: usize = 4096;
+/// Genesis document, bytes.
+pub const GENESIS_BYTES_MAX: usize = 256 * 1024;
+/// Collateral bundle, bytes.
+pub const COLLATERAL_BYTES_MAX: usize = 1024 * 1024;
+/// Governance action, bytes.
+pub const ACTION_BYTES_MAX: usize = 64 * 1024;
+/// App policy, bytes.
+pub const POLICY_BYTES_MAX: usize = 48 * 1024;
+/// Hashes in one list of a policy.
+pub const POLICY_HASHES_MAX: usize = 256;
+/// Path rules of a policy.
+pub const POLICY_PATHS_MAX: usize = 64;
+/// Approvals in one entry.
+pub const APPROVALS_MAX: usize = OPERATORS_MAX;
+/// Intents in one Raft command.
+pub const INTENT_BATCH_MAX: usize = 256;
+/// One Raft command, bytes.
+pub const COMMAND_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Ceremony message body, bytes.
+pub const CEREMONY_BODY_BYTES_MAX: usize = EVIDENCE_BYTES_MAX + 64 * 1024;
+/// Hashes of an inclusion proof.
+pub const PROOF_HASHES_MAX: usize = 64;
+/// One frame or HTTP body between nodes, bytes.
+pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Body of a client's request, bytes.
+pub const CLIENT_BODY_BYTES_MAX: usize = 512 * 1024;
+
+/// A beacon is fresh for this long, ms of log time.
+pub const BEACON_FRESH_MS_MAX: u64 = 120_000;
+/// A session ends this long after its beacon, ms of log time.
+pub const SESSION_MS_MAX: u64 = 3_600_000;
+/// A row of the table of open intents lives this long, ms of log time.
+pub const INTENT_ROW_MS_MAX: u64 = 240_000;
+/// A node whose clock is further than this from log time does not serve, ms.
+pub const CLOCK_SKEW_MS_MAX: u64 = 90_000;
+/// State keeps beacons for this long, ms of log time.
+pub const BEACON_KEEP_MS: u64 = 4_000_000;
+/// The leader proposes a beacon every so often, ms.
+pub const BEACON_EVERY_MS: u64 = 30_000;
+/// Timeout of one round of a ceremony, ms of log time.
+pub const CEREMONY_ROUND_MS_MAX: u64 = 60_000;
+/// A holder waits this long for an intent's position to be applied, ms.
+pub const HOLDER_WAIT_MS_MAX: u64 = 500;
+/// A governance action may lie at most this far ahead, ms (90 days).
+pub const ACTION_AHEAD_MS_MAX: u64 = 90 * 86_400_000;
+/// Checkpoint positions are at least every so many leaves.
+pub const CHECKPOINT_EVERY_LEAVES: u64 = 10_000;
+
+const _: () = assert!(EVIDENCE_BYTES_MAX + RELREQ_BYTES_MAX + 4096 <= CLIENT_BODY_BYTES_MAX);
+const _: () = assert!(CEREMONY_BODY_BYTES_MAX + 4096 <= COMMAND_BYTES_MAX);
+const _: () = assert!(COLLATERAL_BYTES_MAX + GENESIS_BYTES_MAX <= COMMAND_BYTES_MAX);
+const _: () = assert!(COMMAND_BYTES_MAX + 65_536 <= FRAME_BYTES_MAX);
+const _: () = assert!(BEACON_KEEP_MS > SESSION_MS_MAX + INTENT_ROW_MS_MAX);
+const _: () = assert!(WISHES_MAX * (PATH_BYTES_MAX + 25) + 512 <= RELREQ_BYTES_MAX);

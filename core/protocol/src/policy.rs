@@ -1,0 +1,210 @@
+//! An app's policy as canonical bytes.
+//!
+//! Owns: the layout and its consistency rules. Never: judges an identity (crate `policy`).
+
+use crate::codec::{DecodeError, Reader, Wire, Writer, ascending};
+use crate::ids::{Platform, TcbStatus};
+use crate::limits::{PATH_BYTES_MAX, POLICY_BYTES_MAX, POLICY_HASHES_MAX, POLICY_PATHS_MAX, SESSION_MS_MAX};
+use crate::release::KeyClass;
+
+/// Which paths of class `custom` an app may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PathRule {
+    /// This path.
+    Exact(String),
+    /// Every path that begins so; the empty prefix allows all.
+    Prefix(String),
+}
+
+impl PathRule {
+    /// Whether `path` is allowed by this rule.
+    #[must_use]
+    pub fn allows(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => path.starts_with(prefix),
+        }
+    }
+}
+
+/// Rate of committed intents, counted in log time by `apply`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Intents per second, at least 1.
+    pub per_second: u32,
+    /// Bucket size, at least 1.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// 100 per second, 30 s worth of burst (threshold.md §2.4).
+    pub const DEFAULT: Self = Self { per_second: 100, burst: 3000 };
+}
+
+/// An app's policy.
+///
+/// ```text
+/// "DKMS-V1-APPPOL" ‖ version(1)=1 ‖ lp(name) ‖ count(1) ‖ { platform(1) }* ‖ count(2) ‖ { compose_hash(32) }*
+///  ‖ any_os_image(1) ‖ count(2) ‖ { os_image(32) }* ‖ count(1) ‖ { tcb_status(1) }* ‖ count(1) ‖ { class(1) }*
+///  ‖ count(1) ‖ { match(1: 0 exact, 1 prefix) ‖ lp(path) }* ‖ per_second(4) ‖ burst(4) ‖ session_ms(8) ‖ allow_legacy(1)
+/// ```
+/// Lists ascend. `os_image` is SHA-256(MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2) on TDX and SHA-256(PCR0 ‖ PCR1 ‖ PCR2) on Nitro.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppPolicy {
+    /// For people; 1..=64 bytes.
+    pub name: String,
+    /// Platforms allowed.
+    pub platforms: Vec<Platform>,
+    /// Compose hashes allowed; on Nitro the image hash.
+    pub compose_hashes: Vec<[u8; 32]>,
+    /// Any OS image is allowed: then `os_images` is empty.
+    pub any_os_image: bool,
+    /// OS images allowed.
+    pub os_images: Vec<[u8; 32]>,
+    /// TCB statuses allowed where the platform has one.
+    pub tcb_allowed: Vec<TcbStatus>,
+    /// Key classes allowed.
+    pub classes: Vec<KeyClass>,
+    /// Paths allowed for class `custom`.
+    pub paths: Vec<PathRule>,
+    /// Rate of releases.
+    pub rate: Rate,
+    /// Longest session, ms of log time, at most 3 600 000.
+    pub session_ms: u64,
+    /// Mode L allowed.
+    pub allow_legacy: bool,
+}
+
+fn hashes(field: &'static str, r: &mut Reader<'_>) -> Result<Vec<[u8; 32]>, DecodeError> {
+    let count = usize::from(r.u16(field)?);
+    if count > POLICY_HASHES_MAX {
+        return Err(DecodeError::TooLong { field, max: POLICY_HASHES_MAX, got: count });
+    }
+    let list = r.list(field, count, 32, |r| r.array(field))?;
+    ascending(field, list.iter())?;
+    Ok(list)
+}
+
+impl AppPolicy {
+    fn check(&self) -> Result<(), DecodeError> {
+        let field = |field, reason| Err(DecodeError::Field { field, reason });
+        if self.name.is_empty() || self.name.len() > 64 {
+            return field("name", "1 to 64 bytes");
+        }
+        if self.platforms.is_empty() {
+            return field("platforms", "at least one platform");
+        }
+        if self.compose_hashes.is_empty() {
+            return field("compose_hashes", "at least one compose hash");
+        }
+        if self.any_os_image != self.os_images.is_empty() {
+            return field("os_images", "either any image or a list, not both");
+        }
+        if self.classes.is_empty() {
+            return field("classes", "at least one key class");
+        }
+        if self.tcb_allowed.iter().any(|s| matches!(s, TcbStatus::Revoked | TcbStatus::None)) {
+            return field("tcb_allowed", "neither revoked nor none can be allowed");
+        }
+        if self.tcb_allowed.is_empty() {
+            return field("tcb_allowed", "at least one status");
+        }
+        if self.classes.contains(&KeyClass::Custom) == self.paths.is_empty() {
+            return field("paths", "paths exactly when class custom is allowed");
+        }
+        if self.rate.per_second == 0 || self.rate.burst == 0 {
+            return field("rate", "at least 1 per second and a burst of 1");
+        }
+        if self.session_ms == 0 || self.session_ms > SESSION_MS_MAX {
+            return field("session_ms", "1 to 3600000");
+        }
+        Ok(())
+    }
+
+    /// `policy_hash` of the canonical bytes.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        crate::governance::policy_hash(&self.encode())
+    }
+}
+
+impl Wire for AppPolicy {
+    const BYTES_MAX: usize = POLICY_BYTES_MAX;
+
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-APPPOL").lp(self.name.as_bytes()).count1(self.platforms.len());
+        for platform in &self.platforms {
+            w.u8(platform.byte());
+        }
+        w.count2(self.compose_hashes.len());
+        for hash in &self.compose_hashes {
+            w.raw(hash);
+        }
+        w.u8(u8::from(self.any_os_image)).count2(self.os_images.len());
+        for hash in &self.os_images {
+            w.raw(hash);
+        }
+        w.count1(self.tcb_allowed.len());
+        for status in &self.tcb_allowed {
+            w.u8(*status as u8);
+        }
+        w.count1(self.classes.len());
+        for class in &self.classes {
+            w.u8(class.byte());
+        }
+        w.count1(self.paths.len());
+        for rule in &self.paths {
+            match rule {
+                PathRule::Exact(path) => w.u8(0).lp(path.as_bytes()),
+                PathRule::Prefix(path) => w.u8(1).lp(path.as_bytes()),
+            };
+        }
+        w.u32(self.rate.per_second).u32(self.rate.burst).u64(self.session_ms).u8(u8::from(self.allow_legacy));
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-APPPOL")?;
+        let name = crate::genesis::text("name", r.lp("name", 64)?)?;
+        let count = usize::from(r.u8("platforms")?);
+        let platforms = r.list("platforms", count, 1, Platform::read)?;
+        ascending("platforms", platforms.iter())?;
+        let compose_hashes = hashes("compose_hashes", r)?;
+        let any_os_image = r.flag("any_os_image")?;
+        let os_images = hashes("os_images", r)?;
+        let count = usize::from(r.u8("tcb_allowed")?);
+        let tcb_allowed = r.list("tcb_allowed", count, 1, |r| {
+            TcbStatus::from_byte(r.u8("tcb_status")?).ok_or(DecodeError::Field { field: "tcb_status", reason: "unknown status" })
+        })?;
+        ascending("tcb_allowed", tcb_allowed.iter())?;
+        let count = usize::from(r.u8("classes")?);
+        let classes = r.list("classes", count, 1, |r| {
+            KeyClass::from_byte(r.u8("class")?).ok_or(DecodeError::Field { field: "class", reason: "reserved key class" })
+        })?;
+        ascending("classes", classes.iter())?;
+        let count = usize::from(r.u8("paths")?);
+        if count > POLICY_PATHS_MAX {
+            return Err(DecodeError::TooLong { field: "paths", max: POLICY_PATHS_MAX, got: count });
+        }
+        let paths = r.list("paths", count, 3, |r| {
+            let prefix = r.flag("match")?;
+            let path = crate::genesis::text("path", r.lp("path", PATH_BYTES_MAX)?)?;
+            Ok(if prefix { PathRule::Prefix(path) } else { PathRule::Exact(path) })
+        })?;
+        ascending("paths", paths.iter())?;
+        let policy = Self {
+            name,
+            platforms,
+            compose_hashes,
+            any_os_image,
+            os_images,
+            tcb_allowed,
+            classes,
+            paths,
+            rate: Rate { per_second: r.u32("per_second")?, burst: r.u32("burst")? },
+            session_ms: r.u64("session_ms")?,
+            allow_legacy: r.flag("allow_legacy")?,
+        };
+        policy.check()?;
+        Ok(policy)
+    }
+}
