@@ -19,6 +19,7 @@ pub mod receipt;
 pub mod refusal;
 pub mod release;
 pub mod rpc;
+pub mod state;
 
 pub use codec::{DecodeError, Wire};
 pub use ids::{AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, RootTag, Seat, TcbStatus, UnixMillis};
