@@ -1,1 +1,23 @@
-//! Software TEEs, cluster harness, builders; for tests and demos only.
+//! Software TEEs for tests and demos: byte-true TDX quotes and NSM documents under roots of their own, so that production
+//! code verifies them unchanged once its configuration names those roots.
+//!
+//! Owns: producers of evidence, collateral and event logs, the device process that serves them. Never: is linked by a
+//! production binary; runs without its names saying that it is software.
+#![forbid(unsafe_code)]
+
+mod der;
+mod error;
+pub mod eventlog;
+pub mod evidence;
+mod key;
+mod measure;
+pub mod nitro;
+mod roots;
+pub mod tdx;
+mod validity;
+mod x509;
+
+pub use error::TestkitError;
+pub use measure::{Guest, Measured, TdRegisters};
+pub use roots::{SoftwareRoots, Summary, public_files};
+pub use validity::{Validity, rfc3339};
