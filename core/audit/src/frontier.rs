@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use dstack_protocol::codec::{DecodeError, Reader, Wire, Writer};
+
 use crate::error::AuditError;
 use crate::nodes::Nodes;
 use crate::tree::{Hash, empty_root, node_hash};
@@ -118,6 +120,22 @@ impl Frontier {
             rest -= 1 << level;
             placed
         })
+    }
+}
+
+/// `size(8) ‖ { peak(32) }*`, as many peaks as the size has set bits: one encoding for each frontier.
+impl Wire for Frontier {
+    const BYTES_MAX: usize = 8 + 64 * 32;
+    fn write(&self, w: &mut Writer) {
+        w.u64(self.size);
+        for peak in &self.peaks {
+            w.raw(peak);
+        }
+    }
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let size = r.u64("size")?;
+        let peaks = r.list("peaks", size.count_ones() as usize, 32, |r| r.array("peak"))?;
+        Ok(Self { size, peaks })
     }
 }
 

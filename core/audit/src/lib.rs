@@ -11,13 +11,23 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod fork;
 pub mod frontier;
+pub mod log;
+pub mod members;
 pub mod nodes;
 pub mod proof;
+pub mod receipt;
+pub mod signers;
 pub mod tree;
 
 pub use error::AuditError;
+pub use fork::Fork;
 pub use frontier::{Frontier, RecentNodes};
+pub use log::{LogReport, LogVerifier, verify_log};
+pub use members::SignerHistory;
 pub use nodes::{LeafNodes, MemoryTree, Nodes};
 pub use proof::{consistency_proof, inclusion_proof, root_at, verify_consistency, verify_inclusion};
+pub use receipt::{CommittedIntent, VouchedHead, make_receipt, verify_receipt};
+pub use signers::{CertifiedHead, HeadTally, HeadVote, SignerSet};
 pub use tree::{Hash, empty_root, leaf_hash, node_hash};
