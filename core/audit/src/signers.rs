@@ -150,9 +150,9 @@ pub enum HeadVote {
         /// Who signed twice.
         culprit: NodeIndex,
         /// What it signed first.
-        first: SignedHead,
+        first: Box<SignedHead>,
         /// What it signed now.
-        second: SignedHead,
+        second: Box<SignedHead>,
     },
 }
 
@@ -183,7 +183,7 @@ impl HeadTally {
         }
         self.signers.verify_head(&self.cluster_id, &signed)?;
         if let Some(first) = self.votes.get(&signed.index).filter(|first| first.head != signed.head) {
-            return Ok(HeadVote::Equivocation { culprit: signed.index, first: *first, second: signed });
+            return Ok(HeadVote::Equivocation { culprit: signed.index, first: Box::new(*first), second: Box::new(signed) });
         }
         self.votes.insert(signed.index, signed);
         if self.certified == Some(signed.head) {

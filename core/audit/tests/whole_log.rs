@@ -434,7 +434,7 @@ fn a_tally_certifies_once_and_names_who_signs_twice() {
     let other = Head { log_root: [8; 32], ..head };
     let lie = log.signed(other, 3);
     match tally.add(lie) {
-        Ok(HeadVote::Equivocation { culprit, second, .. }) => assert_eq!((culprit, second), (NodeIndex(3), lie)),
+        Ok(HeadVote::Equivocation { culprit, second, .. }) => assert_eq!((culprit, *second), (NodeIndex(3), lie)),
         outcome => panic!("expected an equivocation, got {outcome:?}"),
     }
     match tally.add(log.signed(head, 1)) {
