@@ -3,8 +3,15 @@
 //! Source: `docs/architecture.md`, the pipeline `bytes -> Request -> VerifiedIdentity`.
 #![forbid(unsafe_code)]
 
+mod collateral;
 mod error;
+mod reader;
 mod roots;
+mod tcb;
+pub mod tdx;
+pub mod wire;
 
+pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
 pub use error::{AttestError, Class};
 pub use roots::{Root, TrustRoots};
+pub use tcb::{TcbPolicy, TcbStatus};
