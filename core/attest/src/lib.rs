@@ -5,6 +5,7 @@
 
 mod collateral;
 mod error;
+pub mod eventlog;
 mod reader;
 mod roots;
 mod tcb;

@@ -1,0 +1,165 @@
+//! Collateral: what Intel publishes about a platform, given by the caller. Owns: its container format and size caps.
+//! Never: fetches, caches, or believes it; `tdx` verifies every part each time.
+//! Source: the vectors' README (members of a collateral file); the bundle is pinned in the cluster's log.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::AttestError;
+
+/// Largest bundle: two hundred platforms of about 20 KiB.
+pub const BUNDLE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most platforms in one bundle.
+pub const BUNDLE_PLATFORMS_MAX: usize = 256;
+/// Largest collateral of one platform; the PCK CRL grows with revocations.
+pub const COLLATERAL_BYTES_MAX: usize = 1024 * 1024;
+
+/// Collateral of one TDX platform: revocation lists and signatures as bytes, signed texts exactly as published.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TdxCollateral {
+    /// PEM chain of the PCK CRL's issuer. The list is judged under the quote's own chain; this one is kept for tools.
+    pub pck_crl_issuer_chain: String,
+    /// The root's revocation list, DER.
+    #[serde(with = "hex::serde")]
+    pub root_ca_crl: Vec<u8>,
+    /// The PCK CA's revocation list, DER.
+    #[serde(with = "hex::serde")]
+    pub pck_crl: Vec<u8>,
+    /// PEM chain of the TCB info's signer.
+    pub tcb_info_issuer_chain: String,
+    /// TCB info, the exact signed text.
+    pub tcb_info: String,
+    /// `r ‖ s` over the TCB info.
+    #[serde(with = "hex::serde")]
+    pub tcb_info_signature: Vec<u8>,
+    /// PEM chain of the QE identity's signer.
+    pub qe_identity_issuer_chain: String,
+    /// QE identity, the exact signed text.
+    pub qe_identity: String,
+    /// `r ‖ s` over the QE identity.
+    #[serde(with = "hex::serde")]
+    pub qe_identity_signature: Vec<u8>,
+}
+
+impl TdxCollateral {
+    /// Reads one collateral object.
+    /// # Errors
+    /// [`AttestError::Length`] above the cap, [`AttestError::Malformed`] for anything but the nine members.
+    pub fn parse(json: &[u8]) -> Result<Self, AttestError> {
+        capped(json, "collateral", COLLATERAL_BYTES_MAX)?;
+        serde_json::from_slice(json).map_err(|_| AttestError::Malformed { part: "collateral", why: "not an object of its nine members" })
+    }
+}
+
+/// The collateral of every platform a verifier serves, keyed by FMSPC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CollateralBundle {
+    bytes: Vec<u8>,
+    tdx: BTreeMap<[u8; 6], TdxCollateral>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBundle {
+    format: u32,
+    tdx: BTreeMap<String, TdxCollateral>,
+}
+
+impl CollateralBundle {
+    /// Reads `{"format":1,"tdx":{"<fmspc, 12 lower-case hex digits>":{…}}}`. Nothing in it is verified yet.
+    /// # Errors
+    /// [`AttestError::Length`] above a cap, [`AttestError::UnsupportedVersion`] for another format, else [`AttestError::Malformed`].
+    pub fn parse(json: &[u8]) -> Result<Self, AttestError> {
+        let malformed = |why| AttestError::Malformed { part: "collateral bundle", why };
+        capped(json, "collateral bundle", BUNDLE_BYTES_MAX)?;
+        let raw: RawBundle = serde_json::from_slice(json).map_err(|_| malformed("not an object of format and tdx"))?;
+        if raw.format != 1 {
+            return Err(AttestError::UnsupportedVersion { part: "collateral bundle", got: u64::from(raw.format) });
+        }
+        capped_count(raw.tdx.len())?;
+        let mut tdx = BTreeMap::new();
+        for (key, collateral) in raw.tdx {
+            let lower = key.bytes().all(|byte| !byte.is_ascii_uppercase());
+            let mut fmspc = [0; 6];
+            let decoded = hex::decode_to_slice(&key, &mut fmspc);
+            if !lower || decoded.is_err() {
+                return Err(malformed("a key is not an fmspc of 12 lower-case hex digits"));
+            }
+            tdx.insert(fmspc, collateral);
+        }
+        Ok(Self { bytes: json.to_vec(), tdx })
+    }
+
+    /// A bundle without any platform: evidence that needs no collateral (Nitro) can still be verified.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { bytes: br#"{"format":1,"tdx":{}}"#.to_vec(), tdx: BTreeMap::new() }
+    }
+
+    /// The bytes it was read from.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The platforms it covers, in order.
+    pub fn fmspcs(&self) -> impl Iterator<Item = &[u8; 6]> {
+        self.tdx.keys()
+    }
+
+    /// The collateral of the platform `fmspc`.
+    /// # Errors
+    /// [`AttestError::CollateralMissing`]: ours to fix, fetch it.
+    pub fn tdx(&self, fmspc: &[u8; 6]) -> Result<&TdxCollateral, AttestError> {
+        self.tdx.get(fmspc).ok_or_else(|| AttestError::CollateralMissing { fmspc: hex::encode(fmspc) })
+    }
+}
+
+const fn capped(json: &[u8], part: &'static str, limit_bytes: usize) -> Result<(), AttestError> {
+    match json.len() > limit_bytes {
+        true => Err(AttestError::Length { part, length_bytes: json.len(), limit_bytes }),
+        false => Ok(()),
+    }
+}
+
+const fn capped_count(count: usize) -> Result<(), AttestError> {
+    match count > BUNDLE_PLATFORMS_MAX {
+        true => Err(AttestError::Length { part: "platforms of the collateral bundle", length_bytes: count, limit_bytes: BUNDLE_PLATFORMS_MAX }),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = r#"{"pck_crl_issuer_chain":"","root_ca_crl":"00","pck_crl":"01","tcb_info_issuer_chain":"","tcb_info":"{}",
+        "tcb_info_signature":"","qe_identity_issuer_chain":"","qe_identity":"","qe_identity_signature":"02"}"#;
+
+    #[test]
+    fn a_bundle_gives_back_its_bytes_and_its_platforms() {
+        let json = format!(r#"{{"format":1,"tdx":{{"00806f050000":{ONE}}}}}"#);
+        let bundle = CollateralBundle::parse(json.as_bytes()).unwrap();
+        assert_eq!(bundle.bytes(), json.as_bytes());
+        assert_eq!(bundle.tdx(&[0, 0x80, 0x6f, 5, 0, 0]).unwrap().pck_crl, [1]);
+        assert_eq!(bundle.tdx(&[0; 6]), Err(AttestError::CollateralMissing { fmspc: "000000000000".to_owned() }));
+    }
+
+    #[test]
+    fn refuses_keys_that_are_no_fmspc() {
+        for key in ["00806F050000", "00806f05000", "", "zz806f050000"] {
+            let json = format!(r#"{{"format":1,"tdx":{{"{key}":{ONE}}}}}"#);
+            assert!(CollateralBundle::parse(json.as_bytes()).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn refuses_another_format_and_unknown_members() {
+        let other = CollateralBundle::parse(br#"{"format":2,"tdx":{}}"#);
+        assert_eq!(other, Err(AttestError::UnsupportedVersion { part: "collateral bundle", got: 2 }));
+        assert!(CollateralBundle::parse(br#"{"format":1,"tdx":{},"snp":{}}"#).is_err());
+        assert_eq!(CollateralBundle::parse(CollateralBundle::empty().bytes()), Ok(CollateralBundle::empty()));
+    }
+}

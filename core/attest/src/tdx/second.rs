@@ -1,0 +1,58 @@
+//! The second opinion: `dcap-qvl` judges the same bytes under the same root, time and collateral. Owns: the comparison.
+//! Never: lets a quote pass that only one of the two accepts, or about which they report different facts.
+
+use dcap_qvl::{QuoteCollateralV3, verify::QuoteVerifier};
+
+use super::{LevelVerdict, VerifiedTd, tcb::ours};
+use crate::{AttestError, Root, TcbStatus, TdxCollateral};
+
+/// Refuses unless `dcap-qvl` accepts as well and reports the same TCB, advisories, platform and TD.
+pub(super) fn require_same(
+    quote: &[u8],
+    collateral: &TdxCollateral,
+    now_ms: u64,
+    root: &Root,
+    first: &VerifiedTd,
+) -> Result<(), AttestError> {
+    let report = QuoteVerifier::new(root.der().to_vec())
+        .verify(quote, &collateral_of(collateral), now_ms / 1000)
+        .map_err(|error| AttestError::SecondVerifier { detail: format!("{error:#}") })?;
+    let differs = |what: &str| AttestError::SecondVerifier { detail: format!("reports another {what}") };
+    let tcb = first.tcb();
+    if TcbStatus::from_text(&report.status) != Some(tcb.overall.status) || report.advisory_ids != tcb.overall.advisory_ids {
+        return Err(differs("tcb status"));
+    }
+    let level = |level: &dcap_qvl::TcbStatusWithAdvisory| LevelVerdict { status: ours(level.status), advisory_ids: level.advisory_ids.clone() };
+    if level(&report.platform_status) != tcb.platform || level(&report.qe_status) != tcb.qe {
+        return Err(differs("platform or qe status"));
+    }
+    if report.ppid != first.pck().ppid {
+        return Err(differs("ppid"));
+    }
+    let td = report.report.as_td10().ok_or_else(|| differs("kind of report"))?;
+    let body = first.body();
+    let same = td.mr_td == body.mr_td
+        && [td.rt_mr0, td.rt_mr1, td.rt_mr2, td.rt_mr3] == body.rtmr
+        && td.report_data == body.report_data
+        && td.td_attributes == body.td_attributes;
+    match same {
+        true => Ok(()),
+        false => Err(differs("td report")),
+    }
+}
+
+fn collateral_of(collateral: &TdxCollateral) -> QuoteCollateralV3 {
+    QuoteCollateralV3 {
+        pck_crl_issuer_chain: collateral.pck_crl_issuer_chain.clone(),
+        root_ca_crl: collateral.root_ca_crl.clone(),
+        pck_crl: collateral.pck_crl.clone(),
+        tcb_info_issuer_chain: collateral.tcb_info_issuer_chain.clone(),
+        tcb_info: collateral.tcb_info.clone(),
+        tcb_info_signature: collateral.tcb_info_signature.clone(),
+        qe_identity_issuer_chain: collateral.qe_identity_issuer_chain.clone(),
+        qe_identity: collateral.qe_identity.clone(),
+        qe_identity_signature: collateral.qe_identity_signature.clone(),
+        // `None`: the chain inside the quote is the one that is judged.
+        pck_certificate_chain: None,
+    }
+}
