@@ -6,6 +6,7 @@
 mod collateral;
 mod error;
 pub mod eventlog;
+pub mod nitro;
 mod reader;
 mod roots;
 mod tcb;
@@ -15,4 +16,4 @@ pub mod wire;
 pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
 pub use error::{AttestError, Class};
 pub use roots::{Root, TrustRoots};
-pub use tcb::{TcbPolicy, TcbStatus};
+pub use tcb::TcbPolicy;

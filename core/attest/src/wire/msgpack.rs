@@ -118,7 +118,9 @@ impl<'a> Reader<'a> {
                 let mut bytes = Vec::with_capacity(count);
                 for _ in 0..count {
                     let value = self.unsigned(part)?;
-                    bytes.push(u8::try_from(value).map_err(|_| AttestError::Field { field: part, why: "an integer above 255 among bytes" })?);
+                    bytes.push(
+                        u8::try_from(value).map_err(|_| AttestError::Field { field: part, why: "an integer above 255 among bytes" })?,
+                    );
                 }
                 Ok(bytes)
             }

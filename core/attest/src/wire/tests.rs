@@ -150,7 +150,8 @@ fn a_pod_stack_is_bound_to_its_payload() {
     let mut attestation = golden_attestation();
     attestation.report_data_payload = Some("hello".into());
     assert_eq!(Attestation::decode(&attestation.encode()), Err(AttestError::ReportData));
-    attestation.report_data = sha2::Digest::finalize(sha2::Digest::chain_update(<sha2::Sha512 as sha2::Digest>::new(), b"app-data:hello")).into();
+    attestation.report_data =
+        sha2::Digest::finalize(sha2::Digest::chain_update(<sha2::Sha512 as sha2::Digest>::new(), b"app-data:hello")).into();
     assert_eq!(Attestation::decode(&attestation.encode()), Ok(attestation));
 }
 

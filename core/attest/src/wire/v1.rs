@@ -46,9 +46,7 @@ fn platform(map: &Map<'_>) -> Result<PlatformEvidence, AttestError> {
         "tdx" => Ok(PlatformEvidence::Tdx(tdx(&data)?)),
         "gcp-tdx" => Ok(PlatformEvidence::GcpTdx(tdx(&data)?, tpm_quote(&data.member("tpm_quote")?.map("tpm_quote")?)?)),
         "nitro-enclave" => Ok(PlatformEvidence::NitroEnclave { nsm_quote: data.member("nsm_quote")?.bytes("nsm_quote")? }),
-        "aws-nitro-tpm" => {
-            Ok(PlatformEvidence::NitroTpm { attestation_doc: data.member("attestation_doc")?.bytes("attestation_doc")? })
-        }
+        "aws-nitro-tpm" => Ok(PlatformEvidence::NitroTpm { attestation_doc: data.member("attestation_doc")?.bytes("attestation_doc")? }),
         "sev-snp" => Ok(PlatformEvidence::SevSnp {
             report: data.member("report")?.bytes("report")?,
             cert_chain: data.member("cert_chain")?.array("cert_chain", ITEMS_MAX, |r| r.bytes("certificate"))?,

@@ -1,0 +1,215 @@
+//! Verifies evidence of AWS Nitro Enclaves: COSE_Sign1 documents of the NSM. Owns: the order of the checks and their
+//! result. Never: fetches anything, reads the clock, decides policy beyond "no debug enclave".
+//! Source: dstack attestation reference, section 5.3; vectors' README for the stricter rules.
+//!
+//! Nothing binds runtime events or config to a document: of an enclave only its PCRs and its `user_data` are known.
+
+mod cbor;
+mod chain;
+mod cose;
+mod document;
+
+use crate::{AttestError, TrustRoots};
+use cose::Sign1;
+use document::Document;
+use dstack_protocol::UnixMillis;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// Bytes of a PCR (SHA-384).
+pub const PCR_BYTES: usize = 48;
+/// Largest document taken: real ones have 4 to 6 KiB; the fields' own limits add up to less than this.
+pub const DOCUMENT_BYTES_MAX: usize = 32 * 1024;
+/// Oldest document taken, in milliseconds (§5.3 rule 3).
+pub const AGE_MS_MAX: u64 = 3_600_000;
+/// How far a document's clock may be ahead of ours, in milliseconds (§5.3 rule 3).
+pub const FUTURE_MS_MAX: u64 = 300_000;
+
+const PART: &str = "nsm document";
+
+/// PCR values by index, 0 to 31.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PcrMap(BTreeMap<u8, [u8; PCR_BYTES]>);
+
+impl PcrMap {
+    /// The PCR of that index, if the document lists it.
+    #[must_use]
+    pub fn pcr(&self, index: u8) -> Option<&[u8; PCR_BYTES]> {
+        self.0.get(&index)
+    }
+
+    /// All, by index.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, &[u8; PCR_BYTES])> {
+        self.0.iter().map(|(index, value)| (*index, value))
+    }
+
+    fn required(&self, index: u8) -> Result<&[u8; PCR_BYTES], AttestError> {
+        self.pcr(index).ok_or(AttestError::Field { field: "pcrs", why: "one of PCR0, PCR1, PCR2 and PCR4 is missing" })
+    }
+}
+
+/// What a verified document says. Made by [`verify`] only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedDocument {
+    module_id: String,
+    timestamp: UnixMillis,
+    pcrs: PcrMap,
+    image: [u8; 3 * PCR_BYTES],
+    user_data: Option<Vec<u8>>,
+    nonce: Option<Vec<u8>>,
+    public_key: Option<Vec<u8>>,
+    earliest_expiry: UnixMillis,
+    root_spki_sha256: [u8; 32],
+    software_root: bool,
+}
+
+impl VerifiedDocument {
+    /// Name of the enclave: parent instance id, `-enc`, enclave id.
+    #[must_use]
+    pub fn module_id(&self) -> &str {
+        &self.module_id
+    }
+
+    /// When the NSM made the document.
+    #[must_use]
+    pub const fn timestamp(&self) -> UnixMillis {
+        self.timestamp
+    }
+
+    /// All PCRs of the document.
+    #[must_use]
+    pub const fn pcrs(&self) -> &PcrMap {
+        &self.pcrs
+    }
+
+    /// PCR0 ‖ PCR1 ‖ PCR2: the canonical measurement, 144 bytes.
+    #[must_use]
+    pub const fn image(&self) -> &[u8; 3 * PCR_BYTES] {
+        &self.image
+    }
+
+    /// SHA-256 of [`Self::image`] (section 6): OS image hash, compose hash, `mr_system` and `mr_aggregated` in one.
+    #[must_use]
+    pub fn image_hash(&self) -> [u8; 32] {
+        Sha256::digest(self.image).into()
+    }
+
+    /// PCR4: SHA-384 over the parent instance's id, set by Nitro.
+    ///
+    /// # Errors
+    /// [`AttestError::Field`] where the document does not list it.
+    pub fn parent(&self) -> Result<&[u8; PCR_BYTES], AttestError> {
+        self.pcrs.required(4)
+    }
+
+    /// `user_data` of the request.
+    #[must_use]
+    pub fn user_data(&self) -> Option<&[u8]> {
+        self.user_data.as_deref()
+    }
+
+    /// `user_data` as report data.
+    ///
+    /// # Errors
+    /// [`AttestError::UserData`] where it is absent or not 64 bytes: the document was made for something else.
+    pub fn report_data(&self) -> Result<&[u8; 64], AttestError> {
+        self.user_data().and_then(|data| data.try_into().ok()).ok_or(AttestError::UserData)
+    }
+
+    /// `nonce` of the request.
+    #[must_use]
+    pub fn nonce(&self) -> Option<&[u8]> {
+        self.nonce.as_deref()
+    }
+
+    /// `public_key` of the request.
+    #[must_use]
+    pub fn public_key(&self) -> Option<&[u8]> {
+        self.public_key.as_deref()
+    }
+
+    /// When this judgement ends: the document's age limit or a certificate's end, whichever comes first.
+    #[must_use]
+    pub const fn earliest_expiry(&self) -> UnixMillis {
+        self.earliest_expiry
+    }
+
+    /// SHA-256 of the root's SubjectPublicKeyInfo.
+    #[must_use]
+    pub const fn root_spki_sha256(&self) -> &[u8; 32] {
+        &self.root_spki_sha256
+    }
+
+    /// Whether the path ended at a software root: then no hardware stands behind it.
+    #[must_use]
+    pub const fn software_root(&self) -> bool {
+        self.software_root
+    }
+}
+
+/// Verifies a document at `now` under `roots`, in the order of §5.3. The caller compares `user_data` or `nonce`.
+///
+/// # Errors
+/// One variant per reason. The sender's fault, but for [`AttestError::UntrustedRoot`] (perhaps a root is missing in our
+/// config) and the time variants (perhaps our clock is wrong, else ask for a fresh document).
+pub fn verify(document: &[u8], roots: &TrustRoots, now: UnixMillis) -> Result<VerifiedDocument, AttestError> {
+    if document.len() > DOCUMENT_BYTES_MAX {
+        return Err(AttestError::Length { part: PART, length_bytes: document.len(), limit_bytes: DOCUMENT_BYTES_MAX });
+    }
+    let message = Sign1::decode(document)?;
+    let fields = Document::decode(message.payload)?;
+    let path = chain::walk(fields.certificate, &fields.cabundle, roots, now)?;
+    message.verify(&path.leaf_key)?;
+    let fresh_until = check_age(fields.timestamp_ms, now)?;
+
+    // §5.3 rule 7: PCR0, PCR1, PCR2 required; zero in debug mode, in no other
+    let mut image = [0; 3 * PCR_BYTES];
+    for (index, slot) in (0..).zip(image.chunks_exact_mut(PCR_BYTES)) {
+        slot.copy_from_slice(fields.pcrs.required(index)?);
+    }
+    if image.chunks_exact(PCR_BYTES).any(|pcr| pcr.iter().all(|byte| *byte == 0)) {
+        return Err(AttestError::Debug);
+    }
+    Ok(VerifiedDocument {
+        module_id: fields.module_id.to_owned(),
+        timestamp: UnixMillis(fields.timestamp_ms),
+        pcrs: fields.pcrs,
+        image,
+        user_data: fields.user_data.map(<[u8]>::to_vec),
+        nonce: fields.nonce.map(<[u8]>::to_vec),
+        public_key: fields.public_key.map(<[u8]>::to_vec),
+        earliest_expiry: fresh_until.min(path.earliest_expiry),
+        root_spki_sha256: *path.root.spki_sha256(),
+        software_root: path.root.is_software(),
+    })
+}
+
+/// §5.3 rule 3: not older than 3600 s, not more than 300 s in the future; answers the last moment of its age.
+fn check_age(timestamp_ms: u64, now: UnixMillis) -> Result<UnixMillis, AttestError> {
+    let (valid_from_ms, expired_at_ms) = (timestamp_ms.saturating_sub(FUTURE_MS_MAX), timestamp_ms.saturating_add(AGE_MS_MAX));
+    if now.0 < valid_from_ms {
+        return Err(AttestError::NotYetValid { part: PART, valid_from_ms, now_ms: now.0 });
+    }
+    if now.0 > expired_at_ms {
+        return Err(AttestError::CollateralExpired { part: PART, expired_at_ms, now_ms: now.0 });
+    }
+    Ok(UnixMillis(expired_at_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_lives_an_hour_and_may_be_five_minutes_ahead() {
+        let made_at = 10_000_000;
+        assert_eq!(check_age(made_at, UnixMillis(made_at + 3_600_000)), Ok(UnixMillis(made_at + 3_600_000)));
+        assert_eq!(check_age(made_at, UnixMillis(made_at - 300_000)), Ok(UnixMillis(made_at + 3_600_000)));
+        let expired_at_ms = made_at + 3_600_000;
+        let stale = AttestError::CollateralExpired { part: PART, expired_at_ms, now_ms: expired_at_ms + 1 };
+        assert_eq!(check_age(made_at, UnixMillis(made_at + 3_600_001)), Err(stale));
+        let early = AttestError::NotYetValid { part: PART, valid_from_ms: made_at - 300_000, now_ms: made_at - 300_001 };
+        assert_eq!(check_age(made_at, UnixMillis(made_at - 300_001)), Err(early));
+        assert!(check_age(u64::MAX, UnixMillis(0)).is_err());
+    }
+}
