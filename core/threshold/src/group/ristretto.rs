@@ -1,0 +1,88 @@
+//! ristretto255 (RFC 9496) with the hashes of RFC 9497's suite `ristretto255-SHA512`, mode VOPRF.
+
+use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoPoint};
+use curve25519_dalek::scalar::Scalar;
+use curve25519_dalek::traits::{Identity as _, VartimeMultiscalarMul as _};
+use zeroize::Zeroize as _;
+
+use crate::group::Group;
+use crate::xmd::{XmdSha512, expand};
+
+/// `CTX` of threshold.md §0: suite and mode.
+pub(crate) const CONTEXT: &[u8] = b"OPRFV1-\x01-ristretto255-SHA512";
+
+/// The group of root `prf` and of every encryption key of a ceremony.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ristretto255;
+
+/// `H2G`: HashToGroup of the suite.
+pub(crate) fn hash_to_group(message: &[u8]) -> RistrettoPoint {
+    RistrettoPoint::from_uniform_bytes(&expand::<XmdSha512, 64>(&[message], &[b"HashToGroup-", CONTEXT]))
+}
+
+/// `H2S`: HashToScalar of the suite, over the concatenation of `parts`.
+pub(crate) fn hash_to_scalar_parts(parts: &[&[u8]]) -> Scalar {
+    let mut wide = expand::<XmdSha512, 64>(parts, &[b"HashToScalar-", CONTEXT]);
+    let scalar = Scalar::from_bytes_mod_order_wide(&wide);
+    wide.zeroize();
+    scalar
+}
+
+impl Group for Ristretto255 {
+    type Scalar = Scalar;
+    type Element = RistrettoPoint;
+    type Encoding = [u8; 32];
+
+    const NAME: &'static str = "ristretto255";
+    const ELEMENT_BYTES: usize = 32;
+
+    fn scalar_from_u64(number: u64) -> Scalar {
+        Scalar::from(number)
+    }
+
+    fn decode_scalar(bytes: &[u8; 32]) -> Option<Scalar> {
+        Scalar::from_canonical_bytes(*bytes).into()
+    }
+
+    fn encode_scalar(scalar: &Scalar) -> [u8; 32] {
+        scalar.to_bytes()
+    }
+
+    fn scalar_from_uniform(bytes: &[u8; 64]) -> Scalar {
+        Scalar::from_bytes_mod_order_wide(bytes)
+    }
+
+    fn invert_public(scalar: &Scalar) -> Option<Scalar> {
+        (*scalar != Scalar::ZERO).then(|| scalar.invert())
+    }
+
+    fn hash_to_scalar(parts: &[&[u8]]) -> Scalar {
+        hash_to_scalar_parts(parts)
+    }
+
+    fn identity() -> RistrettoPoint {
+        RistrettoPoint::identity()
+    }
+
+    fn mul_base(scalar: &Scalar) -> RistrettoPoint {
+        RistrettoPoint::mul_base(scalar)
+    }
+
+    fn mul(element: &RistrettoPoint, scalar: &Scalar) -> RistrettoPoint {
+        element * scalar
+    }
+
+    fn sum_of_products_public(scalars: &[Scalar], elements: &[RistrettoPoint]) -> RistrettoPoint {
+        let terms = scalars.len().min(elements.len());
+        RistrettoPoint::vartime_multiscalar_mul(scalars.iter().take(terms), elements.iter().take(terms))
+    }
+
+    fn encode(element: &RistrettoPoint) -> [u8; 32] {
+        element.compress().to_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<RistrettoPoint> {
+        let point = CompressedRistretto::from_slice(bytes).ok()?.decompress()?;
+        (point != RistrettoPoint::identity()).then_some(point)
+    }
+}
