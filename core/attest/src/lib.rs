@@ -6,14 +6,19 @@
 mod collateral;
 mod error;
 pub mod eventlog;
+mod identity;
 pub mod nitro;
 mod reader;
 mod roots;
 mod tcb;
 pub mod tdx;
+mod verify;
 pub mod wire;
+pub mod x509ext;
 
 pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
 pub use error::{AttestError, Class};
+pub use identity::VerifiedIdentity;
 pub use roots::{Root, TrustRoots};
 pub use tcb::TcbPolicy;
+pub use verify::{VerifyContext, verify, verify_legacy};

@@ -23,10 +23,6 @@ impl Window {
         self.earliest_expiry_ms
     }
 
-    pub(crate) const fn now_ms(&self) -> u64 {
-        self.now_ms
-    }
-
     /// Judges a certificate's validity.
     pub(crate) fn certificate(&mut self, certificate: &X509Certificate<'_>, part: &'static str) -> Result<(), AttestError> {
         let (valid_from_ms, expired_at_ms) = validity_ms(certificate)?;

@@ -17,6 +17,7 @@ use aws_lc_rs::{
     digest::{SHA256, digest},
     signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey},
 };
+use dstack_protocol::TcbStatus;
 use x509_parser::prelude::X509Certificate;
 
 pub(crate) use clock::ms_of_rfc3339;
@@ -29,7 +30,7 @@ use self::{
     clock::Window,
     signed::{QeIdentityText, TcbInfoText},
 };
-use crate::{AttestError, TcbStatus, TdxCollateral, TrustRoots};
+use crate::{AttestError, TdxCollateral, TrustRoots};
 
 const PCK_CHAIN: &str = "pck certificate chain";
 const ROOT_CRL: &str = "root crl";
@@ -149,7 +150,7 @@ pub fn verify_quote(bytes: &[u8], collateral: &TdxCollateral, now_ms: u64, roots
     let tcb = TcbVerdict::select(tcb_info.parsed(), qe_identity.parsed(), &pck, &quote.body, &quote.qe_report)?;
     attributes::check(&quote.body, tcb_info.parsed())?;
     if tcb.overall.status == TcbStatus::Revoked {
-        return Err(AttestError::TcbStatus { status: TcbStatus::Revoked.as_str().to_owned() });
+        return Err(AttestError::TcbStatus { status: TcbStatus::Revoked.name().to_owned() });
     }
 
     let verdict = VerifiedTd {

@@ -1,10 +1,10 @@
 //! The second opinion: `dcap-qvl` judges the same bytes under the same root, time and collateral. Owns: the comparison.
 //! Never: lets a quote pass that only one of the two accepts, or about which they report different facts.
 
-use dcap_qvl::{QuoteCollateralV3, verify::QuoteVerifier};
+use dcap_qvl::{QuoteCollateralV3, TcbStatus as Status, verify::QuoteVerifier};
 
 use super::{LevelVerdict, VerifiedTd, tcb::ours};
-use crate::{AttestError, Root, TcbStatus, TdxCollateral};
+use crate::{AttestError, Root, TdxCollateral};
 
 /// Refuses unless `dcap-qvl` accepts as well and reports the same TCB, advisories, platform and TD.
 pub(super) fn require_same(
@@ -19,7 +19,7 @@ pub(super) fn require_same(
         .map_err(|error| AttestError::SecondVerifier { detail: format!("{error:#}") })?;
     let differs = |what: &str| AttestError::SecondVerifier { detail: format!("reports another {what}") };
     let tcb = first.tcb();
-    if TcbStatus::from_text(&report.status) != Some(tcb.overall.status) || report.advisory_ids != tcb.overall.advisory_ids {
+    if status_of(&report.status).map(ours) != Some(tcb.overall.status) || report.advisory_ids != tcb.overall.advisory_ids {
         return Err(differs("tcb status"));
     }
     let level = |level: &dcap_qvl::TcbStatusWithAdvisory| LevelVerdict { status: ours(level.status), advisory_ids: level.advisory_ids.clone() };
@@ -55,4 +55,9 @@ fn collateral_of(collateral: &TdxCollateral) -> QuoteCollateralV3 {
         // `None`: the chain inside the quote is the one that is judged.
         pck_certificate_chain: None,
     }
+}
+
+/// The overall status comes as text.
+fn status_of(text: &str) -> Option<Status> {
+    serde_json::from_value(serde_json::Value::from(text)).ok()
 }

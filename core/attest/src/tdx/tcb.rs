@@ -5,12 +5,13 @@
 use std::cmp::Reverse;
 
 use dcap_qvl::{QeIdentity, TcbInfo, TcbLevel, TcbStatus as Status};
+use dstack_protocol::TcbStatus;
 
 use super::{
     pck::PckPlatform,
     quote::{QeReport, TdBody},
 };
-use crate::{AttestError, TcbStatus};
+use crate::AttestError;
 
 /// A status and the advisories it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,30 +140,26 @@ const fn converge(platform: TcbStatus, component: TcbStatus) -> TcbStatus {
     }
 }
 
-/// A TD launched under an outdated module that is current by now should be launched anew.
+/// A TD launched under an outdated module stays outdated until it is launched anew, even when the module is current by now
+/// (Intel's `TDRelaunchAdvised`); what the current module needs comes on top.
 const fn relaunch(launch: TcbStatus, current: TcbStatus) -> TcbStatus {
     use TcbStatus as S;
     match (launch, current) {
-        (S::OutOfDate, S::UpToDate | S::SwHardeningNeeded) => S::TdRelaunchAdvised,
-        (
-            S::OutOfDate | S::OutOfDateConfigurationNeeded,
-            S::UpToDate | S::SwHardeningNeeded | S::ConfigurationNeeded | S::ConfigurationAndSwHardeningNeeded,
-        ) => S::TdRelaunchAdvisedConfigurationNeeded,
+        (S::OutOfDate, S::ConfigurationNeeded | S::ConfigurationAndSwHardeningNeeded) => S::OutOfDateConfigurationNeeded,
         _ => launch,
     }
 }
 
+/// Our name of a status. The two relaunch statuses count as what the TD was launched under: out of date.
 pub(super) const fn ours(status: Status) -> TcbStatus {
     match status {
         Status::UpToDate => TcbStatus::UpToDate,
-        Status::OutOfDateConfigurationNeeded => TcbStatus::OutOfDateConfigurationNeeded,
-        Status::OutOfDate => TcbStatus::OutOfDate,
+        Status::OutOfDateConfigurationNeeded | Status::TDRelaunchAdvisedConfigurationNeeded => TcbStatus::OutOfDateConfigurationNeeded,
+        Status::OutOfDate | Status::TDRelaunchAdvised => TcbStatus::OutOfDate,
         Status::ConfigurationAndSWHardeningNeeded => TcbStatus::ConfigurationAndSwHardeningNeeded,
         Status::ConfigurationNeeded => TcbStatus::ConfigurationNeeded,
         Status::SWHardeningNeeded => TcbStatus::SwHardeningNeeded,
         Status::Revoked => TcbStatus::Revoked,
-        Status::TDRelaunchAdvised => TcbStatus::TdRelaunchAdvised,
-        Status::TDRelaunchAdvisedConfigurationNeeded => TcbStatus::TdRelaunchAdvisedConfigurationNeeded,
     }
 }
 
@@ -185,12 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn a_current_module_under_an_old_launch_asks_for_a_relaunch() {
+    fn an_old_launch_stays_out_of_date_under_a_current_module() {
         use TcbStatus as S;
         for (launch, current, expected) in [
-            (S::OutOfDate, S::UpToDate, S::TdRelaunchAdvised),
-            (S::OutOfDate, S::ConfigurationNeeded, S::TdRelaunchAdvisedConfigurationNeeded),
-            (S::OutOfDateConfigurationNeeded, S::UpToDate, S::TdRelaunchAdvisedConfigurationNeeded),
+            (S::OutOfDate, S::UpToDate, S::OutOfDate),
+            (S::OutOfDate, S::ConfigurationNeeded, S::OutOfDateConfigurationNeeded),
+            (S::OutOfDateConfigurationNeeded, S::UpToDate, S::OutOfDateConfigurationNeeded),
             (S::OutOfDate, S::OutOfDate, S::OutOfDate),
             (S::UpToDate, S::OutOfDate, S::UpToDate),
         ] {

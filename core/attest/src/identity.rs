@@ -1,0 +1,227 @@
+//! What verified evidence proves. Owns: the one shape all platforms end in, and its canonical bytes.
+//! Never: crosses a wire (no serde), is made anywhere but from verified evidence in this crate.
+//! Source: dstack attestation reference, section 7 (values per platform); threshold.md section 1.6 names the platforms.
+
+use dstack_protocol::{AppId, Platform, TcbStatus, UnixMillis, binding};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    AttestError,
+    eventlog::{ProvenEvents, replay_runtime},
+    nitro::VerifiedDocument,
+    tdx::VerifiedTd,
+    wire::RuntimeEvent,
+};
+
+/// The identity of a guest whose evidence was verified.
+///
+/// On TDX every value is backed by the quote: registers directly, events through RTMR3. On Nitro the app id is the claim of the
+/// enclave (nothing binds it), everything else is backed by the document; a policy ties the claim to the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedIdentity {
+    platform: Platform,
+    report_data: [u8; 64],
+    measurement: Vec<u8>,
+    platform_identity: Vec<u8>,
+    app_id: Option<AppId>,
+    compose_hash: Option<[u8; 32]>,
+    instance_id: Vec<u8>,
+    os_image_hash: Option<[u8; 32]>,
+    key_provider: Vec<u8>,
+    mr_aggregated: [u8; 32],
+    mr_system: [u8; 32],
+    tcb_status: TcbStatus,
+    advisory_ids: Vec<String>,
+    earliest_expiry: UnixMillis,
+    software_root: bool,
+    evidence_hash: [u8; 32],
+}
+
+impl VerifiedIdentity {
+    /// Platform of the guest.
+    #[must_use]
+    pub const fn platform(&self) -> Platform {
+        self.platform
+    }
+
+    /// What the guest had signed with its evidence. Compare it with [`Self::require_report_data`].
+    #[must_use]
+    pub const fn report_data(&self) -> &[u8; 64] {
+        &self.report_data
+    }
+
+    /// Canonical measurement of the code. TDX: MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2 ‖ compose hash (32 zero bytes without one), 224 bytes.
+    /// Nitro: PCR0 ‖ PCR1 ‖ PCR2, 144 bytes.
+    #[must_use]
+    pub fn measurement(&self) -> &[u8] {
+        &self.measurement
+    }
+
+    /// Which machine: PPID (16 bytes) on TDX, PCR4 (48 bytes) on Nitro.
+    #[must_use]
+    pub fn platform_identity(&self) -> &[u8] {
+        &self.platform_identity
+    }
+
+    /// dstack application id, if the guest has one. A claim on Nitro ([`Platform::binds_events`]).
+    #[must_use]
+    pub const fn app_id(&self) -> Option<AppId> {
+        self.app_id
+    }
+
+    /// Hash of the application's compose file; on Nitro the image's.
+    #[must_use]
+    pub const fn compose_hash(&self) -> Option<[u8; 32]> {
+        self.compose_hash
+    }
+
+    /// Instance id: 20 bytes or empty.
+    #[must_use]
+    pub fn instance_id(&self) -> &[u8] {
+        &self.instance_id
+    }
+
+    /// Hash of the OS image. TDX: event `os-image-hash`, what the measured OS says of itself; the registers in
+    /// [`Self::measurement`] are what a policy should pin. Nitro: SHA-256 over PCR0 to PCR2.
+    #[must_use]
+    pub const fn os_image_hash(&self) -> Option<[u8; 32]> {
+        self.os_image_hash
+    }
+
+    /// Payload of event `key-provider` (JSON), or empty.
+    #[must_use]
+    pub fn key_provider(&self) -> &[u8] {
+        &self.key_provider
+    }
+
+    /// dstack's hash over all registers.
+    #[must_use]
+    pub const fn mr_aggregated(&self) -> [u8; 32] {
+        self.mr_aggregated
+    }
+
+    /// dstack's hash over the boot registers and the key provider.
+    #[must_use]
+    pub const fn mr_system(&self) -> [u8; 32] {
+        self.mr_system
+    }
+
+    /// SHA-256 of [`Self::platform_identity`].
+    #[must_use]
+    pub fn device_id(&self) -> [u8; 32] {
+        Sha256::digest(&self.platform_identity).into()
+    }
+
+    /// TCB status, accepted by the policy given to [`crate::verify`].
+    #[must_use]
+    pub const fn tcb_status(&self) -> TcbStatus {
+        self.tcb_status
+    }
+
+    /// Advisories behind the status.
+    #[must_use]
+    pub fn advisory_ids(&self) -> &[String] {
+        &self.advisory_ids
+    }
+
+    /// The first moment at which this verdict no longer holds: a certificate, list, collateral part or document age ends.
+    #[must_use]
+    pub const fn earliest_expiry(&self) -> UnixMillis {
+        self.earliest_expiry
+    }
+
+    /// Whether the chain ended at a software root: then no hardware stands behind any of this.
+    #[must_use]
+    pub const fn software_root(&self) -> bool {
+        self.software_root
+    }
+
+    /// Names the evidence: `SHA-256("DKMS-V1-EVIDENCE" ‖ evidence)`.
+    #[must_use]
+    pub const fn evidence_hash(&self) -> [u8; 32] {
+        self.evidence_hash
+    }
+
+    /// Refuses evidence that was made for something else.
+    /// # Errors
+    /// [`AttestError::ReportData`].
+    pub fn require_report_data(&self, expected: &[u8; 64]) -> Result<(), AttestError> {
+        match self.report_data == *expected {
+            true => Ok(()),
+            false => Err(AttestError::ReportData),
+        }
+    }
+
+    /// A TD's identity. `platform` is TDX or GCP TDX.
+    pub(crate) fn of_td(platform: Platform, td: &VerifiedTd, events: &ProvenEvents, evidence: &[u8]) -> Result<Self, AttestError> {
+        let body = td.body();
+        let [rtmr0, rtmr1, rtmr2, _] = &body.rtmr;
+        let boot = [&body.mr_td, rtmr0, rtmr1, rtmr2].map(|register| &register[..]).concat();
+        let compose_hash = events.exact::<32>("compose-hash", "compose-hash event")?;
+        let key_provider = events.payload("key-provider").unwrap_or_default().to_vec();
+        let owners = [&body.mr_config_id, &body.mr_owner, &body.mr_owner_config].map(|register| &register[..]).concat();
+        let mut aggregated = Sha256::new().chain_update(&boot).chain_update(replay_runtime(events.all()));
+        if owners.iter().any(|byte| *byte != 0) {
+            aggregated.update(&owners);
+        }
+        Ok(Self {
+            platform,
+            report_data: body.report_data,
+            measurement: [&boot[..], &compose_hash.unwrap_or_default()].concat(),
+            platform_identity: td.pck().ppid.to_vec(),
+            app_id: events.exact("app-id", "app-id event")?.map(AppId),
+            compose_hash,
+            instance_id: instance_id(events)?,
+            os_image_hash: events.exact("os-image-hash", "os-image-hash event")?,
+            mr_system: Sha256::new().chain_update(&boot).chain_update(key_provider_hash(&key_provider)).finalize().into(),
+            mr_aggregated: aggregated.finalize().into(),
+            key_provider,
+            tcb_status: td.tcb().overall.status,
+            advisory_ids: td.tcb().overall.advisory_ids.clone(),
+            earliest_expiry: UnixMillis(td.earliest_expiry_ms()),
+            software_root: td.software_root(),
+            evidence_hash: binding::evidence_hash(evidence),
+        })
+    }
+
+    /// An enclave's identity; `claimed` are the runtime events beside the document, bound by nothing.
+    pub(crate) fn of_enclave(document: &VerifiedDocument, claimed: &[RuntimeEvent], evidence: &[u8]) -> Result<Self, AttestError> {
+        let image_hash = document.image_hash();
+        let app_id = claimed.iter().find(|event| event.event == "app-id").map(|event| <[u8; 20]>::try_from(&event.payload[..]));
+        let app_id = app_id.transpose().map_err(|_| AttestError::Field { field: "app-id event", why: "of another size than it must be" })?;
+        Ok(Self {
+            platform: Platform::Nitro,
+            report_data: *document.report_data()?,
+            measurement: document.image().to_vec(),
+            platform_identity: document.parent()?.to_vec(),
+            app_id: app_id.map(AppId),
+            compose_hash: Some(image_hash),
+            instance_id: Vec::new(),
+            os_image_hash: Some(image_hash),
+            key_provider: Vec::new(),
+            mr_aggregated: image_hash,
+            mr_system: image_hash,
+            tcb_status: TcbStatus::None,
+            advisory_ids: Vec::new(),
+            earliest_expiry: document.earliest_expiry(),
+            software_root: document.software_root(),
+            evidence_hash: binding::evidence_hash(evidence),
+        })
+    }
+}
+
+fn instance_id(events: &ProvenEvents) -> Result<Vec<u8>, AttestError> {
+    let payload = events.payload("instance-id").unwrap_or_default();
+    match payload.len() {
+        0 | 20 => Ok(payload.to_vec()),
+        _ => Err(AttestError::Field { field: "instance-id event", why: "neither empty nor 20 bytes" }),
+    }
+}
+
+/// Section 7: `H256(key_provider_info)`, or 32 zero bytes when that is empty.
+fn key_provider_hash(key_provider: &[u8]) -> [u8; 32] {
+    match key_provider.is_empty() {
+        true => [0; 32],
+        false => Sha256::digest(key_provider).into(),
+    }
+}

@@ -1,0 +1,95 @@
+//! The one entry: a versioned attestation in, a verified identity out. Owns: which platforms are served and the bindings between
+//! the parts of an attestation. Never: fetches, reads the clock, or decides who gets a key.
+//! Source: dstack attestation reference, sections 2 and 5.
+
+use dstack_protocol::{Platform, UnixMillis, binding};
+
+use crate::{
+    AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, eventlog, nitro, tdx,
+    wire::{Attestation, PlatformEvidence, TdxEvidence},
+};
+
+/// What evidence is judged against.
+#[derive(Debug, Clone, Copy)]
+pub struct VerifyContext<'a> {
+    /// The time of judgement.
+    pub now: UnixMillis,
+    /// Roots a chain may end at.
+    pub roots: &'a TrustRoots,
+    /// Intel's collateral of the platforms that are served.
+    pub collateral: &'a CollateralBundle,
+    /// TCB statuses that are good enough.
+    pub tcb: &'a TcbPolicy,
+}
+
+/// Verifies a versioned attestation (SCALE V0 or msgpack V1, the content of X.509 extension `.8`).
+///
+/// The report data is proven to be signed; that it is the caller's is for [`VerifiedIdentity::require_report_data`]. Of GCP TDX
+/// evidence the TD quote and its RTMR3 events are judged; its vTPM half adds no value to the identity and is not looked at.
+/// # Errors
+/// One [`AttestError`] per reason, see its variants for whose fault it is.
+pub fn verify(evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+    verify_decoded(&Attestation::decode(evidence)?, evidence, context)
+}
+
+/// Verifies the legacy pair of X.509 extensions `.1` (quote) and `.2` (event log, JSON), which 0.5.x guests present on TDX.
+/// # Errors
+/// As [`verify`].
+pub fn verify_legacy(quote: &[u8], event_log_json: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+    let attestation = Attestation::from_legacy_pair(quote, event_log_json)?;
+    verify_decoded(&attestation, &binding::legacy_evidence(quote, event_log_json), context)
+}
+
+fn verify_decoded(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+    match &attestation.platform {
+        PlatformEvidence::Tdx(td) => verify_td(Platform::Tdx, td, attestation, evidence, context),
+        PlatformEvidence::GcpTdx(td, _) => verify_td(Platform::GcpTdx, td, attestation, evidence, context),
+        PlatformEvidence::NitroEnclave { nsm_quote } => verify_enclave(nsm_quote, attestation, evidence, context),
+        PlatformEvidence::SevSnp { .. } | PlatformEvidence::NitroTpm { .. } => {
+            let got = u64::from(attestation.platform.platform().byte());
+            Err(AttestError::UnsupportedVersion { part: "platform of the evidence", got })
+        }
+    }
+}
+
+fn verify_td(
+    platform: Platform,
+    td: &TdxEvidence,
+    attestation: &Attestation,
+    evidence: &[u8],
+    context: &VerifyContext<'_>,
+) -> Result<VerifiedIdentity, AttestError> {
+    let collateral = context.collateral.tdx(&tdx::claimed_fmspc(&td.quote)?)?;
+    let verified = tdx::verify_quote(&td.quote, collateral, context.now.0, context.roots)?;
+    let body = verified.body();
+    // Section 5.1 step 4: the copy is the signed one.
+    if body.report_data != attestation.report_data {
+        return Err(AttestError::ReportData);
+    }
+    // Section 5.1 step 3: all runtime events lead to RTMR3.
+    let [_, _, _, rtmr3] = &body.rtmr;
+    let events = eventlog::prove(&attestation.runtime_events, rtmr3)?;
+    // What the log says has to be what is replayed, or two readers see two guests; a log without runtime events says nothing.
+    if td.event_log.iter().any(|event| event.imr == eventlog::RUNTIME_REGISTER) {
+        let logged = eventlog::prove_log(&td.event_log, &body.rtmr)?;
+        if logged != events {
+            return Err(AttestError::ReplayMismatch { register: eventlog::RUNTIME_REGISTER });
+        }
+    }
+    context.tcb.check(verified.tcb().overall.status)?;
+    VerifiedIdentity::of_td(platform, &verified, &events, evidence)
+}
+
+fn verify_enclave(
+    document: &[u8],
+    attestation: &Attestation,
+    evidence: &[u8],
+    context: &VerifyContext<'_>,
+) -> Result<VerifiedIdentity, AttestError> {
+    let verified = nitro::verify(document, context.roots, context.now)?;
+    // Section 5.3 step 6: `user_data` is present and equal to the copy.
+    if *verified.report_data()? != attestation.report_data {
+        return Err(AttestError::ReportData);
+    }
+    VerifiedIdentity::of_enclave(&verified, &attestation.runtime_events, evidence)
+}
