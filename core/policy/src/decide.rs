@@ -1,0 +1,340 @@
+//! The decision on one request: identity, policy of the intent's row, revocations.
+//!
+//! Owns: [`Grant`], its one constructor. Never: takes another node's word; every holder earns its own grant.
+//! Source: threshold.md §2.2 "Holder", architecture.md §9.
+
+use std::collections::BTreeSet;
+
+use dstack_attest::VerifiedIdentity;
+use dstack_protocol::codec::sha256;
+use dstack_protocol::governance::Object;
+use dstack_protocol::policy::AppPolicy;
+use dstack_protocol::release::{KeyClass, Mode, RelReq, Wish};
+use dstack_protocol::{AppId, Generation, Platform, Refusal, RefusalCode, TcbStatus};
+
+/// What the decision needs of a verified identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Platform.
+    pub platform: Platform,
+    /// App that the evidence proves; on Nitro the claim that the policy ties to the image hash.
+    pub app_id: Option<AppId>,
+    /// Compose hash; on Nitro the image hash.
+    pub compose_hash: Option<[u8; 32]>,
+    /// Instance, may be empty.
+    pub instance_id: Vec<u8>,
+    /// Canonical measurement.
+    pub measurement: Vec<u8>,
+    /// TCB status.
+    pub tcb_status: TcbStatus,
+}
+
+impl From<&VerifiedIdentity> for Facts {
+    fn from(identity: &VerifiedIdentity) -> Self {
+        Self {
+            platform: identity.platform(),
+            app_id: identity.app_id(),
+            compose_hash: identity.compose_hash(),
+            instance_id: identity.instance_id().to_vec(),
+            measurement: identity.measurement().to_vec(),
+            tcb_status: identity.tcb_status(),
+        }
+    }
+}
+
+impl Facts {
+    /// Hash of the OS image as policies list it: SHA-256 of the boot registers, without the compose hash that the
+    /// canonical TDX measurement ends with.
+    #[must_use]
+    pub fn os_image(&self) -> [u8; 32] {
+        let boot = match self.platform {
+            Platform::Tdx | Platform::GcpTdx | Platform::AzureTdx => self.measurement.get(..192).unwrap_or(&self.measurement),
+            Platform::Nitro | Platform::NitroTpm | Platform::SevSnp => &self.measurement,
+        };
+        sha256(&[boot])
+    }
+}
+
+/// The rules a request is judged by: policy named by the intent's row, revocations of the latest state.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules<'a> {
+    /// The app's policy.
+    pub policy: &'a AppPolicy,
+    /// Its hash.
+    pub policy_hash: [u8; 32],
+    /// Objects revoked.
+    pub revoked: &'a BTreeSet<Object>,
+}
+
+/// The proof that a request was judged and allowed on this node. It cannot cross a wire.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Grant {
+    req_hash: [u8; 32],
+    app_id: AppId,
+    generation: Generation,
+    wishes: Vec<Wish>,
+    policy_hash: [u8; 32],
+}
+
+impl Grant {
+    /// Request that was judged.
+    #[must_use]
+    pub fn req_hash(&self) -> &[u8; 32] {
+        &self.req_hash
+    }
+    /// App whose keys may be evaluated.
+    #[must_use]
+    pub fn app_id(&self) -> AppId {
+        self.app_id
+    }
+    /// Generation of the root.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+    /// Keys allowed, in the request's order.
+    #[must_use]
+    pub fn wishes(&self) -> &[Wish] {
+        &self.wishes
+    }
+    /// Policy it was judged by.
+    #[must_use]
+    pub fn policy_hash(&self) -> &[u8; 32] {
+        &self.policy_hash
+    }
+}
+
+/// Judges `request` made by `identity` under `rules`.
+///
+/// # Errors
+/// A [`Refusal`] that names the first rule broken, what it expected and what came.
+pub fn decide(identity: &VerifiedIdentity, request: &RelReq, rules: Rules<'_>) -> Result<Grant, Refusal> {
+    check(&Facts::from(identity), request, rules)?;
+    Ok(Grant {
+        req_hash: request.req_hash(),
+        app_id: request.app_id,
+        generation: request.generation,
+        wishes: request.wishes.clone(),
+        policy_hash: rules.policy_hash,
+    })
+}
+
+/// Whether nothing that the request rests on is revoked; asked again at the holder's latest applied position.
+///
+/// # Errors
+/// The [`Refusal`] that names what is revoked.
+pub fn still_allowed(facts: &Facts, request: &RelReq, revoked: &BTreeSet<Object>) -> Result<(), Refusal> {
+    let refuse = |code, what: String| Err(Refusal::new(code, "not revoked", what));
+    if revoked.contains(&Object::App(request.app_id)) {
+        return refuse(RefusalCode::AppRevoked, format!("app {}", request.app_id));
+    }
+    if revoked.contains(&Object::Generation(request.generation)) {
+        return refuse(RefusalCode::GenerationRevoked, format!("generation {}", request.generation));
+    }
+    if revoked.contains(&Object::Platform(facts.platform)) {
+        return refuse(RefusalCode::PlatformRevoked, facts.platform.name().to_owned());
+    }
+    let measured = [Some(facts.measurement.clone()), facts.compose_hash.map(Vec::from), Some(facts.os_image().to_vec())];
+    for bytes in measured.into_iter().flatten() {
+        if revoked.contains(&Object::Measurement(bytes.clone())) {
+            return refuse(RefusalCode::MeasurementRevoked, format!("measurement {}", hex::encode(bytes)));
+        }
+    }
+    Ok(())
+}
+
+fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<(), Refusal> {
+    let policy = rules.policy;
+    match request.mode {
+        Mode::Client => {}
+        Mode::Legacy | Mode::Env => {
+            return Err(Refusal::new(RefusalCode::ModeUnsupported, "mode C", format!("{:?}", request.mode)));
+        }
+    }
+    still_allowed(facts, request, rules.revoked)?;
+    // threshold.md §2.2: app_id is the attested one.
+    if facts.app_id != Some(request.app_id) {
+        let got = facts.app_id.map_or_else(|| "evidence without app id".to_owned(), |app| app.to_string());
+        return Err(Refusal::new(RefusalCode::AppIdMismatch, request.app_id.to_string(), got));
+    }
+    if !policy.platforms.contains(&facts.platform) {
+        let allowed: Vec<&str> = policy.platforms.iter().map(|p| p.name()).collect();
+        return Err(Refusal::new(RefusalCode::PlatformNotAllowed, format!("one of {}", allowed.join(", ")), facts.platform.name()));
+    }
+    // Where events are not bound to the evidence, the claim of app_id holds only because this list names the image.
+    let compose = facts.compose_hash.unwrap_or([0; 32]);
+    if !policy.compose_hashes.contains(&compose) {
+        return Err(Refusal::new(RefusalCode::ComposeNotAllowed, listed(&policy.compose_hashes), hex::encode(compose)));
+    }
+    if !policy.any_os_image && !policy.os_images.contains(&facts.os_image()) {
+        return Err(Refusal::new(RefusalCode::OsImageNotAllowed, listed(&policy.os_images), hex::encode(facts.os_image())));
+    }
+    if facts.tcb_status != TcbStatus::None && !policy.tcb_allowed.contains(&facts.tcb_status) {
+        let allowed: Vec<&str> = policy.tcb_allowed.iter().map(|s| s.name()).collect();
+        return Err(Refusal::new(RefusalCode::TcbNotAllowed, format!("one of {}", allowed.join(", ")), facts.tcb_status.name()));
+    }
+    request.wishes.iter().try_for_each(|wish| check_wish(facts, policy, wish))
+}
+
+fn check_wish(facts: &Facts, policy: &AppPolicy, wish: &Wish) -> Result<(), Refusal> {
+    if !policy.classes.contains(&wish.class) {
+        let allowed: Vec<&str> = policy.classes.iter().map(|c| c.name()).collect();
+        return Err(Refusal::new(RefusalCode::ClassNotAllowed, format!("one of {}", allowed.join(", ")), wish.class.name()));
+    }
+    match wish.class {
+        KeyClass::Disk => {
+            // threshold.md §2.2: ctx equals the attested instance id, which is empty on Nitro.
+            let instance: &[u8] = if facts.platform.binds_events() { &facts.instance_id } else { &[] };
+            if wish.ctx != instance {
+                return Err(Refusal::new(RefusalCode::InstanceMismatch, hex::encode(instance), hex::encode(&wish.ctx)));
+            }
+        }
+        KeyClass::Custom => {
+            let path = std::str::from_utf8(&wish.ctx).unwrap_or_default();
+            if !policy.paths.iter().any(|rule| rule.allows(path)) {
+                return Err(Refusal::new(RefusalCode::PathNotAllowed, format!("{} path rules", policy.paths.len()), path));
+            }
+        }
+        KeyClass::Env | KeyClass::K256 | KeyClass::P256 => {}
+    }
+    Ok(())
+}
+
+fn listed(hashes: &[[u8; 32]]) -> String {
+    let shown: Vec<String> = hashes.iter().take(3).map(hex::encode).collect();
+    let more = hashes.len().saturating_sub(3);
+    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("one of {}{tail}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use dstack_protocol::policy::{PathRule, Rate};
+    use dstack_protocol::{ClusterId, UnixMillis};
+
+    use super::*;
+
+    fn policy() -> AppPolicy {
+        AppPolicy {
+            name: "web".into(),
+            platforms: vec![Platform::Tdx],
+            compose_hashes: vec![[4; 32]],
+            any_os_image: true,
+            os_images: vec![],
+            tcb_allowed: vec![TcbStatus::UpToDate],
+            classes: vec![KeyClass::Disk, KeyClass::Custom],
+            paths: vec![PathRule::Prefix("db/".into())],
+            rate: Rate::DEFAULT,
+            session_ms: 3_600_000,
+            allow_legacy: false,
+        }
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            platform: Platform::Tdx,
+            app_id: Some(AppId([1; 20])),
+            compose_hash: Some([4; 32]),
+            instance_id: vec![2; 20],
+            measurement: vec![7; 224],
+            tcb_status: TcbStatus::UpToDate,
+        }
+    }
+
+    fn request(wishes: Vec<Wish>) -> RelReq {
+        RelReq {
+            cluster_id: ClusterId([0; 32]),
+            generation: Generation(0),
+            beacon_pos: 0,
+            beacon: [0; 32],
+            mode: Mode::Client,
+            evidence_hash: [0; 32],
+            epk: [9; 32],
+            nonce: [0; 32],
+            app_id: AppId([1; 20]),
+            wishes,
+        }
+    }
+
+    fn code(facts: &Facts, policy: &AppPolicy, wishes: Vec<Wish>, revoked: &[Object]) -> Option<RefusalCode> {
+        let revoked = revoked.iter().cloned().collect();
+        let rules = Rules { policy, policy_hash: policy.hash(), revoked: &revoked };
+        check(facts, &request(wishes), rules).err().map(|refusal| refusal.code)
+    }
+
+    fn disk() -> Vec<Wish> {
+        vec![Wish::new(KeyClass::Disk, vec![2; 20]).unwrap()]
+    }
+
+    #[test]
+    fn allows_what_every_rule_allows() {
+        let custom = Wish::new(KeyClass::Custom, b"db/main".to_vec()).unwrap();
+        assert_eq!(code(&facts(), &policy(), [disk(), vec![custom]].concat(), &[]), None);
+    }
+
+    #[test]
+    fn names_the_rule_that_is_broken() {
+        let p = policy();
+        let with = |change: fn(&mut Facts)| {
+            let mut f = facts();
+            change(&mut f);
+            f
+        };
+        let cases: [(Facts, Vec<Wish>, RefusalCode); 8] = [
+            (with(|f| f.app_id = Some(AppId([9; 20]))), disk(), RefusalCode::AppIdMismatch),
+            (with(|f| f.app_id = None), disk(), RefusalCode::AppIdMismatch),
+            (with(|f| f.platform = Platform::Nitro), disk(), RefusalCode::PlatformNotAllowed),
+            (with(|f| f.compose_hash = None), disk(), RefusalCode::ComposeNotAllowed),
+            (with(|f| f.tcb_status = TcbStatus::OutOfDate), disk(), RefusalCode::TcbNotAllowed),
+            (with(|f| f.instance_id = vec![3; 20]), disk(), RefusalCode::InstanceMismatch),
+            (facts(), vec![Wish::new(KeyClass::Env, vec![]).unwrap()], RefusalCode::ClassNotAllowed),
+            (facts(), vec![Wish::new(KeyClass::Custom, b"other".to_vec()).unwrap()], RefusalCode::PathNotAllowed),
+        ];
+        for (f, wishes, expected) in cases {
+            assert_eq!(code(&f, &p, wishes, &[]), Some(expected));
+        }
+        let mut strict = policy();
+        strict.any_os_image = false;
+        strict.os_images = vec![[5; 32]];
+        assert_eq!(code(&facts(), &strict, disk(), &[]), Some(RefusalCode::OsImageNotAllowed));
+        strict.os_images = vec![facts().os_image()];
+        assert_eq!(code(&facts(), &strict, disk(), &[]), None);
+    }
+
+    #[test]
+    fn a_nitro_disk_key_has_the_empty_instance_whatever_is_claimed() {
+        let mut p = policy();
+        p.platforms = vec![Platform::Nitro];
+        let mut f = facts();
+        f.platform = Platform::Nitro;
+        f.tcb_status = TcbStatus::None;
+        assert_eq!(code(&f, &p, disk(), &[]), Some(RefusalCode::InstanceMismatch));
+        assert_eq!(code(&f, &p, vec![Wish::new(KeyClass::Disk, vec![]).unwrap()], &[]), None);
+    }
+
+    #[test]
+    fn every_revocation_stops_the_request() {
+        let cases = [
+            (Object::App(AppId([1; 20])), RefusalCode::AppRevoked),
+            (Object::Generation(Generation(0)), RefusalCode::GenerationRevoked),
+            (Object::Platform(Platform::Tdx), RefusalCode::PlatformRevoked),
+            (Object::Measurement(vec![4; 32]), RefusalCode::MeasurementRevoked),
+            (Object::Measurement(vec![7; 224]), RefusalCode::MeasurementRevoked),
+            (Object::Measurement(facts().os_image().to_vec()), RefusalCode::MeasurementRevoked),
+        ];
+        for (object, expected) in cases {
+            assert_eq!(code(&facts(), &policy(), disk(), &[object]), Some(expected));
+        }
+        assert_eq!(code(&facts(), &policy(), disk(), &[Object::App(AppId([3; 20]))]), None);
+        assert_eq!(UnixMillis(0).since(UnixMillis(5)), 0);
+    }
+
+    #[test]
+    fn modes_of_later_builds_are_refused() {
+        let mut r = request(disk());
+        r.mode = Mode::Legacy;
+        let p = policy();
+        let rules = Rules { policy: &p, policy_hash: p.hash(), revoked: &BTreeSet::new() };
+        assert_eq!(check(&facts(), &r, rules).unwrap_err().code, RefusalCode::ModeUnsupported);
+    }
+}
