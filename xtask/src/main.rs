@@ -1,3 +1,84 @@
-//! Setup, demo, check, test, fix, ci, bench: one entry to everything.
+//! One entry to everything: what a person runs, and what CI runs, is `cargo xtask …`.
+//!
+//! Owns: the order of the steps and their options. Never: holds logic of the product; needs nothing but a Rust toolchain to start.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod bench;
+mod check;
+mod ci;
+mod deny;
+mod docs;
+mod fuzz;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+mod tools;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+use crate::shell::Shell;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Setup, check, test, bench and documentation of the KMS cluster")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the other commands need and say what was installed
+    Setup,
+    /// Read-only: format, lints, tidy, dependency rules, documentation
+    Check,
+    /// Only the rules of the tree itself: arrows, module docs, lengths, words, generated files
+    Tidy,
+    /// All tests: nextest, then documentation tests
+    Test {
+        /// Only packages of this name (repeatable); all by default
+        #[arg(short, long = "package", value_name = "NAME")]
+        packages: Vec<String>,
+        /// Passed on to nextest, for example a test name
+        #[arg(trailing_var_arg = true)]
+        filters: Vec<String>,
+    },
+    /// The only command that rewrites files: format, and lints that fix themselves
+    Fix,
+    /// Exactly what CI runs: check, then test
+    Ci,
+    /// Benchmarks; without options all of them, for figures
+    Bench {
+        /// Only build them and run each once
+        #[arg(long)]
+        once: bool,
+        /// Only benchmarks whose name contains this
+        filter: Option<String>,
+    },
+    /// Fuzz the decoders, each for some seconds
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+        /// Only this target
+        target: Option<String>,
+    },
+    /// Write the generated documents (docs/errors.md, docs/metrics.md)
+    Docs,
+}
+
+fn main() -> anyhow::Result<()> {
+    let shell = Shell::at_workspace_root()?;
+    match Arguments::parse().command {
+        Command::Setup => setup::run(&shell),
+        Command::Check => check::run(&shell).map(drop),
+        Command::Tidy => tidy::run(&shell).map(drop),
+        Command::Test { packages, filters } => test::run(&shell, &packages, &filters).map(drop),
+        Command::Fix => check::fix(&shell),
+        Command::Ci => ci::run(&shell),
+        Command::Bench { once, filter } => bench::run(&shell, once, filter.as_deref()),
+        Command::Fuzz { seconds, target } => fuzz::run(&shell, seconds, target.as_deref()),
+        Command::Docs => docs::write(&shell),
+    }
+}
