@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod der;
+pub mod device;
 mod error;
 pub mod eventlog;
 pub mod evidence;
+mod host;
 mod key;
 mod measure;
 pub mod nitro;
@@ -18,6 +20,7 @@ mod validity;
 mod x509;
 
 pub use error::TestkitError;
+pub use host::{Attested, Host};
 pub use measure::{Guest, Measured, TdRegisters};
 pub use roots::{SoftwareRoots, Summary, public_files};
 pub use validity::{Validity, rfc3339};

@@ -1,3 +1,194 @@
-//! Software TEEs, cluster harness, builders; for tests and demos only.
+//! `dstack-testkit`: makes software roots, serves software TEEs, says what they will measure. For tests and demos only.
 
-fn main() {}
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use dstack_runtime::clock::{Clock as _, SystemClock};
+use dstack_runtime::shutdown::Shutdown;
+use dstack_tee::software::frame::{read_frame, write_frame};
+use dstack_tee::software::protocol::{Request, Response};
+use dstack_testkit::device::{Executables, MachineSpec, serve};
+use dstack_testkit::tdx::{CollateralSpec, bundle_json};
+use dstack_testkit::{Measured, SoftwareRoots, Validity, public_files};
+use sha2::{Digest as _, Sha256};
+
+#[derive(Parser)]
+#[command(name = "dstack-testkit", version, about = "Software TEEs for tests and demos: not hardware, not for production")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make new software roots and their collateral, valid from a day ago until 365 days from now.
+    Init {
+        /// Directory for them; it must not hold roots yet.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Serve emulated machines, one unix socket each, until SIGTERM or SIGINT.
+    Tee {
+        /// Directory that `init` made.
+        #[arg(long)]
+        dir: PathBuf,
+        /// NAME=SOCKET[,platform=tdx|nitro][,quote=4|5|5.td15][,tcb=up-to-date|out-of-date|revoked]
+        #[arg(long = "machine", required = true)]
+        machines: Vec<MachineSpec>,
+        /// Permissions of the sockets, octal.
+        #[arg(long, default_value = "600", value_parser = octal)]
+        mode: u32,
+        /// End when the process that started this one ends.
+        #[arg(long)]
+        with_parent: bool,
+    },
+    /// Print what a software TEE measures for an executable (a node) or a compose document (an app).
+    Measure {
+        /// Emulated platform.
+        #[arg(long)]
+        platform: PlatformName,
+        /// A node's executable.
+        #[arg(long, required_unless_present = "compose", conflicts_with = "compose")]
+        exe: Option<PathBuf>,
+        /// An app's app-compose.json.
+        #[arg(long)]
+        compose: Option<PathBuf>,
+    },
+    /// Print what a served machine says of itself and of this program as its caller, as JSON.
+    Describe {
+        /// Its socket.
+        #[arg(long)]
+        socket: PathBuf,
+    },
+    /// Sign the TDX collateral anew and write it as a bundle, for tests of its refresh and expiry.
+    Collateral {
+        /// Directory that `init` made.
+        #[arg(long)]
+        dir: PathBuf,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// How long it holds from now, in seconds; it begins an hour ago.
+        #[arg(long, default_value_t = 30 * 86_400)]
+        valid_s: u64,
+        /// Number of the TCB recovery.
+        #[arg(long, default_value_t = 20)]
+        evaluation: u32,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PlatformName {
+    Tdx,
+    Nitro,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Init { dir } => init(&dir),
+        Command::Tee { dir, machines, mode, with_parent } => tee(&dir, &machines, mode, with_parent),
+        Command::Measure { platform, exe, compose } => measure(platform, exe, compose),
+        Command::Describe { socket } => describe(&socket),
+        Command::Collateral { dir, out, valid_s, evaluation } => collateral(&dir, &out, valid_s, evaluation),
+    }
+}
+
+fn init(dir: &std::path::Path) -> anyhow::Result<()> {
+    let roots = SoftwareRoots::generate(SystemClock::new().now())?;
+    roots.save(dir)?;
+    let [tdx_root, nitro_root, collateral, _] = public_files(dir);
+    let summary = roots.summary();
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "tdx_root={}", tdx_root.display())?;
+    writeln!(out, "tdx_root_spki_sha256={}", summary.tdx_root_spki_sha256)?;
+    writeln!(out, "nitro_root={}", nitro_root.display())?;
+    writeln!(out, "nitro_root_spki_sha256={}", summary.nitro_root_spki_sha256)?;
+    writeln!(out, "collateral={}", collateral.display())?;
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn tee(dir: &std::path::Path, machines: &[MachineSpec], mode: u32, with_parent: bool) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("signal handlers")?;
+    if with_parent {
+        let term = Some(rustix::process::Signal::TERM);
+        rustix::process::set_parent_process_death_signal(term).context("parent death signal")?;
+    }
+    let roots = SoftwareRoots::load(dir)?;
+    let executables = Arc::new(Executables::default());
+    let mut serving = Vec::new();
+    for machine in machines {
+        let socket = &machine.socket;
+        let one = serve(machine.host(&roots)?, socket, mode, executables.clone(), Arc::new(SystemClock::new()))
+            .with_context(|| format!("serving {} at {}", machine.name, socket.display()))?;
+        serving.push(one);
+    }
+    {
+        let mut out = std::io::stdout().lock();
+        for (one, machine) in serving.iter().zip(machines) {
+            let host = one.host();
+            let identity = hex::encode(host.identity());
+            writeln!(out, "machine={} socket={} identity={identity}", machine.name, machine.socket.display())?;
+        }
+        writeln!(out, "ready")?;
+        out.flush()?;
+    }
+    shutdown.requested().await;
+    serving.into_iter().for_each(dstack_testkit::device::Serving::stop);
+    Ok(())
+}
+
+fn measure(platform: PlatformName, exe: Option<PathBuf>, compose: Option<PathBuf>) -> anyhow::Result<()> {
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| path.display().to_string());
+    let measured = match (&exe, &compose) {
+        (Some(path), _) => Measured::executable(&read(path)?),
+        (None, Some(path)) => Measured::compose(&read(path)?),
+        (None, None) => anyhow::bail!("give --exe or --compose"),
+    };
+    let (measurement, booted) = match platform {
+        PlatformName::Tdx => (measured.tdx_measurement(), measured.booted_tdx()),
+        PlatformName::Nitro => (measured.nitro_measurement(), measured.booted_nitro()),
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "measurement={}", hex::encode(&measurement))?;
+    writeln!(out, "measurement_sha256={}", hex::encode(Sha256::digest(&measurement)))?;
+    if let Some(booted) = booted {
+        writeln!(out, "compose_hash={}", hex::encode(booted.compose_hash.0))?;
+        writeln!(out, "app_id={}", hex::encode(booted.app_id.0))?;
+    }
+    Ok(())
+}
+
+fn describe(socket: &std::path::Path) -> anyhow::Result<()> {
+    let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write_frame(&mut stream, &serde_json::to_vec(&Request::Describe)?)?;
+    let frame = read_frame(&mut stream)?.context("the device closed the connection")?;
+    match serde_json::from_slice(&frame)? {
+        Response::Description(description) => {
+            writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&description)?)?;
+            Ok(())
+        }
+        Response::Refused(refused) => anyhow::bail!("refused ({:?}): {}", refused.code, refused.message),
+        other => anyhow::bail!("an answer to another question: {other:?}"),
+    }
+}
+
+fn collateral(dir: &std::path::Path, out: &std::path::Path, valid_s: u64, evaluation: u32) -> anyhow::Result<()> {
+    let roots = SoftwareRoots::load(dir)?;
+    let validity = Validity::window(SystemClock::new().now().0 / 1000, 3600, valid_s);
+    let spec = CollateralSpec { evaluation, ..CollateralSpec::new(validity) };
+    std::fs::write(out, bundle_json(&[roots.collateral(&spec)?])).with_context(|| out.display().to_string())
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode @ 0..=0o777) => Ok(mode),
+        _ => Err("want up to three octal digits".to_owned()),
+    }
+}
