@@ -27,8 +27,8 @@ pub(crate) fn generated(root: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let refusals = fs::read_to_string(root.join(REFUSALS)).with_context(|| format!("cannot read {REFUSALS}"))?;
     let mut metrics = Vec::new();
     for file in files::sources(root)? {
-        if file.file_name().is_some_and(|name| name == "metrics.rs") {
-            let text = fs::read_to_string(root.join(&file))?;
+        let text = fs::read_to_string(root.join(&file))?;
+        if text.lines().any(|line| line.starts_with("pub const METRICS:")) {
             metrics.extend(metric_rows(&text).with_context(|| file.display().to_string())?);
         }
     }
@@ -54,13 +54,14 @@ fn errors_page(rows: &[Refusal]) -> String {
     page
 }
 
-fn metrics_page(rows: &[(String, String)]) -> String {
+fn metrics_page(rows: &[Metric]) -> String {
     let mut page = format!(
         "{MADE}# Metrics\n\nServed by the admin listener at `/metrics` in Prometheus' text format. Labels come from closed lists, never from ids.\n\n\
-         | name | meaning |\n| --- | --- |\n"
+         | name | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
     );
-    for (name, meaning) in rows {
-        let _ = writeln!(page, "| `{name}` | {} |", cell(meaning));
+    for Metric { name, kind, labels, meaning } in rows {
+        let labels: Vec<&str> = labels.split_whitespace().collect();
+        let _ = writeln!(page, "| `{name}` | {kind} | {} | {} |", labels.join(", "), cell(meaning));
     }
     page
 }
@@ -98,22 +99,52 @@ fn refusal_rows(source: &str) -> anyhow::Result<Vec<Refusal>> {
     Ok(rows)
 }
 
-/// Reads the rows of `METRICS: &[(&str, &str)]`: a literal or constant name, then the help text.
-fn metric_rows(source: &str) -> anyhow::Result<Vec<(String, String)>> {
-    let (_, table) = source.split_once("METRICS:").context("metrics.rs has a table METRICS")?;
+#[derive(Debug, PartialEq, PartialOrd, Eq, Ord)]
+struct Metric {
+    name: String,
+    kind: String,
+    labels: String,
+    meaning: String,
+}
+
+/// Reads the rows `(name, kind, labels, meaning)` or `(name, meaning)` of a table METRICS; a name may be a constant of the same file.
+fn metric_rows(source: &str) -> anyhow::Result<Vec<Metric>> {
+    let (_, table) = source.split_once("const METRICS:").context("there is a table METRICS")?;
     let (_, table) = table.split_once('=').context("the table METRICS has a value")?;
     let (table, _) = table.split_once("];").context("the table METRICS ends")?;
     let mut rows = Vec::new();
-    let mut words = tokens(table).into_iter();
-    while let Some(name) = words.next() {
+    for row in table.split_inclusive("),") {
+        let mut words = tokens(row).into_iter();
+        let Some(name) = words.next() else { continue };
         let name = match name {
             Token::Quoted(name) => name,
             Token::Plain(constant) => constant_text(source, &constant)?,
         };
-        let meaning = words.next().context("a metric has a help text")?.quoted()?;
-        rows.push((name, meaning));
+        let texts: Vec<String> = words.map(Token::quoted).collect::<anyhow::Result<_>>()?;
+        let row = match <[String; 3]>::try_from(texts) {
+            Ok([kind, labels, meaning]) => Metric { name, kind, labels, meaning },
+            Err(texts) => match <[String; 1]>::try_from(texts) {
+                Ok([meaning]) => Metric { kind: kind_by_name(&name).to_owned(), name, labels: String::new(), meaning },
+                Err(texts) => bail!("a row of METRICS has 2 or 4 texts: {name} {texts:?}"),
+            },
+        };
+        if !row.name.starts_with("kms_") || !["counter", "gauge", "histogram"].contains(&row.kind.as_str()) {
+            bail!("a row of METRICS is (kms_…, counter|gauge|histogram, labels, meaning), not {row:?}");
+        }
+        rows.push(row);
     }
     Ok(rows)
+}
+
+/// style.md §9: a counter ends in `_total`, a distribution of times in `_seconds`.
+fn kind_by_name(name: &str) -> &'static str {
+    if name.ends_with("_total") {
+        "counter"
+    } else if name.ends_with("_seconds") {
+        "histogram"
+    } else {
+        "gauge"
+    }
 }
 
 /// The value of `const NAME: &str = "…";` in the same file.
@@ -204,9 +235,15 @@ mod tests {
 
     #[test]
     fn reads_metrics_by_literal_and_by_constant() {
-        let source = "pub const METRICS: &[(&str, &str)] = &[\n (A, \"first\"),\n (\"kms_b_total\", \"second \\\n   half\"),\n];\nconst A: &str = \"kms_a_seconds\";\n";
+        let source = "pub const METRICS: &[Row] = &[\n (A, \"histogram\", \"\", \"first\"),\n (\"kms_b_total\", \"counter\", \"code app\", \
+                      \"second half\"),\n];\nconst A: &str = \"kms_a_seconds\";\n";
         let rows = metric_rows(source).unwrap();
-        assert_eq!(rows, [("kms_a_seconds".into(), "first".into()), ("kms_b_total".into(), "second half".into())]);
-        assert!(metric_rows("METRICS: x = &[(NOWHERE, \"text\")];").is_err());
+        assert_eq!((rows[0].name.as_str(), rows[1].meaning.as_str()), ("kms_a_seconds", "second half"));
+        assert!(metrics_page(&rows).contains("| `kms_b_total` | counter | code, app | second half |"));
+        let short = metric_rows("const METRICS: x = &[(\"kms_a_total\", \"text\"), (\"kms_b\", \"text\")];").unwrap();
+        assert_eq!((short[0].kind.as_str(), short[1].kind.as_str()), ("counter", "gauge"));
+        assert!(metric_rows("const METRICS: x = &[(NOWHERE, \"counter\", \"\", \"text\")];").is_err());
+        assert!(metric_rows("const METRICS: x = &[(\"kms_a\", \"what\", \"\", \"text\")];").is_err());
+        assert!(metric_rows("const METRICS: x = &[(\"kms_a\", \"gauge\", \"x\")];").is_err());
     }
 }

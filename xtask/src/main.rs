@@ -16,6 +16,8 @@ mod tidy;
 mod tools;
 mod workspace;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 use crate::shell::Shell;
@@ -68,17 +70,27 @@ enum Command {
     Docs,
 }
 
-fn main() -> anyhow::Result<()> {
-    let shell = Shell::at_workspace_root()?;
-    match Arguments::parse().command {
-        Command::Setup => setup::run(&shell),
-        Command::Check => check::run(&shell).map(drop),
-        Command::Tidy => tidy::run(&shell).map(drop),
-        Command::Test { packages, filters } => test::run(&shell, &packages, &filters).map(drop),
-        Command::Fix => check::fix(&shell),
-        Command::Ci => ci::run(&shell),
-        Command::Bench { once, filter } => bench::run(&shell, once, filter.as_deref()),
-        Command::Fuzz { seconds, target } => fuzz::run(&shell, seconds, target.as_deref()),
-        Command::Docs => docs::write(&shell),
+fn main() -> ExitCode {
+    match Shell::at_workspace_root().and_then(|shell| run(&shell, Arguments::parse().command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            // Not the backtrace: what failed is a step, and it has said why above.
+            eprintln!("xtask: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(shell: &Shell, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Setup => setup::run(shell),
+        Command::Check => check::run(shell).map(drop),
+        Command::Tidy => tidy::run(shell).map(drop),
+        Command::Test { packages, filters } => test::run(shell, &packages, &filters).map(drop),
+        Command::Fix => check::fix(shell),
+        Command::Ci => ci::run(shell),
+        Command::Bench { once, filter } => bench::run(shell, once, filter.as_deref()),
+        Command::Fuzz { seconds, target } => fuzz::run(shell, seconds, target.as_deref()),
+        Command::Docs => docs::write(shell),
     }
 }
