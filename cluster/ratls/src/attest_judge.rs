@@ -1,0 +1,194 @@
+//! The judge of production: the attestation crate, a cache of its verdicts, the two bindings, a rule of acceptance.
+//! Owns: which trust material is in force. Never: fetches collateral, keeps a refusal.
+//! Source: threshold.md §2.2 (session rule; verdicts cached until earliest expiry or a change of collateral).
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
+use dstack_protocol::codec::sha256;
+use dstack_protocol::{ClusterId, UnixMillis, binding};
+
+use crate::judge::{EvidenceJudge, JudgeError};
+use crate::metrics;
+use crate::peer::{Binding, PeerCertificate, PeerRole};
+
+/// Verdicts kept at most. An identity takes a few KiB.
+pub const VERDICTS_MAX: usize = 1024;
+
+/// The beacons a node knows, for the session rule.
+pub trait Beacons: Send + Sync {
+    /// The cluster that sessions must name.
+    fn cluster_id(&self) -> ClusterId;
+    /// The value of the beacon at this leaf, if it is one and still kept.
+    fn beacon(&self, beacon_pos: u64) -> Option<[u8; 32]>;
+}
+
+/// Decides on a verified identity; the text says what was expected and what came.
+pub type Acceptance = Box<dyn Fn(PeerRole, &VerifiedIdentity) -> Result<(), String> + Send + Sync>;
+
+/// What evidence is verified with.
+pub struct TrustMaterial {
+    /// Roots of trust.
+    pub roots: TrustRoots,
+    /// Collateral of the platforms.
+    pub collateral: CollateralBundle,
+    /// Allowed states of the platforms.
+    pub tcb: TcbPolicy,
+}
+
+/// See the module text.
+pub struct AttestJudge {
+    material: RwLock<Arc<InForce>>,
+    verdicts: Mutex<Verdicts>,
+    beacons: Option<Arc<dyn Beacons>>,
+    acceptance: Acceptance,
+}
+
+struct InForce {
+    material: TrustMaterial,
+    /// SHA-256 of the collateral bundle.
+    collateral_id: [u8; 32],
+    /// Counts replacements, so that a verdict under old roots is never found again.
+    version: u64,
+}
+
+impl AttestJudge {
+    /// A judge that accepts every identity whose evidence holds in dstack's binding.
+    pub fn new(material: TrustMaterial) -> Self {
+        Self {
+            material: RwLock::new(Arc::new(InForce::new(material, 0))),
+            verdicts: Mutex::new(Verdicts::default()),
+            beacons: None,
+            acceptance: Box::new(|_role, _identity| Ok(())),
+        }
+    }
+
+    /// Also accepts session certificates from clients.
+    pub fn with_beacons(mut self, beacons: Arc<dyn Beacons>) -> Self {
+        self.beacons = Some(beacons);
+        self
+    }
+
+    /// Asks this rule about every identity, cached or not.
+    pub fn with_acceptance(mut self, acceptance: Acceptance) -> Self {
+        self.acceptance = acceptance;
+        self
+    }
+
+    /// Replaces the trust material; forgets all verdicts.
+    pub fn replace(&self, material: TrustMaterial) {
+        {
+            let mut in_force = self.material.write().unwrap_or_else(PoisonError::into_inner);
+            *in_force = Arc::new(InForce::new(material, in_force.version.wrapping_add(1)));
+        }
+        *self.verdicts() = Verdicts::default();
+    }
+
+    /// SHA-256 of the collateral in force.
+    pub fn collateral_id(&self) -> [u8; 32] {
+        self.in_force().collateral_id
+    }
+
+    /// The identity that evidence proves, from the cache where it is known. Binding and acceptance are not asked.
+    ///
+    /// # Errors
+    /// [`JudgeError::Evidence`].
+    pub fn identity(&self, evidence: &[u8], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, JudgeError> {
+        let in_force = self.in_force();
+        let key = sha256(&[&in_force.version.to_be_bytes(), &in_force.collateral_id, evidence]);
+        if let Some(identity) = self.verdicts().find(&key, now) {
+            metrics::verdict("cached");
+            return Ok(identity);
+        }
+        let TrustMaterial { roots, collateral, tcb } = &in_force.material;
+        let identity = verify(evidence, &VerifyContext { now, roots, collateral, tcb }).map_err(|error| {
+            metrics::verdict("refused");
+            JudgeError::Evidence { class: error.class().as_str(), detail: error.to_string() }
+        })?;
+        metrics::verdict("verified");
+        let identity = Arc::new(identity);
+        self.verdicts().keep(key, &identity);
+        Ok(identity)
+    }
+
+    fn in_force(&self) -> Arc<InForce> {
+        Arc::clone(&self.material.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expected_report_data(&self, certificate: &PeerCertificate<'_>) -> Result<[u8; 64], JudgeError> {
+        let beacon_pos = match certificate.binding {
+            Binding::Dstack => return Ok(binding::ratls_certificate(certificate.spki)),
+            Binding::Session { beacon_pos } => beacon_pos,
+        };
+        let refused = JudgeError::SessionNotAllowed { role: certificate.role };
+        if certificate.role != PeerRole::Client {
+            return Err(refused);
+        }
+        let beacons = self.beacons.as_ref().ok_or(refused)?;
+        let beacon = beacons.beacon(beacon_pos).ok_or(JudgeError::UnknownBeacon { beacon_pos })?;
+        Ok(binding::session(&beacons.cluster_id(), beacon_pos, &beacon, certificate.spki))
+    }
+}
+
+impl EvidenceJudge for AttestJudge {
+    fn judge(&self, certificate: &PeerCertificate<'_>) -> Result<Arc<VerifiedIdentity>, JudgeError> {
+        // Cheap first: a session that names no known beacon costs no verification.
+        let expected = self.expected_report_data(certificate)?;
+        let identity = self.identity(certificate.evidence, certificate.now)?;
+        // Attestation reference §3: report_data == SHA-512("ratls-cert:" ‖ SPKI); threshold.md §2.2 for sessions.
+        if *identity.report_data() != expected {
+            return Err(JudgeError::Binding);
+        }
+        (self.acceptance)(certificate.role, &identity).map_err(|reason| JudgeError::NotAccepted { reason })?;
+        Ok(identity)
+    }
+}
+
+impl fmt::Debug for AttestJudge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttestJudge").field("collateral_id", &hex::encode(self.collateral_id())).finish_non_exhaustive()
+    }
+}
+
+impl InForce {
+    fn new(material: TrustMaterial, version: u64) -> Self {
+        let collateral_id = sha256(&[material.collateral.bytes()]);
+        Self { material, collateral_id, version }
+    }
+}
+
+/// Positive verdicts only: a refusal is cheap to repeat for us and must not outlive new collateral.
+#[derive(Default)]
+struct Verdicts {
+    by_key: HashMap<[u8; 32], Arc<VerifiedIdentity>>,
+    oldest_first: VecDeque<[u8; 32]>,
+}
+
+impl Verdicts {
+    fn find(&mut self, key: &[u8; 32], now: UnixMillis) -> Option<Arc<VerifiedIdentity>> {
+        let identity = self.by_key.get(key)?;
+        if identity.earliest_expiry() > now {
+            return Some(Arc::clone(identity));
+        }
+        // Its place in the queue stays and is skipped when its turn comes.
+        self.by_key.remove(key);
+        None
+    }
+
+    fn keep(&mut self, key: [u8; 32], identity: &Arc<VerifiedIdentity>) {
+        if self.by_key.insert(key, Arc::clone(identity)).is_none() {
+            self.oldest_first.push_back(key);
+        }
+        while self.oldest_first.len() > VERDICTS_MAX {
+            if let Some(oldest) = self.oldest_first.pop_front() {
+                self.by_key.remove(&oldest);
+            }
+        }
+    }
+}
