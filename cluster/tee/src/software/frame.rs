@@ -26,10 +26,7 @@ pub fn read_frame(stream: &mut impl Read) -> Result<Option<Zeroizing<Vec<u8>>>> 
     stream.read_exact(rest)?;
     let length = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
     if length == 0 || length > FRAME_BYTES_MAX {
-        return Err(Error::new(
-            ErrorKind::InvalidData,
-            format!("frame of {length} bytes, allowed 1 to {FRAME_BYTES_MAX}"),
-        ));
+        return Err(Error::new(ErrorKind::InvalidData, format!("frame of {length} bytes, allowed 1 to {FRAME_BYTES_MAX}")));
     }
     let mut frame = Zeroizing::new(vec![0u8; length]);
     stream.read_exact(&mut frame)?;
@@ -41,17 +38,9 @@ pub fn read_frame(stream: &mut impl Read) -> Result<Option<Zeroizing<Vec<u8>>>> 
 /// # Errors
 /// `InvalidInput`: `bytes` is empty or above [`FRAME_BYTES_MAX`] (nothing was written); else what the stream says.
 pub fn write_frame(stream: &mut impl Write, bytes: &[u8]) -> Result<()> {
-    let length = u32::try_from(bytes.len())
-        .ok()
-        .filter(|_| !bytes.is_empty() && bytes.len() <= FRAME_BYTES_MAX);
+    let length = u32::try_from(bytes.len()).ok().filter(|_| !bytes.is_empty() && bytes.len() <= FRAME_BYTES_MAX);
     let Some(length) = length else {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "frame of {} bytes, allowed 1 to {FRAME_BYTES_MAX}",
-                bytes.len()
-            ),
-        ));
+        return Err(Error::new(ErrorKind::InvalidInput, format!("frame of {} bytes, allowed 1 to {FRAME_BYTES_MAX}", bytes.len())));
     };
     let mut frame = Zeroizing::new(Vec::with_capacity(bytes.len().saturating_add(4)));
     frame.extend_from_slice(&length.to_be_bytes());
@@ -83,15 +72,7 @@ mod tests {
         assert_eq!(kind(&[0, 0x10, 0, 1]), ErrorKind::InvalidData);
         assert_eq!(kind(&[0, 0]), ErrorKind::UnexpectedEof);
         assert_eq!(kind(&[0, 0, 0, 5, b'a']), ErrorKind::UnexpectedEof);
-        assert_eq!(
-            write_frame(&mut Vec::new(), b"").unwrap_err().kind(),
-            ErrorKind::InvalidInput
-        );
-        assert_eq!(
-            write_frame(&mut Vec::new(), &vec![0; FRAME_BYTES_MAX + 1])
-                .unwrap_err()
-                .kind(),
-            ErrorKind::InvalidInput
-        );
+        assert_eq!(write_frame(&mut Vec::new(), b"").unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(write_frame(&mut Vec::new(), &vec![0; FRAME_BYTES_MAX + 1]).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 }

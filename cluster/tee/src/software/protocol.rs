@@ -212,11 +212,7 @@ impl fmt::Debug for KeyHex {
 
 impl PartialEq for KeyHex {
     fn eq(&self, other: &Self) -> bool {
-        let difference = self
-            .0
-            .iter()
-            .zip(other.0.iter())
-            .fold(0u8, |sum, (a, b)| sum | (a ^ b));
+        let difference = self.0.iter().zip(other.0.iter()).fold(0u8, |sum, (a, b)| sum | (a ^ b));
         std::hint::black_box(difference) == 0
     }
 }
@@ -256,9 +252,7 @@ impl<'de, const N: usize> Deserialize<'de> for HexArray<N> {
         let bytes = HexBytes::deserialize(deserializer)?.0;
         let have = bytes.len();
         let array = <[u8; N]>::try_from(bytes);
-        array
-            .map(HexArray)
-            .map_err(|_| D::Error::custom(format_args!("want {N} bytes, have {have}")))
+        array.map(HexArray).map_err(|_| D::Error::custom(format_args!("want {N} bytes, have {have}")))
     }
 }
 
@@ -281,8 +275,7 @@ impl<'de> Deserialize<'de> for KeyHex {
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<KeyHex, E> {
                 let mut key = Zeroizing::new([0u8; 32]);
                 // the error of the hex library names a digit; ours names nothing of a key
-                hex::decode_to_slice(text, &mut key[..])
-                    .map_err(|_| E::custom("not 64 hex digits"))?;
+                hex::decode_to_slice(text, &mut key[..]).map_err(|_| E::custom("not 64 hex digits"))?;
                 Ok(KeyHex(key))
             }
         }
@@ -302,29 +295,16 @@ mod tests {
         };
         check(Request::Describe, "\"describe\"");
         check(
-            Request::Evidence {
-                report_data: HexArray([0xab; 64]),
-            },
-            &format!(
-                "{{\"evidence\":{{\"report_data\":\"{}\"}}}}",
-                "ab".repeat(64)
-            ),
+            Request::Evidence { report_data: HexArray([0xab; 64]) },
+            &format!("{{\"evidence\":{{\"report_data\":\"{}\"}}}}", "ab".repeat(64)),
         );
-        check(
-            Request::PlatformKey {
-                purpose: HexBytes(b"seal".to_vec()),
-            },
-            "{\"platform_key\":{\"purpose\":\"7365616c\"}}",
-        );
+        check(Request::PlatformKey { purpose: HexBytes(b"seal".to_vec()) }, "{\"platform_key\":{\"purpose\":\"7365616c\"}}");
         check(
             Request::Boot(Boot {
                 compose: HexBytes(b"{}".to_vec()),
                 app_id: None,
                 instance_seed: Some(HexBytes(vec![1])),
-                key_provider: Some(KeyProvider {
-                    name: "kms".into(),
-                    id: "00".into(),
-                }),
+                key_provider: Some(KeyProvider { name: "kms".into(), id: "00".into() }),
             }),
             "{\"boot\":{\"compose\":\"7b7d\",\"instance_seed\":\"01\",\"key_provider\":{\"name\":\"kms\",\"id\":\"00\"}}}",
         );
@@ -345,14 +325,11 @@ mod tests {
 
     #[test]
     fn a_key_survives_the_wire_and_is_never_printed() {
-        let response = Response::PlatformKey {
-            key: KeyHex::new(&[0x5a; 32]),
-        };
+        let response = Response::PlatformKey { key: KeyHex::new(&[0x5a; 32]) };
         let json = serde_json::to_vec(&response).unwrap();
         assert_eq!(serde_json::from_slice::<Response>(&json).unwrap(), response);
         assert!(!format!("{response:?}").contains("5a"));
-        let error =
-            serde_json::from_str::<Response>("{\"platform_key\":{\"key\":\"5a5a\"}}").unwrap_err();
+        let error = serde_json::from_str::<Response>("{\"platform_key\":{\"key\":\"5a5a\"}}").unwrap_err();
         assert!(!error.to_string().contains("5a"), "{error}");
     }
 }

@@ -1,0 +1,182 @@
+//! The software device's client. Owns: one connection, and booting again after it was lost. Never: trusts the device's root;
+//! whoever verifies the evidence was told of it in a config.
+
+use super::connection::Connection;
+use super::protocol::{
+    Boot, Booted, COMPOSE_BYTES_MAX, Description, EmulatedPlatform, HexArray, HexBytes, PROTOCOL_VERSION, PURPOSE_BYTES_MAX, RefusedCode,
+    Request, Response,
+};
+use crate::{Device, Quote, TeeError};
+use dstack_attest::wire::{Attestation, Encoding};
+use dstack_protocol::Platform;
+use dstack_secret::Secret;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a device may take for one read or write. Making a quote takes milliseconds; a loaded machine some more.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A device behind a unix socket. Calls from several threads take turns.
+#[derive(Debug)]
+pub struct SoftwareDevice {
+    path: PathBuf,
+    limit: Duration,
+    platform: Platform,
+    session: Mutex<Session>,
+}
+
+/// The connection, while there is one, and what was booted on it.
+#[derive(Debug, Default)]
+struct Session {
+    connection: Option<Connection>,
+    /// Repeated on a new connection, since a device forgets a guest with its connection.
+    booted: Option<(Boot, Booted)>,
+}
+
+impl SoftwareDevice {
+    /// Connects to the socket and asks what is there. Each answer may take [`ANSWER_LIMIT`].
+    ///
+    /// # Errors
+    /// [`TeeError::Connect`], [`TeeError::Version`], or those of a call.
+    pub fn open(path: &Path) -> Result<Self, TeeError> {
+        Self::open_within(path, ANSWER_LIMIT)
+    }
+
+    /// As [`Self::open`] with another limit.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_within(path: &Path, limit: Duration) -> Result<Self, TeeError> {
+        let mut connection = Connection::open(path, limit)?;
+        let description = match connection.call(&Request::Describe)? {
+            Response::Description(description) => description,
+            _ => return Err(OTHER_ANSWER),
+        };
+        if description.version != PROTOCOL_VERSION {
+            return Err(TeeError::Version { got: description.version, want: PROTOCOL_VERSION });
+        }
+        let platform = match description.platform {
+            EmulatedPlatform::Tdx => Platform::Tdx,
+            EmulatedPlatform::Nitro => Platform::Nitro,
+        };
+        tracing::warn!(device = %path.display(), platform = platform.name(), "evidence comes from a software device, no hardware stands behind it");
+        let session = Mutex::new(Session { connection: Some(connection), booted: None });
+        Ok(Self { path: path.to_owned(), limit, platform, session })
+    }
+
+    /// Asks, over a new connection where the old one broke. Every request gives the same answer twice but `Boot`, which
+    /// only ever is the first on a connection, so asking again is safe.
+    fn call(&self, request: &Request) -> Result<Response, TeeError> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        match session.call(self, request) {
+            Err(TeeError::Broken { .. }) => session.call(self, request),
+            result => result,
+        }
+    }
+}
+
+impl Session {
+    fn call(&mut self, device: &SoftwareDevice, request: &Request) -> Result<Response, TeeError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect(device)?,
+        };
+        let result = connection.call(request);
+        // after a refusal the connection is whole, unless the device says that it could not read the request
+        if matches!(&result, Ok(_)) || matches!(&result, Err(TeeError::Refused { code, .. }) if *code != RefusedCode::BadRequest) {
+            self.connection = Some(connection);
+        }
+        result
+    }
+
+    /// A new connection, with the guest booted again if there was one.
+    fn connect(&self, device: &SoftwareDevice) -> Result<Connection, TeeError> {
+        let mut connection = Connection::open(&device.path, device.limit)?;
+        if let Some((boot, booted)) = &self.booted {
+            match connection.call(&Request::Boot(boot.clone()))? {
+                Response::Booted(again) if again == *booted => tracing::info!("guest booted again after a lost connection"),
+                Response::Booted(_) => return Err(TeeError::OtherIdentity),
+                _ => return Err(OTHER_ANSWER),
+            }
+        }
+        Ok(connection)
+    }
+}
+
+const OTHER_ANSWER: TeeError = TeeError::Protocol { why: "an answer to another request" };
+
+impl Device for SoftwareDevice {
+    fn platform(&self) -> Platform {
+        self.platform
+    }
+
+    fn evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
+        let evidence = match self.call(&Request::Evidence { report_data: HexArray(report_data) })? {
+            Response::Evidence { evidence } => evidence.0,
+            _ => return Err(OTHER_ANSWER),
+        };
+        // refuse here what every verifier would refuse later
+        if Encoding::of(&evidence) != Ok(Encoding::ScaleV0) {
+            return Err(TeeError::BadEvidence { why: "is not SCALE V0" });
+        }
+        let attestation = Attestation::decode(&evidence).map_err(TeeError::UndecodableEvidence)?;
+        if attestation.platform.platform() != self.platform {
+            return Err(TeeError::BadEvidence { why: "is of another platform than the device" });
+        }
+        if attestation.report_data != report_data {
+            return Err(TeeError::BadEvidence { why: "is bound to other report data" });
+        }
+        Ok(evidence)
+    }
+
+    fn quote(&self, report_data: [u8; 64]) -> Result<Quote, TeeError> {
+        match self.call(&Request::Quote { report_data: HexArray(report_data) })? {
+            Response::Quote(quote) => Ok(Quote { quote: quote.quote.0, event_log: quote.event_log, vm_config: quote.vm_config }),
+            _ => Err(OTHER_ANSWER),
+        }
+    }
+
+    fn platform_key(&self, purpose: &[u8]) -> Result<Option<Secret<32>>, TeeError> {
+        check_size("the purpose", purpose.len(), PURPOSE_BYTES_MAX)?;
+        match self.call(&Request::PlatformKey { purpose: HexBytes(purpose.to_vec()) })? {
+            Response::PlatformKey { key } => Ok(Some(key.expose(|key| Secret::from_fn(|bytes| bytes.copy_from_slice(key))))),
+            _ => Err(OTHER_ANSWER),
+        }
+    }
+
+    fn boot_app(&self, boot: Boot) -> Result<Booted, TeeError> {
+        check_size("the compose document", boot.compose.0.len(), COMPOSE_BYTES_MAX)?;
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if session.booted.is_some() {
+            let message = "a guest was booted on this device value already".to_owned();
+            return Err(TeeError::Refused { code: RefusedCode::AlreadyBooted, message });
+        }
+        // not repeated when the connection breaks: the caller learns of it and starts over
+        match session.call(self, &Request::Boot(boot.clone()))? {
+            Response::Booted(booted) => {
+                session.booted = Some((boot, booted.clone()));
+                Ok(booted)
+            }
+            _ => Err(OTHER_ANSWER),
+        }
+    }
+
+    fn describe(&self) -> Result<Description, TeeError> {
+        match self.call(&Request::Describe)? {
+            Response::Description(description) => Ok(description),
+            _ => Err(OTHER_ANSWER),
+        }
+    }
+
+    fn is_software(&self) -> bool {
+        true
+    }
+}
+
+const fn check_size(what: &'static str, have_bytes: usize, limit_bytes: usize) -> Result<(), TeeError> {
+    if have_bytes > limit_bytes { Err(TeeError::TooLarge { what, have_bytes, limit_bytes }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;
