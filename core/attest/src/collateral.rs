@@ -126,7 +126,9 @@ const fn capped(json: &[u8], part: &'static str, limit_bytes: usize) -> Result<(
 
 const fn capped_count(count: usize) -> Result<(), AttestError> {
     match count > BUNDLE_PLATFORMS_MAX {
-        true => Err(AttestError::Length { part: "platforms of the collateral bundle", length_bytes: count, limit_bytes: BUNDLE_PLATFORMS_MAX }),
+        true => {
+            Err(AttestError::Length { part: "platforms of the collateral bundle", length_bytes: count, limit_bytes: BUNDLE_PLATFORMS_MAX })
+        }
         false => Ok(()),
     }
 }

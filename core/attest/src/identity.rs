@@ -188,7 +188,8 @@ impl VerifiedIdentity {
     pub(crate) fn of_enclave(document: &VerifiedDocument, claimed: &[RuntimeEvent], evidence: &[u8]) -> Result<Self, AttestError> {
         let image_hash = document.image_hash();
         let app_id = claimed.iter().find(|event| event.event == "app-id").map(|event| <[u8; 20]>::try_from(&event.payload[..]));
-        let app_id = app_id.transpose().map_err(|_| AttestError::Field { field: "app-id event", why: "of another size than it must be" })?;
+        let app_id =
+            app_id.transpose().map_err(|_| AttestError::Field { field: "app-id event", why: "of another size than it must be" })?;
         Ok(Self {
             platform: Platform::Nitro,
             report_data: *document.report_data()?,

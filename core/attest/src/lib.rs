@@ -7,6 +7,7 @@ mod collateral;
 mod error;
 pub mod eventlog;
 mod identity;
+pub mod manifest;
 pub mod nitro;
 mod reader;
 mod roots;

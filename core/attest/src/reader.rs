@@ -75,10 +75,7 @@ mod tests {
     #[test]
     fn blames_a_length_that_claims_too_much() {
         let mut reader = Reader::new(&[1, 2, 3], "test");
-        assert_eq!(
-            reader.claimed(4, "length field"),
-            Err(AttestError::Length { part: "length field", length_bytes: 4, limit_bytes: 3 })
-        );
+        assert_eq!(reader.claimed(4, "length field"), Err(AttestError::Length { part: "length field", length_bytes: 4, limit_bytes: 3 }));
         assert_eq!(reader.claimed(3, "length field"), Ok(&[1, 2, 3][..]));
     }
 }

@@ -21,7 +21,7 @@ pub struct Replay {
     pub registers: [Digest384; 4],
     /// Which of them the log extends.
     pub extended: [bool; 4],
-    /// Entries in the log, its header included.
+    /// Entries after the header.
     pub event_count: usize,
 }
 
@@ -48,7 +48,7 @@ pub fn replay(area: &[u8]) -> Result<Replay, AttestError> {
     }
     let mut reader = Reader::new(area, PART);
     let algorithms = header(&mut reader).map_err(|_| AttestError::Malformed { part: PART, why: "does not begin with a spec id event" })?;
-    let mut replay = Replay { registers: [[0; 48]; 4], extended: [false; 4], event_count: 1 };
+    let mut replay = Replay { registers: [[0; 48]; 4], extended: [false; 4], event_count: 0 };
     while !is_fill(reader.rest()) {
         event(&mut reader, &algorithms, &mut replay)?;
     }
@@ -161,15 +161,15 @@ mod tests {
         let mut expected = [0; 48];
         extend(&mut expected, &[7; 48]);
         assert_eq!(replay.registers[0], expected);
-        assert_eq!((replay.extended, replay.event_count), ([true, false, true, false], 4));
+        assert_eq!((replay.extended, replay.event_count), ([true, false, true, false], 3));
         assert_eq!(replay.check(&replay.registers.clone()), Ok(()));
         assert_eq!(replay.check(&[[0; 48]; 4]), Err(AttestError::ReplayMismatch { register: 0 }));
     }
 
     #[test]
     fn refuses_registers_that_do_not_exist() {
-        assert_eq!(replay(&log(&[(5, 4, 1)])), Err(AttestError::EventRegister { index: 1, register: 5 }));
-        assert_eq!(replay(&log(&[(0, 4, 1)])), Err(AttestError::EventRegister { index: 1, register: 0 }));
+        assert_eq!(replay(&log(&[(5, 4, 1)])), Err(AttestError::EventRegister { index: 0, register: 5 }));
+        assert_eq!(replay(&log(&[(0, 4, 1)])), Err(AttestError::EventRegister { index: 0, register: 0 }));
     }
 
     #[test]

@@ -182,7 +182,10 @@ fn is_stripped(log: &[TdxEvent]) -> bool {
 fn event_digest(index: usize, event: &TdxEvent) -> Result<Digest384, AttestError> {
     let stated = match event.digest.len() {
         0 => None,
-        _ => Some(<Digest384>::try_from(&event.digest[..]).map_err(|_| AttestError::Malformed { part: LOG, why: "a digest is not of 48 bytes" })?),
+        _ => Some(
+            <Digest384>::try_from(&event.digest[..])
+                .map_err(|_| AttestError::Malformed { part: LOG, why: "a digest is not of 48 bytes" })?,
+        ),
     };
     if !is_runtime(event) {
         return stated.ok_or(AttestError::Malformed { part: LOG, why: "a boot event without its digest" });

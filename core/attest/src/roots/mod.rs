@@ -24,14 +24,10 @@ pub struct Root {
 impl Root {
     fn parse(der: &[u8], software: bool) -> Result<Self, AttestError> {
         if der.len() > ROOT_BYTES_MAX {
-            return Err(AttestError::Length {
-                part: "root certificate",
-                length_bytes: der.len(),
-                limit_bytes: ROOT_BYTES_MAX,
-            });
+            return Err(AttestError::Length { part: "root certificate", length_bytes: der.len(), limit_bytes: ROOT_BYTES_MAX });
         }
-        let (rest, certificate) =
-            X509Certificate::from_der(der).map_err(|_| AttestError::Malformed { part: "root certificate", why: "not an X.509 certificate" })?;
+        let (rest, certificate) = X509Certificate::from_der(der)
+            .map_err(|_| AttestError::Malformed { part: "root certificate", why: "not an X.509 certificate" })?;
         if !rest.is_empty() {
             return Err(AttestError::TrailingBytes { part: "root certificate", count_bytes: rest.len() });
         }

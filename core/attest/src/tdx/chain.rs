@@ -24,7 +24,11 @@ pub(crate) fn certificate<'a>(der: &'a [u8], chain: &'static str) -> Result<X509
 
 /// Finds the root the path `certificates` (leaf first) ends at, by key.
 /// A self-issued last certificate has to be that root itself; without one, the last certificate has to be issued by it.
-pub(crate) fn root_of<'r>(certificates: &[X509Certificate<'_>], roots: &'r TrustRoots, chain: &'static str) -> Result<&'r Root, AttestError> {
+pub(crate) fn root_of<'r>(
+    certificates: &[X509Certificate<'_>],
+    roots: &'r TrustRoots,
+    chain: &'static str,
+) -> Result<&'r Root, AttestError> {
     let untrusted = AttestError::UntrustedRoot { chain };
     let Some(last) = certificates.last() else {
         return Err(AttestError::ChainInvalid { chain, why: "holds no certificate" });
@@ -152,14 +156,9 @@ pub(crate) struct RevocationList<'a> {
 
 impl<'a> RevocationList<'a> {
     /// Verifies `der` as the list of `issuer` and narrows `window` by it.
-    pub(crate) fn verify(
-        der: &'a [u8],
-        issuer: &X509Certificate<'_>,
-        crl: &'static str,
-        window: &mut Window,
-    ) -> Result<Self, AttestError> {
-        let (rest, list) = CertificateRevocationList::from_der(der)
-            .map_err(|_| AttestError::Malformed { part: crl, why: "not a DER revocation list" })?;
+    pub(crate) fn verify(der: &'a [u8], issuer: &X509Certificate<'_>, crl: &'static str, window: &mut Window) -> Result<Self, AttestError> {
+        let (rest, list) =
+            CertificateRevocationList::from_der(der).map_err(|_| AttestError::Malformed { part: crl, why: "not a DER revocation list" })?;
         if !rest.is_empty() {
             return Err(AttestError::TrailingBytes { part: crl, count_bytes: rest.len() });
         }

@@ -66,20 +66,12 @@ pub(crate) fn ms_of(time: ASN1Time) -> Result<u64, AttestError> {
 pub(crate) fn ms_of_rfc3339(text: &str, field: &'static str) -> Result<u64, AttestError> {
     let malformed = AttestError::Field { field, why: "not a date of the form 2025-01-31T00:00:00Z" };
     let bytes: &[u8; 20] = text.as_bytes().try_into().map_err(|_| malformed.clone())?;
-    let number = |digits: &[u8]| {
-        digits.iter().try_fold(0u64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
-    };
+    let number =
+        |digits: &[u8]| digits.iter().try_fold(0u64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')));
     let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b'T', h0, h1, b':', n0, n1, b':', s0, s1, b'Z'] = *bytes else {
         return Err(malformed);
     };
-    let fields = (
-        number(&[y0, y1, y2, y3]),
-        number(&[m0, m1]),
-        number(&[d0, d1]),
-        number(&[h0, h1]),
-        number(&[n0, n1]),
-        number(&[s0, s1]),
-    );
+    let fields = (number(&[y0, y1, y2, y3]), number(&[m0, m1]), number(&[d0, d1]), number(&[h0, h1]), number(&[n0, n1]), number(&[s0, s1]));
     let (Some(year), Some(month), Some(day), Some(hour), Some(minute), Some(second)) = fields else {
         return Err(malformed);
     };
@@ -126,7 +118,15 @@ mod tests {
 
     #[test]
     fn refuses_dates_that_do_not_exist() {
-        for text in ["2025-02-29T00:00:00Z", "2025-13-01T00:00:00Z", "2025-01-01T24:00:00Z", "2025-01-01 00:00:00Z", "2025-01-0aT00:00:00Z", "", "1969-12-31T23:59:59Z"] {
+        for text in [
+            "2025-02-29T00:00:00Z",
+            "2025-13-01T00:00:00Z",
+            "2025-01-01T24:00:00Z",
+            "2025-01-01 00:00:00Z",
+            "2025-01-0aT00:00:00Z",
+            "",
+            "1969-12-31T23:59:59Z",
+        ] {
             assert!(ms_of_rfc3339(text, "test").is_err(), "{text}");
         }
     }

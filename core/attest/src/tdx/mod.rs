@@ -22,7 +22,7 @@ use x509_parser::prelude::X509Certificate;
 
 pub(crate) use clock::ms_of_rfc3339;
 pub use pck::PckPlatform;
-pub use quote::{QUOTE_BYTES_MAX, QeReport, Quote, ServiceTdEx, TdBody, TdBody15};
+pub use quote::{QUOTE_BYTES_MAX, QeReport, Quote, ServiceTdEx, SignatureData, TdBody, TdBody15};
 pub use tcb::{LevelVerdict, TcbVerdict};
 
 use self::{
@@ -42,8 +42,6 @@ pub struct VerifiedTd {
     body: TdBody,
     version: u16,
     pck: PckPlatform,
-    pck_validity_ms: (u64, u64),
-    pck_issuer: String,
     tcb: TcbVerdict,
     earliest_expiry_ms: u64,
     software_root: bool,
@@ -65,16 +63,6 @@ impl VerifiedTd {
     #[must_use]
     pub const fn pck(&self) -> &PckPlatform {
         &self.pck
-    }
-    /// Validity of the PCK certificate, milliseconds since 1970.
-    #[must_use]
-    pub const fn pck_validity_ms(&self) -> (u64, u64) {
-        self.pck_validity_ms
-    }
-    /// Common name of the PCK certificate's issuer.
-    #[must_use]
-    pub fn pck_issuer(&self) -> &str {
-        &self.pck_issuer
     }
     /// TCB status and advisories; whether they are good enough is the caller's policy.
     #[must_use]
@@ -98,30 +86,46 @@ impl VerifiedTd {
     }
 }
 
+/// What a quote's PCK certificate says, before any of it is verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimedCertificate {
+    /// The platform.
+    pub platform: PckPlatform,
+    /// Common name of the issuer.
+    pub issuer: String,
+    /// Validity, milliseconds since 1970.
+    pub validity_ms: (u64, u64),
+}
+
 /// The FMSPC a quote claims: selects its collateral. Unverified; collateral of another platform is refused later.
 /// # Errors
 /// Parse classes of the quote, its chain and the PCK certificate.
 pub fn claimed_fmspc(quote: &[u8]) -> Result<[u8; 6], AttestError> {
-    claimed_platform(&Quote::parse(quote)?).map(|platform| platform.fmspc)
+    claimed_certificate(&Quote::parse(quote)?).map(|certificate| certificate.platform.fmspc)
 }
 
-fn claimed_platform(quote: &Quote<'_>) -> Result<PckPlatform, AttestError> {
-    let chain = pem::certificates(quote.pck_chain_pem, PCK_CHAIN)?;
+/// Reads the PCK certificate of a quote without verifying it.
+/// # Errors
+/// Parse classes of the chain and the PCK certificate.
+pub fn claimed_certificate(quote: &Quote<'_>) -> Result<ClaimedCertificate, AttestError> {
+    let chain = pem::certificates(quote.parts.pck_chain_pem, PCK_CHAIN)?;
     let leaf = chain.first().ok_or(AttestError::ChainInvalid { chain: PCK_CHAIN, why: "holds no certificate" })?;
-    PckPlatform::of(&chain::certificate(leaf, PCK_CHAIN)?, PCK_CHAIN)
+    let leaf = chain::certificate(leaf, PCK_CHAIN)?;
+    let issuer = leaf.issuer().iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default().to_owned();
+    Ok(ClaimedCertificate { platform: PckPlatform::of(&leaf, PCK_CHAIN)?, issuer, validity_ms: chain::validity_ms(&leaf)? })
 }
 
 /// Verifies a TDX quote against collateral at a given time.
 ///
 /// Steps: 1 parse · 2 root · 3 revocation lists and PCK path · 4 TCB info and QE identity signatures · 5 quote signatures ·
-/// 6 collateral is this platform's · 7 TCB levels · 8 TD attributes · 9 second verifier.
+/// 6 collateral is this platform's · 7 TCB levels · 8 TD attributes · 9 padding · 10 second verifier.
 /// # Errors
 /// One [`AttestError`] per reason; never a TCB status (except revoked), which is left to [`crate::TcbPolicy`].
 pub fn verify_quote(bytes: &[u8], collateral: &TdxCollateral, now_ms: u64, roots: &TrustRoots) -> Result<VerifiedTd, AttestError> {
     let quote = Quote::parse(bytes)?;
     let mut window = Window::at(now_ms);
 
-    let pck_ders = pem::certificates(quote.pck_chain_pem, PCK_CHAIN)?;
+    let pck_ders = pem::certificates(quote.parts.pck_chain_pem, PCK_CHAIN)?;
     let pck_chain = parse_all(&pck_ders, PCK_CHAIN)?;
     let root = chain::root_of(&pck_chain, roots, PCK_CHAIN)?;
     let anchor = chain::certificate(root.der(), "root certificate")?;
@@ -146,22 +150,22 @@ pub fn verify_quote(bytes: &[u8], collateral: &TdxCollateral, now_ms: u64, roots
 
     let pck = PckPlatform::of(leaf, PCK_CHAIN)?;
     tcb_info.check_platform(&pck)?;
-    qe_identity.check_enclave(&quote.qe_report)?;
-    let tcb = TcbVerdict::select(tcb_info.parsed(), qe_identity.parsed(), &pck, &quote.body, &quote.qe_report)?;
+    qe_identity.check_enclave(&quote.parts.qe_report)?;
+    let tcb = TcbVerdict::select(tcb_info.parsed(), qe_identity.parsed(), &pck, &quote.body, &quote.parts.qe_report)?;
     attributes::check(&quote.body, tcb_info.parsed())?;
     if tcb.overall.status == TcbStatus::Revoked {
         return Err(AttestError::TcbStatus { status: TcbStatus::Revoked.name().to_owned() });
     }
 
+    quote.require_padding()?;
+
     let verdict = VerifiedTd {
         version: quote.version,
-        pck_validity_ms: chain::validity_ms(leaf)?,
-        pck_issuer: intermediate.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default().to_owned(),
         pck,
         tcb,
         earliest_expiry_ms: window.earliest_expiry_ms(),
         software_root: root.is_software(),
-        padding_bytes: quote.padding_bytes,
+        padding_bytes: quote.trailing.len(),
         body: quote.body,
     };
     second::require_same(quote.meaningful, collateral, now_ms, root, &verdict)?;
@@ -177,17 +181,17 @@ fn verify_signatures(quote: &Quote<'_>, leaf: &X509Certificate<'_>) -> Result<()
     let pck_key = chain::p256_point(leaf.public_key())
         .ok_or_else(|| AttestError::Algorithm { part: PCK_CHAIN, got: leaf.public_key().algorithm.algorithm.to_id_string() })?;
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pck_key)
-        .verify(quote.qe_report_bytes, &quote.qe_report_signature)
+        .verify(quote.parts.qe_report_bytes, &quote.parts.qe_report_signature)
         .map_err(|_| AttestError::QeReportSignature)?;
 
-    let bound = digest(&SHA256, &[&quote.attestation_key, quote.qe_authentication].concat());
-    let (hash, filler) = quote.qe_report.report_data.split_at(32);
+    let bound = digest(&SHA256, &[&quote.parts.attestation_key, quote.parts.qe_authentication].concat());
+    let (hash, filler) = quote.parts.qe_report.report_data.split_at(32);
     if hash != bound.as_ref() || filler != [0; 32] {
         return Err(AttestError::QeReportBinding);
     }
 
-    let attestation_key = [&[0x04], &quote.attestation_key[..]].concat();
+    let attestation_key = [&[0x04], &quote.parts.attestation_key[..]].concat();
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &attestation_key)
-        .verify(quote.signed, &quote.signature)
+        .verify(quote.signed, &quote.parts.signature)
         .map_err(|_| AttestError::BodySignature)
 }

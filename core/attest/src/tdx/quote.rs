@@ -74,18 +74,10 @@ pub struct QeReport {
     pub report_data: [u8; 64],
 }
 
-/// A quote taken apart. Slices point into the given bytes.
+/// Everything in a quote that is not signed by its attestation key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quote<'a> {
-    /// 4 or 5.
-    pub version: u16,
-    /// Body type of a v5 quote.
-    pub body_type: Option<u16>,
-    /// The TD report.
-    pub body: TdBody,
-    /// Header and body as signed by the attestation key.
-    pub signed: &'a [u8],
-    /// `r ‖ s` over `signed`.
+pub struct SignatureData<'a> {
+    /// `r ‖ s` over header and body.
     pub signature: [u8; 64],
     /// `x ‖ y` of the attestation key, P-256.
     pub attestation_key: [u8; 64],
@@ -99,10 +91,25 @@ pub struct Quote<'a> {
     pub qe_authentication: &'a [u8],
     /// PEM chain: PCK certificate first.
     pub pck_chain_pem: &'a [u8],
+}
+
+/// A quote taken apart. Slices point into the given bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quote<'a> {
+    /// 4 or 5.
+    pub version: u16,
+    /// Body type of a v5 quote.
+    pub body_type: Option<u16>,
+    /// The TD report.
+    pub body: TdBody,
+    /// Header and body as signed by the attestation key.
+    pub signed: &'a [u8],
+    /// Signatures, keys and certificates.
+    pub parts: SignatureData<'a>,
     /// The quote without what follows its end.
     pub meaningful: &'a [u8],
-    /// Zero bytes after the end.
-    pub padding_bytes: usize,
+    /// What follows its end; see [`Self::require_padding`].
+    pub trailing: &'a [u8],
 }
 
 impl<'a> Quote<'a> {
@@ -127,11 +134,29 @@ impl<'a> Quote<'a> {
             return Err(AttestError::Malformed { part: "quote signature data", why: "its length reaches beyond the quote" });
         }
         let mut data = Reader::new(reader.take(signature_size)?, "quote signature data");
-        let padding = reader.rest();
-        if let Some(first) = padding.iter().position(|byte| *byte != 0) {
-            return Err(AttestError::TrailingBytes { part: "quote", count_bytes: padding.len().saturating_sub(first) });
-        }
+        let trailing = reader.rest();
+        let (meaningful, _) = bytes.split_at(bytes.len().saturating_sub(trailing.len()));
+        let short = |error| match error {
+            AttestError::Truncated { part, .. } => AttestError::Malformed { part, why: "its length does not cover its members" },
+            other => other,
+        };
+        let parts = SignatureData::parse(&mut data).map_err(short)?;
+        Ok(Self { version, body_type, body, signed, parts, meaningful, trailing })
+    }
 
+    /// Refuses anything but zero bytes after the end. Apart from parsing, so that a quote with two faults is refused for the graver one.
+    /// # Errors
+    /// [`AttestError::TrailingBytes`], counted from the first byte that is not zero.
+    pub fn require_padding(&self) -> Result<(), AttestError> {
+        match self.trailing.iter().position(|byte| *byte != 0) {
+            Some(first) => Err(AttestError::TrailingBytes { part: "quote", count_bytes: self.trailing.len().saturating_sub(first) }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<'a> SignatureData<'a> {
+    fn parse(data: &mut Reader<'a>) -> Result<Self, AttestError> {
         let signature = data.array()?;
         let attestation_key = data.array()?;
         if data.u16()? != CERTIFICATION_TYPE_QE_REPORT {
@@ -139,7 +164,7 @@ impl<'a> Quote<'a> {
         }
         let outer_size = data.u32()? as usize;
         let mut outer = Reader::new(data.claimed(outer_size, "outer certification data")?, "outer certification data");
-        finished(&data, "quote signature data")?;
+        finished(data, "quote signature data")?;
 
         let qe_report_bytes = outer.take(384)?;
         let qe_report = parse_qe_report(&mut Reader::new(qe_report_bytes, "qe report"))?;
@@ -158,22 +183,7 @@ impl<'a> Quote<'a> {
         let pck_chain_pem = outer.claimed(chain_size, "certification data")?;
         finished(&outer, "outer certification data")?;
 
-        let (meaningful, _) = bytes.split_at(bytes.len().saturating_sub(padding.len()));
-        Ok(Self {
-            version,
-            body_type,
-            body,
-            signed,
-            signature,
-            attestation_key,
-            qe_report_bytes,
-            qe_report,
-            qe_report_signature,
-            qe_authentication,
-            pck_chain_pem,
-            meaningful,
-            padding_bytes: padding.len(),
-        })
+        Ok(Self { signature, attestation_key, qe_report_bytes, qe_report, qe_report_signature, qe_authentication, pck_chain_pem })
     }
 }
 
@@ -301,7 +311,8 @@ mod tests {
         let size = bytes.len();
         bytes.extend([0; 70]);
         let quote = Quote::parse(&bytes).unwrap();
-        assert_eq!((quote.version, quote.padding_bytes, quote.meaningful.len()), (4, 70, size));
+        assert_eq!((quote.version, quote.trailing.len(), quote.meaningful.len()), (4, 70, size));
+        assert_eq!(quote.require_padding(), Ok(()));
         assert_eq!(quote.signed.len(), HEADER_BYTES + BODY_TD_1_0_BYTES);
     }
 
@@ -309,7 +320,8 @@ mod tests {
     fn refuses_bytes_after_the_end() {
         let mut bytes = quote_v4();
         bytes.extend([0, 0, 7, 0]);
-        assert_eq!(Quote::parse(&bytes), Err(AttestError::TrailingBytes { part: "quote", count_bytes: 2 }));
+        let refused = AttestError::TrailingBytes { part: "quote", count_bytes: 2 };
+        assert_eq!(Quote::parse(&bytes).unwrap().require_padding(), Err(refused));
     }
 
     #[test]
@@ -326,6 +338,15 @@ mod tests {
         bytes[at] += 1;
         bytes.push(0);
         assert_eq!(Quote::parse(&bytes), Err(AttestError::Length { part: "quote signature data", length_bytes: 1, limit_bytes: 0 }));
+    }
+
+    #[test]
+    fn refuses_a_signature_length_of_zero() {
+        let mut bytes = quote_v4();
+        let at = HEADER_BYTES + BODY_TD_1_0_BYTES;
+        bytes[at..at + 4].fill(0);
+        let refused = AttestError::Malformed { part: "quote signature data", why: "its length does not cover its members" };
+        assert_eq!(Quote::parse(&bytes), Err(refused));
     }
 
     proptest! {

@@ -22,7 +22,8 @@ pub(super) fn require_same(
     if status_of(&report.status).map(ours) != Some(tcb.overall.status) || report.advisory_ids != tcb.overall.advisory_ids {
         return Err(differs("tcb status"));
     }
-    let level = |level: &dcap_qvl::TcbStatusWithAdvisory| LevelVerdict { status: ours(level.status), advisory_ids: level.advisory_ids.clone() };
+    let level =
+        |level: &dcap_qvl::TcbStatusWithAdvisory| LevelVerdict { status: ours(level.status), advisory_ids: level.advisory_ids.clone() };
     if level(&report.platform_status) != tcb.platform || level(&report.qe_status) != tcb.qe {
         return Err(differs("platform or qe status"));
     }

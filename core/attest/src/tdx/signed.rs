@@ -145,7 +145,5 @@ fn verify_text(
     root_crl.check(signer, chain)?;
     let key = chain::p256_point(signer.public_key())
         .ok_or_else(|| AttestError::Algorithm { part: chain, got: signer.public_key().algorithm.algorithm.to_id_string() })?;
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key)
-        .verify(text, signature)
-        .map_err(|_| AttestError::CollateralSignature { part })
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key).verify(text, signature).map_err(|_| AttestError::CollateralSignature { part })
 }

@@ -99,17 +99,10 @@ fn module_level(tcb_info: &TcbInfo, tee_tcb_svn: &[u8; 16]) -> Result<Option<Lev
 }
 
 fn qe_level(qe_identity: &QeIdentity, isv_svn: u16) -> Result<LevelVerdict, AttestError> {
-    let level = qe_identity
-        .tcb_levels
-        .iter()
-        .find(|level| level.tcb.isvsvn <= isv_svn)
-        .ok_or(AttestError::NoTcbLevel { part: "qe identity" })?;
+    let level =
+        qe_identity.tcb_levels.iter().find(|level| level.tcb.isvsvn <= isv_svn).ok_or(AttestError::NoTcbLevel { part: "qe identity" })?;
     match level.tcb_status {
-        Status::UpToDate
-        | Status::OutOfDate
-        | Status::Revoked
-        | Status::ConfigurationNeeded
-        | Status::OutOfDateConfigurationNeeded => {
+        Status::UpToDate | Status::OutOfDate | Status::Revoked | Status::ConfigurationNeeded | Status::OutOfDateConfigurationNeeded => {
             Ok(LevelVerdict { status: ours(level.tcb_status), advisory_ids: level.advisory_ids.clone() })
         }
         _ => Err(misplaced("qe identity")),

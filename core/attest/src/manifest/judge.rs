@@ -1,0 +1,136 @@
+//! Judges one vector as the product would: role files in, refusal or acceptance out. Owns: which checks a platform's vector takes.
+
+use std::collections::BTreeMap;
+
+use dstack_protocol::UnixMillis;
+
+use super::{Vector, facts};
+use crate::{
+    AttestError, TcbPolicy, TdxCollateral, TrustRoots, eventlog,
+    eventlog::ccel,
+    nitro,
+    tdx::{self, TcbVerdict},
+};
+
+/// What the verifiers said of one vector.
+pub(super) struct Judged {
+    pub(super) result: Result<(), AttestError>,
+    /// TCB status, where a quote was verified so far.
+    pub(super) tcb: Option<TcbVerdict>,
+    /// The first identity fact that is not the manifest's.
+    pub(super) difference: Option<String>,
+}
+
+impl From<Result<(), AttestError>> for Judged {
+    fn from(result: Result<(), AttestError>) -> Self {
+        Self { result, tcb: None, difference: None }
+    }
+}
+
+type Contents<'a> = BTreeMap<&'a str, Vec<u8>>;
+
+/// Judges `vector`; the error is a line about the manifest, not about the evidence.
+pub(super) fn judge(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+    match vector.platform.as_str() {
+        "nitro" => judge_enclave(vector, contents),
+        "ccel" => judge_log(vector, contents),
+        _ => judge_td(vector, contents),
+    }
+}
+
+fn judge_td(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+    let quote = role(contents, "quote")?;
+    let now_ms = valid_at(vector)?;
+    let roots = roots(vector, contents)?;
+    let collateral = TdxCollateral::parse(role(contents, "collateral")?);
+    let difference = vector.identity.as_ref().and_then(|identity| facts::td_difference(identity, quote));
+    let verified = collateral.and_then(|collateral| tdx::verify_quote(quote, &collateral, now_ms, &roots));
+    let verified = match verified {
+        Ok(verified) => verified,
+        // An SGX quote is refused before its identity can be read; `identity` then speaks of another kind of report.
+        Err(error @ AttestError::WrongTee { .. }) => return Ok(Judged::from(Err(error))),
+        Err(error) => return Ok(Judged { result: Err(error), tcb: None, difference }),
+    };
+    let result = check_expected(vector, contents, &verified)?.and_then(|()| check_logs(contents, &verified));
+    let result = result.and_then(|()| TcbPolicy::default().check(verified.tcb().overall.status));
+    Ok(Judged { result, tcb: Some(verified.tcb().clone()), difference })
+}
+
+/// What the caller of the vector compares beside the verifier.
+fn check_expected(vector: &Vector, contents: &Contents<'_>, td: &tdx::VerifiedTd) -> Result<Result<(), AttestError>, String> {
+    let body = td.body();
+    if contents.get("report_data").is_some_and(|expected| *expected != body.report_data) {
+        return Ok(Err(AttestError::ReportData));
+    }
+    for (name, value) in expected(vector) {
+        let value = hex::decode(value).map_err(|_| format!("expected {name} is not hex"))?;
+        match name.as_str() {
+            "report_data" if value != body.report_data => return Ok(Err(AttestError::ReportData)),
+            "mr_td" if value != body.mr_td => return Ok(Err(AttestError::Measurement { register: "mr_td" })),
+            "report_data" | "mr_td" => {}
+            _ => return Err(format!("expected {name} is not known for this platform")),
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn check_logs(contents: &Contents<'_>, td: &tdx::VerifiedTd) -> Result<(), AttestError> {
+    if let Some(log) = contents.get("event_log") {
+        eventlog::prove_json(log, &td.body().rtmr)?;
+    }
+    match contents.get("ccel") {
+        Some(area) => ccel::replay(area)?.check(&td.body().rtmr),
+        None => Ok(()),
+    }
+}
+
+fn judge_enclave(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+    let now = UnixMillis(valid_at(vector)?);
+    let verified = match nitro::verify(role(contents, "document")?, &roots(vector, contents)?, now) {
+        Ok(verified) => verified,
+        Err(error) => return Ok(Judged::from(Err(error))),
+    };
+    for (name, value) in expected(vector) {
+        let value = hex::decode(value).map_err(|_| format!("expected {name} is not hex"))?;
+        match name.as_str() {
+            "user_data" if verified.user_data() != Some(&value) => return Ok(Judged::from(Err(AttestError::UserData))),
+            "nonce" if verified.nonce() != Some(&value) => return Ok(Judged::from(Err(AttestError::Nonce))),
+            "report_data" if verified.user_data() != Some(&value) => return Ok(Judged::from(Err(AttestError::ReportData))),
+            "user_data" | "nonce" | "report_data" => {}
+            _ => return Err(format!("expected {name} is not known for this platform")),
+        }
+    }
+    let difference = vector.identity.as_ref().and_then(|identity| facts::enclave_difference(identity, &verified));
+    Ok(Judged { result: Ok(()), tcb: None, difference })
+}
+
+fn judge_log(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+    let replay = match ccel::replay(role(contents, "ccel")?) {
+        Ok(replay) => replay,
+        Err(error) => return Ok(Judged::from(Err(error))),
+    };
+    let difference = vector.identity.as_ref().and_then(|identity| facts::log_difference(identity, &replay));
+    Ok(Judged { result: Ok(()), tcb: None, difference })
+}
+
+fn role<'c>(contents: &'c Contents<'_>, role: &str) -> Result<&'c [u8], String> {
+    contents.get(role).map(Vec::as_slice).ok_or_else(|| format!("no file of role {role}"))
+}
+
+fn valid_at(vector: &Vector) -> Result<u64, String> {
+    let text = vector.valid_at.as_deref().ok_or("no valid_at")?;
+    tdx::ms_of_rfc3339(text, "valid_at").map_err(|error| error.to_string())
+}
+
+fn expected(vector: &Vector) -> impl Iterator<Item = (&String, &String)> {
+    vector.context.iter().filter_map(|context| context.expected.as_ref()).flatten()
+}
+
+/// The vendors' roots, or the vector's own in their place.
+fn roots(vector: &Vector, contents: &Contents<'_>) -> Result<TrustRoots, String> {
+    let replaced = vector.context.as_ref().is_some_and(|context| context.trust_root.is_some());
+    if !replaced {
+        return Ok(TrustRoots::production());
+    }
+    TrustRoots::none().with_software_root(role(contents, "trust_root")?).map_err(|error| format!("trust root: {error}"))
+}

@@ -1,0 +1,61 @@
+//! Runs the published vectors through the verifiers: every expectation of the manifest, class included, and the identity of the
+//! real ones. The vectors lie outside the repository; without them the tests say so and pass, except where `CI` is set.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+use std::path::PathBuf;
+
+use dstack_attest::manifest;
+
+/// The manifest, or `None` where there is none.
+#[allow(clippy::disallowed_methods, reason = "a test finds its files through the environment")]
+fn manifest_path() -> Option<PathBuf> {
+    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors");
+    let folder = std::env::var("DSTACK_VECTORS").map_or_else(|_| beside(), PathBuf::from);
+    let path = folder.join("manifest.json");
+    if path.exists() {
+        return Some(path);
+    }
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "the vectors have to be there in CI: set DSTACK_VECTORS");
+    println!("skipped: no vectors at {}", path.display());
+    None
+}
+
+fn run(platforms: &[&str]) -> Option<manifest::Report> {
+    let report = manifest::check(&manifest_path()?, Some(platforms)).unwrap();
+    for line in report.failures.iter().chain(&report.differing) {
+        println!("{line}");
+    }
+    println!(
+        "{} right, {} wrong, {} recommended differ, {} skipped",
+        report.right, report.wrong, report.recommended_differ, report.skipped
+    );
+    Some(report)
+}
+
+#[test]
+fn all_td_vectors_are_judged_as_expected() {
+    let Some(report) = run(&["tdx", "dstack-tdx", "gcp-tdx"]) else { return };
+    assert_eq!((report.wrong, report.skipped), (0, 0));
+    assert_eq!(report.right + report.recommended_differ, 489);
+}
+
+#[test]
+fn all_enclave_vectors_are_judged_as_expected() {
+    let Some(report) = run(&["nitro"]) else { return };
+    assert_eq!((report.wrong, report.skipped), (0, 0));
+    assert_eq!(report.right + report.recommended_differ, 164);
+}
+
+#[test]
+fn firmware_logs_replay_and_sgx_is_refused() {
+    let Some(report) = run(&["ccel", "sgx"]) else { return };
+    assert_eq!((report.right, report.wrong), (5, 0));
+}
+
+#[test]
+fn other_platforms_are_named_and_not_judged() {
+    let Some(report) = run(&["sev-snp", "no-such-platform"]) else { return };
+    assert!(!report.passed());
+    assert_eq!(report.not_judged["no-such-platform"], 0);
+    assert!(report.not_judged["sev-snp"] > 0);
+}
