@@ -1,1 +1,39 @@
-//! Openraft: types, network, state machine, linearizable reads.
+//! Consensus: openraft over our own log format, network and state machine contract.
+//!
+//! Owns: the Raft node of a seat, its RPCs and what is checked of them, snapshots at checkpoint positions, linearizable reads.
+//! Never: shares, sockets, a rule of the KMS outside [`machine`](crate::contract::Machine), or an openraft type in its public face.
+//! Source: architecture.md §2 and §7, threshold.md §2.6, dependencies.md §3.1, §6, §7.
+//!
+//! - [`contract`]: what Raft asks of the machine, the audit store and observers.
+//! - [`handle`], [`error`], [`status`], [`config`]: what the node uses.
+//! - [`transport`], [`guard`]: what peers may ask, and what is refused.
+//! - [`format`], [`rpc`]: bytes on disk and between nodes.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+pub mod config;
+pub mod contract;
+mod disk;
+pub mod error;
+pub mod format;
+pub mod guard;
+pub mod handle;
+mod lead;
+pub mod metrics;
+mod network;
+mod receive;
+pub mod rpc;
+mod server;
+pub mod status;
+pub mod transport;
+mod types;
+
+pub use apply::StateBroken;
+pub use config::RaftConfig;
+pub use contract::{Applied, AppliedAt, AppliedObserver, Leaf, LeafSink, Machine, NoObserver};
+pub use error::{MembersError, ProposeError, ReadError, StartError, Stopped};
+pub use guard::{Abstention, Fork, Refused};
+pub use handle::{AppliedWatch, Committed, Parts, RaftHandle};
+pub use status::{Leadership, RaftStatus};
+pub use transport::{RpcKind, Transport, TransportError};
