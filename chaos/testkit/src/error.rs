@@ -33,7 +33,8 @@ pub enum TestkitError {
     /// The system gave no random bytes. The machine's fault: retry.
     #[error("no randomness: {0}")]
     Randomness(String),
-    /// The asking process could not be measured: it ended, or its executable cannot be read. Client's or permissions' fault.
+    /// The asking process could not be measured: it ended, or its executable cannot be read. Without root the client has to stay
+    /// inspectable (`Hardening::inspectable`) and to belong to the same user.
     #[error("process {pid} cannot be measured: {reason}")]
     Unmeasurable {
         /// Process id from the socket's peer credentials; 0 for a process of another pid namespace.

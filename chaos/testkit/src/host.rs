@@ -3,7 +3,7 @@
 
 use dstack_protocol::{Platform, UnixMillis};
 use dstack_secret::Secret;
-use dstack_tee::software::protocol::{Booted, EmulatedPlatform};
+use dstack_tee::software::protocol::{Boot, Booted, Description, EmulatedPlatform, HexBytes, PROTOCOL_VERSION};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -11,7 +11,7 @@ use crate::error::TestkitError;
 use crate::eventlog::{RuntimeEvent, json_log};
 use crate::evidence;
 use crate::key::derive_secret;
-use crate::measure::Measured;
+use crate::measure::{Guest, Measured};
 use crate::nitro::EnclaveHost;
 use crate::roots::SoftwareRoots;
 use crate::tdx::{PlatformSpec, QuoteFormat, QuotingEnclave};
@@ -130,9 +130,35 @@ impl Host {
 
     /// The identity that a verifier will see; `None` for a node.
     pub fn booted(&self, measured: &Measured) -> Option<Booted> {
+        match measured {
+            Measured::Executable(_) => None,
+            Measured::Guest(guest) => Some(self.identity_of(guest)),
+        }
+    }
+
+    /// Boots a guest: what is measured from here on, and the identity that a verifier will see.
+    pub fn boot(&self, boot: &Boot) -> (Measured, Booted) {
+        let guest = Guest::new(boot);
+        let booted = self.identity_of(&guest);
+        (Measured::Guest(Box::new(guest)), booted)
+    }
+
+    fn identity_of(&self, guest: &Guest) -> Booted {
         match self.hardware {
-            Hardware::Tdx { .. } => measured.booted_tdx(),
-            Hardware::Nitro(_) => measured.booted_nitro(),
+            Hardware::Tdx { .. } => guest.booted_tdx(),
+            Hardware::Nitro(_) => guest.booted_nitro(),
+        }
+    }
+
+    /// What the device protocol says of this machine while `measured` runs on it.
+    pub fn description(&self, measured: &Measured) -> Description {
+        Description {
+            version: PROTOCOL_VERSION,
+            platform: self.emulated(),
+            root_der: HexBytes(self.root_der.clone()),
+            measurement: HexBytes(self.measurement(measured)),
+            platform_identity: HexBytes(self.identity()),
+            collateral: self.collateral.clone(),
         }
     }
 

@@ -12,6 +12,7 @@ pub mod eventlog;
 pub mod evidence;
 mod host;
 mod key;
+mod machine;
 mod measure;
 pub mod nitro;
 mod roots;
@@ -21,6 +22,7 @@ mod x509;
 
 pub use error::TestkitError;
 pub use host::{Attested, Host};
+pub use machine::Machine;
 pub use measure::{Guest, Measured, TdRegisters};
 pub use roots::{SoftwareRoots, Summary, public_files};
 pub use validity::{Validity, rfc3339};

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_runtime::shutdown::Shutdown;
+use dstack_runtime::telemetry::{LogFormat, init_logging};
 use dstack_tee::software::frame::{read_frame, write_frame};
 use dstack_tee::software::protocol::{Request, Response};
 use dstack_testkit::device::{Executables, MachineSpec, serve};
@@ -114,6 +115,7 @@ fn init(dir: &std::path::Path) -> anyhow::Result<()> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn tee(dir: &std::path::Path, machines: &[MachineSpec], mode: u32, with_parent: bool) -> anyhow::Result<()> {
+    init_logging(LogFormat::Pretty, "info")?;
     let shutdown = Shutdown::on_signals().context("signal handlers")?;
     if with_parent {
         let term = Some(rustix::process::Signal::TERM);
@@ -150,9 +152,14 @@ fn measure(platform: PlatformName, exe: Option<PathBuf>, compose: Option<PathBuf
         (None, Some(path)) => Measured::compose(&read(path)?),
         (None, None) => anyhow::bail!("give --exe or --compose"),
     };
-    let (measurement, booted) = match platform {
-        PlatformName::Tdx => (measured.tdx_measurement(), measured.booted_tdx()),
-        PlatformName::Nitro => (measured.nitro_measurement(), measured.booted_nitro()),
+    let measurement = match platform {
+        PlatformName::Tdx => measured.tdx_measurement(),
+        PlatformName::Nitro => measured.nitro_measurement(),
+    };
+    let booted = match (platform, &measured) {
+        (_, Measured::Executable(_)) => None,
+        (PlatformName::Tdx, Measured::Guest(guest)) => Some(guest.booted_tdx()),
+        (PlatformName::Nitro, Measured::Guest(guest)) => Some(guest.booted_nitro()),
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "measurement={}", hex::encode(&measurement))?;

@@ -49,21 +49,7 @@ impl Measured {
 
     /// A guest booted as the software device boots it.
     pub fn guest(boot: &Boot) -> Self {
-        let compose_hash: [u8; 32] = Sha256::digest(&boot.compose.0).into();
-        let app_id = boot.app_id.map_or_else(|| first_20(&compose_hash), |HexArray(id)| id);
-        let instance_id = boot
-            .instance_seed
-            .as_ref()
-            .map_or_else(Vec::new, |seed| first_20(&Sha256::new().chain_update(&seed.0).chain_update(app_id).finalize()).to_vec());
-        let none = KeyProvider { name: "none".to_owned(), id: String::new() };
-        let key_provider = serde_json::to_vec(boot.key_provider.as_ref().unwrap_or(&none)).expect("two strings are always JSON");
-        Self::Guest(Box::new(Guest {
-            compose_sha384: Sha384::digest(&boot.compose.0).into(),
-            compose_hash,
-            app_id,
-            instance_id,
-            key_provider,
-        }))
+        Self::Guest(Box::new(Guest::new(boot)))
     }
 
     /// A guest of this compose document with the default app id, no instance id and no key provider.
@@ -99,7 +85,7 @@ impl Measured {
     pub fn pcrs(&self) -> [[u8; 48]; 3] {
         match self {
             Self::Executable(digest) => [extend_pcr(digest), described("node: PCR1"), described("node: PCR2")],
-            Self::Guest(guest) => [extend_pcr(&guest.compose_sha384), described("guest image: PCR1"), described("guest image: PCR2")],
+            Self::Guest(guest) => guest.pcrs(),
         }
     }
 
@@ -131,29 +117,35 @@ impl Measured {
     pub fn nitro_measurement(&self) -> Vec<u8> {
         self.pcrs().concat()
     }
+}
 
-    /// The identity that verified TDX evidence of this guest shows; `None` for a node.
-    pub fn booted_tdx(&self) -> Option<Booted> {
-        match self {
-            Self::Executable(_) => None,
-            Self::Guest(guest) => Some(Booted {
-                app_id: HexArray(guest.app_id),
-                compose_hash: HexArray(guest.compose_hash),
-                instance_id: HexBytes(guest.instance_id.clone()),
-            }),
-        }
+impl Guest {
+    /// Boots as the protocol says.
+    pub(crate) fn new(boot: &Boot) -> Self {
+        let compose_hash: [u8; 32] = Sha256::digest(&boot.compose.0).into();
+        let app_id = boot.app_id.map_or_else(|| first_20(&compose_hash), |HexArray(id)| id);
+        let instance_id = boot
+            .instance_seed
+            .as_ref()
+            .map_or_else(Vec::new, |seed| first_20(&Sha256::new().chain_update(&seed.0).chain_update(app_id).finalize()).to_vec());
+        let none = KeyProvider { name: "none".to_owned(), id: String::new() };
+        let key_provider = serde_json::to_vec(boot.key_provider.as_ref().unwrap_or(&none)).expect("two strings are always JSON");
+        Self { compose_sha384: Sha384::digest(&boot.compose.0).into(), compose_hash, app_id, instance_id, key_provider }
+    }
+
+    fn pcrs(&self) -> [[u8; 48]; 3] {
+        [extend_pcr(&self.compose_sha384), described("guest image: PCR1"), described("guest image: PCR2")]
+    }
+
+    /// The identity that verified TDX evidence of this guest shows.
+    pub fn booted_tdx(&self) -> Booted {
+        Booted { app_id: HexArray(self.app_id), compose_hash: HexArray(self.compose_hash), instance_id: HexBytes(self.instance_id.clone()) }
     }
 
     /// The identity that verified Nitro evidence of this guest shows: the image hash as compose hash, no instance id.
-    pub fn booted_nitro(&self) -> Option<Booted> {
-        match self {
-            Self::Executable(_) => None,
-            Self::Guest(guest) => Some(Booted {
-                app_id: HexArray(guest.app_id),
-                compose_hash: HexArray(self.nitro_image_hash()),
-                instance_id: HexBytes(Vec::new()),
-            }),
-        }
+    pub fn booted_nitro(&self) -> Booted {
+        let image_hash = Sha256::digest(self.pcrs().as_flattened()).into();
+        Booted { app_id: HexArray(self.app_id), compose_hash: HexArray(image_hash), instance_id: HexBytes(Vec::new()) }
     }
 }
 
@@ -193,10 +185,17 @@ mod tests {
         assert_ne!(app.nitro_measurement()[..48], changed.nitro_measurement()[..48]);
     }
 
+    fn guest_of(measured: Measured) -> Guest {
+        match measured {
+            Measured::Guest(guest) => *guest,
+            Measured::Executable(_) => panic!("a node"),
+        }
+    }
+
     #[test]
     fn boot_follows_the_protocol() {
         let hash: [u8; 32] = Sha256::digest(b"{}").into();
-        let plain = Measured::compose(b"{}").booted_tdx().unwrap();
+        let plain = guest_of(Measured::compose(b"{}")).booted_tdx();
         assert_eq!(plain.app_id.0, hash[..20]);
         assert_eq!(plain.compose_hash.0, hash);
         assert!(plain.instance_id.0.is_empty());
@@ -209,7 +208,7 @@ mod tests {
         });
         let names: Vec<_> = guest.td_registers().events.into_iter().map(|event| event.name).collect();
         assert_eq!(names, ["system-preparing", "app-id", "compose-hash", "instance-id", "boot-mr-done", "key-provider", "system-ready"]);
-        let booted = guest.booted_tdx().unwrap();
+        let booted = guest_of(guest.clone()).booted_tdx();
         assert_eq!(booted.app_id.0, [9; 20]);
         let instance = Sha256::new().chain_update(b"seed").chain_update([9; 20]).finalize();
         assert_eq!(booted.instance_id.0, instance[..20]);

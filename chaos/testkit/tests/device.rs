@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifyContext, verify};
+use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_tee::software::frame::{read_frame, write_frame};
 use dstack_tee::software::protocol::{
     Boot, COMPOSE_BYTES_MAX, Description, EmulatedPlatform, HexArray, HexBytes, KeyHex, RefusedCode, Request, Response,
@@ -300,4 +302,33 @@ fn a_dead_servers_socket_is_replaced() {
     terminate(&child);
     assert!(wait(&mut child).success());
     assert!(!socket.exists());
+}
+
+#[test]
+fn the_products_client_gets_evidence_that_the_products_verifier_accepts() {
+    let device = Device::start(&[]);
+    for name in ["a", "n"] {
+        let tee = dstack_tee::open(&format!("software:{}", device.socket(name).display())).unwrap();
+        let description = tee.describe().unwrap();
+        let collateral = description.collateral.as_ref().map(|json| CollateralBundle::parse(json.as_bytes()).unwrap());
+        let collateral = collateral.unwrap_or_else(CollateralBundle::empty);
+        let roots = TrustRoots::production().with_software_root(&description.root_der.0).unwrap();
+        let judge = |evidence: &[u8]| {
+            let now = SystemClock::new().now();
+            verify(evidence, &VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &TcbPolicy::default() }).unwrap()
+        };
+        let node = judge(&tee.evidence([1; 64]).unwrap());
+        assert_eq!(node.measurement(), description.measurement.0);
+        assert_eq!(node.platform_identity(), description.platform_identity.0);
+        assert_eq!((node.report_data(), node.app_id()), (&[1; 64], None));
+
+        let Request::Boot(boot) = boot(COMPOSE) else { panic!() };
+        let booted = tee.boot_app(boot).unwrap();
+        let guest = judge(&tee.evidence([2; 64]).unwrap());
+        assert_eq!(guest.app_id().unwrap().0, booted.app_id.0);
+        assert_eq!(guest.compose_hash().unwrap(), booted.compose_hash.0);
+        assert_eq!(guest.measurement(), tee.describe().unwrap().measurement.0);
+        assert!(guest.software_root() && tee.is_software());
+        assert!(tee.platform_key(b"seal").unwrap().unwrap().expose(|key| key != &[0; 32]));
+    }
 }

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use dstack_runtime::clock::Clock;
 use dstack_tee::software::frame::{read_frame, write_frame};
 use dstack_tee::software::protocol::{
-    Boot, COMPOSE_BYTES_MAX, Description, HexArray, HexBytes, KeyHex, PROTOCOL_VERSION, PURPOSE_BYTES_MAX, Quote, Refused, RefusedCode,
-    Request, Response,
+    Boot, COMPOSE_BYTES_MAX, HexArray, HexBytes, KeyHex, PURPOSE_BYTES_MAX, Quote, Refused, RefusedCode, Request, Response,
 };
 use zeroize::Zeroizing;
 
@@ -55,7 +54,7 @@ impl<'a> Connection<'a> {
 
     fn answer(&mut self, request: Request) -> std::result::Result<Response, Refused> {
         match request {
-            Request::Describe => self.describe(),
+            Request::Describe => Ok(Response::Description(self.host.description(self.measured()?))),
             Request::Boot(boot) => self.boot(&boot),
             Request::Evidence { report_data: HexArray(report_data) } => {
                 let evidence = self.host.evidence(self.measured()?, &report_data, self.clock.now()).map_err(failed)?;
@@ -73,26 +72,14 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn describe(&self) -> std::result::Result<Response, Refused> {
-        Ok(Response::Description(Description {
-            version: PROTOCOL_VERSION,
-            platform: self.host.emulated(),
-            root_der: HexBytes(self.host.root_der().to_vec()),
-            measurement: HexBytes(self.host.measurement(self.measured()?)),
-            platform_identity: HexBytes(self.host.identity()),
-            collateral: self.host.collateral().map(str::to_owned),
-        }))
-    }
-
     fn boot(&mut self, boot: &Boot) -> std::result::Result<Response, Refused> {
         bounded("compose", boot.compose.0.len(), COMPOSE_BYTES_MAX)?;
         if matches!(self.measured, Ok(Measured::Guest(_))) {
             return Err(Refused { code: RefusedCode::AlreadyBooted, message: "this connection has booted a guest".to_owned() });
         }
-        let guest = Measured::guest(boot);
-        let booted = self.host.booted(&guest);
+        let (guest, booted) = self.host.boot(boot);
         self.measured = Ok(guest);
-        booted.map(Response::Booted).ok_or_else(|| Refused { code: RefusedCode::Internal, message: "no guest booted".to_owned() })
+        Ok(Response::Booted(booted))
     }
 
     fn measured(&self) -> std::result::Result<&Measured, Refused> {
@@ -150,7 +137,7 @@ impl Read for Patient<'_> {
     }
 }
 
-/// How long a connection may be silent between two requests: a guest keeps its connection as long as it runs.
-const IDLE_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a connection may be silent between two requests; clients connect, and boot, again.
+const IDLE_TIME: Duration = Duration::from_secs(24 * 3600);
 /// How long one frame may take, in either direction.
 const FRAME_TIME: Duration = Duration::from_secs(10);
