@@ -287,6 +287,14 @@ pub enum SegmentError {
         /// The position that should come next.
         position: u64,
     },
+    /// Whole batches at the end are missing that were acknowledged. The disk's fault or an attacker's.
+    #[error("audit segments end before position {found_next}, but everything before {acknowledged_next} was acknowledged; {REJOIN}")]
+    TailLost {
+        /// First position that is not there.
+        found_next: u64,
+        /// First position not known to be acknowledged.
+        acknowledged_next: u64,
+    },
     /// Positions must follow without a gap. Caller's fault.
     #[error("audit position {got} does not follow: {expected} is next")]
     NotContiguous {

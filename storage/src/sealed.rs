@@ -29,6 +29,7 @@ use self::anchor::Anchor;
 pub use self::head::LogBounds;
 use self::head::{Fingerprint, Head};
 pub use self::record::RecordKey;
+pub(crate) use self::record::hex;
 use self::record::{Keys, StoreId};
 use crate::engine::{Batch, Engine, Page, Tree, scan};
 use crate::error::{EngineError, StoreError};
@@ -346,11 +347,7 @@ fn create(engine: &dyn Engine, key: &RecordKey, anchor_path: Option<&Path>) -> R
     for tree in Tree::ALL {
         // Records without a header: someone removed the header, or the engine lost it.
         if engine.last(tree)?.is_some() {
-            return Err(StoreError::Tampered {
-                tree: Tree::Meta,
-                key: record::hex(KEY_STORE),
-                detail: "missing, while other records exist",
-            });
+            return Err(StoreError::Tampered { tree: Tree::Meta, key: hex(KEY_STORE), detail: "missing, while other records exist" });
         }
     }
     let id = StoreId::random()?;
@@ -366,7 +363,7 @@ fn create(engine: &dyn Engine, key: &RecordKey, anchor_path: Option<&Path>) -> R
 
 fn read_head(engine: &dyn Engine, keys: &Keys) -> Result<Head, StoreError> {
     let Some(stored) = engine.get(Tree::Meta, KEY_HEAD)? else {
-        return Err(StoreError::Tampered { tree: Tree::Meta, key: record::hex(KEY_HEAD), detail: "missing" });
+        return Err(StoreError::Tampered { tree: Tree::Meta, key: hex(KEY_HEAD), detail: "missing" });
     };
     Head::decode(&keys.open(Tree::Meta, KEY_HEAD, &stored)?.value)
 }
@@ -381,7 +378,7 @@ fn check_trees(engine: &dyn Engine, keys: &Keys, head: &Head) -> Result<(), Stor
                 return if key == KEY_STORE || key == KEY_HEAD {
                     Ok(())
                 } else {
-                    Err(StoreError::Tampered { tree, key: record::hex(key), detail: "does not belong there" })
+                    Err(StoreError::Tampered { tree, key: hex(key), detail: "does not belong there" })
                 };
             }
             keys.open(tree, key, stored)?;
