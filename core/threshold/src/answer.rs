@@ -14,6 +14,7 @@ use hpke::kem::X25519HkdfSha256;
 use hpke::rand_core::{TryCryptoRng, TryRng};
 use hpke::{Deserializable as _, Kem, OpModeR, OpModeS, Serializable as _};
 use sha2::{Digest as _, Sha512};
+use zeroize::Zeroize as _;
 
 /// Why an answer cannot be sealed or opened.
 #[non_exhaustive]
@@ -72,7 +73,7 @@ pub struct AnswerContext<'a> {
     pub req_hash: &'a [u8; 32],
 }
 
-/// Seals a partial to the request's `epk`. `rng`: 32 fresh bytes from the operating system, used once.
+/// Seals a partial to the request's `epk` and wipes it. `rng`: 32 fresh bytes from the operating system, used once.
 ///
 /// # Errors
 /// [`AnswerError::RecipientKey`].
@@ -81,6 +82,7 @@ pub fn seal_partial(plain: &PartialPlain, context: &AnswerContext<'_>, epk: &[u8
     let info = hpke_info(context.cluster_id, context.generation, context.req_hash);
     let aad = hpke_aad(plain.index, plain.epoch);
     let plaintext = SecretBytes::take(plain.encode());
+    plain.elements.zeroize();
     let (kem, ct) = plaintext
         .expose(|plaintext| {
             hpke::single_shot_seal_with_rng::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
@@ -184,11 +186,27 @@ mod tests {
     const CONTEXT: AnswerContext<'static> = AnswerContext { cluster_id: &CLUSTER, generation: Generation(0), req_hash: &[9; 32] };
 
     #[test]
+    fn rfc_9180_a_2_1_opens_under_this_suite() {
+        let bytes = |text| hex::decode(text).unwrap();
+        let private = bytes("8057991eef8f1f1af18f4a9491d16a1ce333f695d4db8e38da75975c4478e0fb");
+        let kem = bytes("1afa08d3dec047a643885163f1180476fa7ddb54c6a8029ea33f95796bf2ac4a");
+        let opened = hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
+            &OpModeR::Base,
+            &<X25519HkdfSha256 as Kem>::PrivateKey::from_bytes(&private).unwrap(),
+            &<X25519HkdfSha256 as Kem>::EncappedKey::from_bytes(&kem).unwrap(),
+            &bytes("4f6465206f6e2061204772656369616e2055726e"),
+            &bytes("1c5250d8034ec2b784ba2cfd69dbdb8af406cfe3ff938e131f0def8c8b60b4db21993c62ce81883d2dd1b51a28"),
+            &bytes("436f756e742d30"),
+        );
+        assert_eq!(opened.unwrap(), b"Beauty is truth, truth beauty");
+    }
+
+    #[test]
     fn opens_what_was_sealed() {
         let key = RecipientKey::new(seed(1));
-        let out = seal_partial(&plain(), &CONTEXT, &key.public(), seed(2)).unwrap();
+        let out = seal_partial(plain(), &CONTEXT, &key.public(), seed(2)).unwrap();
         assert!(open_partial(&out, &CONTEXT, &key).unwrap() == plain());
-        let again = seal_partial(&plain(), &CONTEXT, &key.public(), seed(3)).unwrap();
+        let again = seal_partial(plain(), &CONTEXT, &key.public(), seed(3)).unwrap();
         assert_ne!(out.kem, again.kem);
         assert_ne!(out.ct, again.ct);
     }
@@ -196,7 +214,7 @@ mod tests {
     #[test]
     fn any_other_context_key_or_header_does_not_open() {
         let key = RecipientKey::new(seed(1));
-        let out = seal_partial(&plain(), &CONTEXT, &key.public(), seed(2)).unwrap();
+        let out = seal_partial(plain(), &CONTEXT, &key.public(), seed(2)).unwrap();
         let failed = |out: &Out, context: &AnswerContext<'_>, key: &RecipientKey| {
             open_partial(out, context, key).err() == Some(AnswerError::DoesNotOpen(out.index))
         };
@@ -217,11 +235,11 @@ mod tests {
 
     #[test]
     fn a_low_order_key_is_refused() {
-        let error = seal_partial(&plain(), &CONTEXT, &[0; 32], seed(2)).unwrap_err();
+        let error = seal_partial(plain(), &CONTEXT, &[0; 32], seed(2)).unwrap_err();
         assert_eq!(error, AnswerError::RecipientKey);
         let mut order_four = [0; 32];
         order_four[0] = 1;
-        let error = seal_partial(&plain(), &CONTEXT, &order_four, seed(2)).unwrap_err();
+        let error = seal_partial(plain(), &CONTEXT, &order_four, seed(2)).unwrap_err();
         assert_eq!(error, AnswerError::RecipientKey);
     }
 

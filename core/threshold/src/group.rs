@@ -22,7 +22,7 @@ pub(crate) use weierstrass::{p256_scalar_from_48, secp256k1_scalar_from_48};
 /// A group of prime order with fixed encodings (threshold.md §0).
 ///
 /// Functions whose name ends in `_public` may take time that depends on their scalars; everything else is constant time.
-pub trait Group: Copy + fmt::Debug + Send + Sync + 'static {
+pub trait Group: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// Integers modulo the group's order.
     type Scalar: Copy
         + PartialEq

@@ -178,10 +178,21 @@ mod tests {
     }
 
     #[test]
-    fn rfc_5869_case_1() {
-        let hkdf = Hkdf::<Sha256>::new(Some(&(0u8..=0x0c).collect::<Vec<_>>()), &[0x0b; 22]);
-        let mut okm = [0u8; 42];
-        expand(&hkdf, &(0xf0u8..=0xf9).collect::<Vec<_>>(), &mut okm);
-        assert_eq!(hex::encode(okm), "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865");
+    fn rfc_5869_cases_1_to_3() {
+        let run = |ikm: &[u8], salt: &[u8], info: &[u8], len: usize| {
+            let mut okm = vec![0u8; len];
+            expand(&Hkdf::<Sha256>::new(Some(salt), ikm), info, &mut okm);
+            hex::encode(okm)
+        };
+        let range = |from: u8, to: u8| (from..=to).collect::<Vec<_>>();
+        assert_eq!(
+            run(&[0x0b; 22], &range(0, 0x0c), &range(0xf0, 0xf9), 42),
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+        );
+        assert_eq!(
+            run(&range(0, 0x4f), &range(0x60, 0xaf), &range(0xb0, 0xff), 82),
+            "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271cb41c65e590e09da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87"
+        );
+        assert_eq!(run(&[0x0b; 22], &[], &[], 42), "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8");
     }
 }

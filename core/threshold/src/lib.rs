@@ -25,6 +25,7 @@ compile_error!("feature insecure-test-export leaks dealer constants: it is refus
 
 pub mod answer;
 pub mod combine;
+pub mod dkg;
 mod dleq;
 pub mod group;
 pub mod keys;

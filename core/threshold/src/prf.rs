@@ -11,6 +11,7 @@ use dstack_protocol::limits::WISHES_MAX;
 use dstack_protocol::release::{PartialPlain, RelReq, Wish};
 use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex};
 use dstack_secret::{LockWarning, Locked, Secret};
+use zeroize::Zeroize as _;
 
 use crate::dleq::{self, Proof};
 use crate::group::{Group as _, Ristretto255, SecretScalar, hash_to_group};
@@ -159,6 +160,12 @@ pub struct PartialEvaluation {
     vk: RistrettoPoint,
     elements: Vec<RistrettoPoint>,
     proof: Proof,
+}
+
+impl Drop for PartialEvaluation {
+    fn drop(&mut self) {
+        self.elements.zeroize();
+    }
 }
 
 impl PartialEvaluation {
