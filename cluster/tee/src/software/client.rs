@@ -84,7 +84,7 @@ impl Session {
         };
         let result = connection.call(request);
         // after a refusal the connection is whole, unless the device says that it could not read the request
-        if matches!(&result, Ok(_)) || matches!(&result, Err(TeeError::Refused { code, .. }) if *code != RefusedCode::BadRequest) {
+        if result.is_ok() || matches!(&result, Err(TeeError::Refused { code, .. }) if *code != RefusedCode::BadRequest) {
             self.connection = Some(connection);
         }
         result
