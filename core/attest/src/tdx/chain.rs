@@ -195,27 +195,4 @@ pub(crate) fn validity_ms(certificate: &X509Certificate<'_>) -> Result<(u64, u64
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn intel_root_is_a_path_end_and_not_a_path() {
-        let roots = TrustRoots::production();
-        let root = roots.iter().next().unwrap();
-        let anchor = certificate(root.der(), "test").unwrap();
-        let chain = [certificate(root.der(), "test").unwrap()];
-        assert_eq!(root_of(&chain, &roots, "test").unwrap(), root);
-        let mut window = Window::at(1_750_000_000_000);
-        assert_eq!(
-            verify_path(&chain, &anchor, "test", &mut window).err(),
-            Some(AttestError::ChainInvalid { chain: "test", why: "holds no certificate below the root" })
-        );
-    }
-
-    #[test]
-    fn nothing_ends_at_a_root_when_none_is_named() {
-        let roots = TrustRoots::production();
-        let chain = [certificate(roots.iter().next().unwrap().der(), "test").unwrap()];
-        assert_eq!(root_of(&chain, &TrustRoots::none(), "test"), Err(AttestError::UntrustedRoot { chain: "test" }));
-    }
-}
+mod tests;

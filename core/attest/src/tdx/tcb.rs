@@ -160,6 +160,59 @@ pub(super) const fn ours(status: Status) -> TcbStatus {
 mod tests {
     use super::*;
 
+    /// TCB info with two levels, one of them for PCE 13, and module identities of versions 1 and 3.
+    fn tcb_info() -> TcbInfo {
+        let components = |svn: u8| format!("[{}]", vec![format!(r#"{{"svn":{svn}}}"#); 16].join(","));
+        let level = |svn, pce, status| {
+            let tcb = format!(r#"{{"sgxtcbcomponents":{0},"pcesvn":{pce},"tdxtcbcomponents":{0}}}"#, components(svn));
+            format!(r#"{{"tcb":{tcb},"tcbDate":"2024-03-13T00:00:00Z","tcbStatus":"{status}","advisoryIDs":["A-{pce}"]}}"#)
+        };
+        let module = |version, isvsvn, status| {
+            let level = format!(r#"{{"tcb":{{"isvsvn":{isvsvn}}},"tcbDate":"2024-03-13T00:00:00Z","tcbStatus":"{status}","advisoryIDs":["M"]}}"#);
+            format!(r#"{{"id":"TDX_0{version}","mrsigner":"","attributes":"","attributesMask":"","tcbLevels":[{level}]}}"#)
+        };
+        // The higher level stands last: order in the text must not matter.
+        let levels = [level(2, 11, "OutOfDate"), level(3, 13, "UpToDate")].join(",");
+        let modules = [module(1, 4, "UpToDate"), module(3, 2, "OutOfDate"), module(4, 1, "Revoked")].join(",");
+        let head = r#""id":"TDX","version":3,"issueDate":"","nextUpdate":"","fmspc":"","pceId":"","tcbType":0,"tcbEvaluationDataNumber":17"#;
+        serde_json::from_str(&format!(r#"{{{head},"tdxModuleIdentities":[{modules}],"tcbLevels":[{levels}]}}"#)).unwrap()
+    }
+
+    fn pck(svn: u8, pce_svn: u16) -> PckPlatform {
+        let cpu_svn = [svn; 16];
+        PckPlatform { ppid: [0; 16], tcb_components: cpu_svn, pce_svn, cpu_svn, pce_id: [0; 2], fmspc: [0; 6] }
+    }
+
+    /// Module security version, module version, then the other components at 3.
+    fn tee_tcb_svn(isvsvn: u8, version: u8) -> [u8; 16] {
+        let mut svn = [3; 16];
+        svn[..2].copy_from_slice(&[isvsvn, version]);
+        svn
+    }
+
+    #[test]
+    fn the_highest_level_that_is_met_counts() {
+        let level = |pck, svn| platform_level(&tcb_info(), &pck, &svn).map(|level| (level.status, level.advisory_ids.join(" ")));
+        let up_to_date = (TcbStatus::UpToDate, "A-13 M".to_owned());
+        assert_eq!(level(pck(3, 13), tee_tcb_svn(4, 1)), Ok(up_to_date));
+        assert_eq!(level(pck(3, 12), tee_tcb_svn(4, 1)), Ok((TcbStatus::OutOfDate, "A-11 M".to_owned())));
+        assert_eq!(level(pck(2, 13), tee_tcb_svn(4, 1)), Ok((TcbStatus::OutOfDate, "A-11 M".to_owned())));
+        assert_eq!(level(pck(1, 13), tee_tcb_svn(4, 1)), Err(AttestError::NoTcbLevel { part: "tcb info" }));
+        assert_eq!(level(pck(3, 10), tee_tcb_svn(4, 1)), Err(AttestError::NoTcbLevel { part: "tcb info" }));
+    }
+
+    #[test]
+    fn the_module_is_judged_by_its_own_identity() {
+        let level = |svn| platform_level(&tcb_info(), &pck(3, 13), &svn).map(|level| level.status);
+        let none = Err(AttestError::NoTcbLevel { part: "tdx module identity" });
+        assert_eq!(level(tee_tcb_svn(3, 1)), none, "below its lowest level");
+        assert_eq!(level(tee_tcb_svn(9, 2)), none, "a version without identity");
+        assert_eq!(level(tee_tcb_svn(2, 3)), Ok(TcbStatus::OutOfDate));
+        assert_eq!(level(tee_tcb_svn(1, 4)), Ok(TcbStatus::Revoked));
+        // Version 0 has no identity: its components are judged with the platform's.
+        assert_eq!(level(tee_tcb_svn(3, 0)), Err(AttestError::NoTcbLevel { part: "tcb info" }), "version 0 is below 2");
+    }
+
     #[test]
     fn only_outdated_and_revoked_components_pull_down() {
         use TcbStatus as S;
