@@ -18,6 +18,7 @@ pub mod nitro;
 mod roots;
 pub mod tdx;
 mod validity;
+mod world;
 mod x509;
 
 pub use error::TestkitError;
@@ -26,3 +27,4 @@ pub use machine::Machine;
 pub use measure::{Guest, Measured, TdRegisters};
 pub use roots::{SoftwareRoots, Summary, public_files};
 pub use validity::{Validity, rfc3339};
+pub use world::World;

@@ -140,6 +140,7 @@ async fn tee(dir: &std::path::Path, machines: &[MachineSpec], mode: u32, with_pa
         writeln!(out, "ready")?;
         out.flush()?;
     }
+    tracing::warn!(machines = serving.len(), "serving software TEEs: their evidence proves nothing about hardware");
     shutdown.requested().await;
     serving.into_iter().for_each(dstack_testkit::device::Serving::stop);
     Ok(())
