@@ -20,12 +20,17 @@ pub mod format;
 pub mod guard;
 pub mod handle;
 mod lead;
+pub mod machine;
 pub mod metrics;
 mod network;
 mod receive;
 pub mod rpc;
 mod server;
 pub mod status;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod toy;
 pub mod transport;
 mod types;
 

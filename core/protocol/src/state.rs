@@ -258,23 +258,19 @@ state_struct!(
     }
 );
 state_struct!(
-    /// The open attempt of a ceremony. Messages by author.
+    /// An attempt of a ceremony with every message that counted.
     AttemptRow {
         /// The entry that opened it.
         open: Open,
         /// Log time at which the present round began.
         round_since: UnixMillis,
-        /// Joins.
+        /// Joins by author.
         joins: BTreeMap<NodeIndex, Message>,
-        /// Commits per root.
-        commits: BTreeMap<(RootTag, NodeIndex), Message>,
-        /// Deals per root.
-        deals: BTreeMap<(RootTag, NodeIndex), Message>,
-        /// Readies per root.
-        readies: BTreeMap<(RootTag, NodeIndex), Message>,
-        /// Complaints per root, with the convicted.
-        complaints: Vec<(Message, NodeIndex)>,
-        /// Who is convicted: the attempt can only be aborted.
+        /// Messages after the joins, in log order; replayed, they give the ceremony's state.
+        messages: Vec<Message>,
+        /// The attempt ended without a result: it can only be aborted.
+        ended: bool,
+        /// Who is convicted.
         convicted: BTreeSet<NodeIndex>,
     }
 );

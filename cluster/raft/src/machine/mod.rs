@@ -9,7 +9,9 @@ mod beacon;
 mod ceremony;
 mod intents;
 mod snapshot;
-mod view;
+#[cfg(test)]
+mod tests;
+pub mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -332,7 +334,8 @@ fn govern(state: &mut State, cluster_id: &ClusterId, entry: &Entry, effects: &mu
 }
 
 fn frontier(state: &State) -> Frontier {
-    Frontier::from_parts(state.size, state.peaks.clone()).expect("size and peaks of the state come from a frontier, and snapshots are checked")
+    Frontier::from_parts(state.size, state.peaks.clone())
+        .expect("size and peaks of the state come from a frontier, and snapshots are checked")
 }
 
 /// Appends leaves; log time and epoch are those after applying.
