@@ -44,7 +44,7 @@ enum Command {
         /// Permissions of the sockets, octal.
         #[arg(long, default_value = "600", value_parser = octal)]
         mode: u32,
-        /// End when the process that started this one ends.
+        /// End when the process that started this one ends (Linux: the thread that did, so start it from one that stays).
         #[arg(long)]
         with_parent: bool,
     },

@@ -332,3 +332,22 @@ fn the_products_client_gets_evidence_that_the_products_verifier_accepts() {
         assert!(tee.platform_key(b"seal").unwrap().unwrap().expose(|key| key != &[0; 32]));
     }
 }
+
+#[test]
+fn ends_with_its_parent_when_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (roots, socket) = (dir.path().join("roots"), dir.path().join("a"));
+    assert!(Command::new(PROGRAM).args(["init", "--dir"]).arg(&roots).output().unwrap().status.success());
+    // The shell stays as the parent: it has a second command to run.
+    let script = format!("{PROGRAM} tee --with-parent --dir {} --machine a={}; true", roots.display(), socket.display());
+    let mut parent = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    until_ready(&mut parent);
+    describe(&mut UnixStream::connect(&socket).unwrap());
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while socket.exists() {
+        assert!(Instant::now() < deadline, "the device outlived its parent");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
