@@ -44,7 +44,7 @@ pub(crate) fn fix(shell: &Shell) -> anyhow::Result<()> {
 }
 
 fn format(shell: &Shell) -> anyhow::Result<String> {
-    shell.run(shell.cargo(&["fmt", "--all", "--check"])).map(|_| String::new())
+    shell.run(shell.cargo(&["fmt", "--all", "--check", "--", "-l"])).map(|_| String::new())
 }
 
 fn lints(shell: &Shell) -> anyhow::Result<String> {

@@ -59,39 +59,53 @@ fn debian(shell: &Shell) -> anyhow::Result<()> {
     for row in &missing {
         eprintln!("setup: {} is missing ({})", row.package, row.reason);
     }
-    let names: Vec<&str> = missing.iter().map(|row| row.package).collect();
-    let outcome = install(shell, &names);
+    let apt = match Apt::at_hand(shell) {
+        Ok(apt) => apt,
+        Err(cause) if missing.iter().any(|row| row.required) => return Err(cause),
+        Err(cause) => {
+            eprintln!("setup: {cause:#}; going on without them");
+            return Ok(());
+        }
+    };
+    if let Err(cause) = apt.run(shell, &["update", "--quiet"]) {
+        eprintln!("setup: {cause:#}; trying with the lists that are there");
+    }
+    // One by one: a package that this release lacks must not keep out the others.
     for row in missing {
-        match (find_program(row.probe), row.required) {
-            (Some(_), _) => eprintln!("setup: {} installed", row.package),
-            (None, false) => eprintln!("setup: {} could not be installed; go on without ({})", row.package, row.reason),
-            (None, true) => {
-                outcome.with_context(|| format!("{} is needed: {}", row.package, row.reason))?;
-                bail!("{} was installed, but `{}` is not on the path", row.package, row.probe);
-            }
+        let install = ["install", "--quiet", "--yes", "--no-install-recommends", row.package];
+        let outcome = apt.run(shell, &install);
+        match (outcome, find_program(row.probe), row.required) {
+            (_, Some(_), _) => eprintln!("setup: {} installed", row.package),
+            (_, None, false) => eprintln!("setup: {} could not be installed; going on without ({})", row.package, row.reason),
+            (Err(cause), None, true) => return Err(cause.context(format!("{} is needed: {}", row.package, row.reason))),
+            (Ok(()), None, true) => bail!("{} was installed, but `{}` is not on the path", row.package, row.probe),
         }
     }
     Ok(())
 }
 
-/// Installs as root or through sudo; the package lists are refreshed once, because a fresh machine has none.
-fn install(shell: &Shell, packages: &[&str]) -> anyhow::Result<()> {
-    if find_program("apt-get").is_none() {
-        bail!("there is no apt-get here; install with your system's means: {}", packages.join(" "));
+/// How apt-get is called here: as root, or through sudo.
+struct Apt {
+    prefix: &'static [&'static str],
+}
+
+impl Apt {
+    fn at_hand(shell: &Shell) -> anyhow::Result<Self> {
+        if find_program("apt-get").is_none() {
+            bail!("there is no apt-get here; install the packages above by your system's means");
+        }
+        let root = shell.read(shell.command("id", &["-u"])).is_ok_and(|id| id.trim() == "0");
+        match (root, find_program("sudo")) {
+            (true, _) => Ok(Self { prefix: &["env"] }),
+            (false, Some(_)) => Ok(Self { prefix: &["sudo", "--non-interactive", "env"] }),
+            (false, None) => bail!("not root, and no sudo: install the packages above as root"),
+        }
     }
-    let root = shell.read(shell.command("id", &["-u"])).is_ok_and(|id| id.trim() == "0");
-    let prefix: &[&str] = match (root, find_program("sudo")) {
-        (true, _) => &["env"],
-        (false, Some(_)) => &["sudo", "--non-interactive", "env"],
-        (false, None) => bail!("not root, and no sudo; as root run: apt-get install {}", packages.join(" ")),
-    };
-    let apt = |arguments: &[&str]| {
-        let words: Vec<&str> = prefix.iter().copied().chain(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).collect();
-        let all: Vec<&str> = words.iter().copied().skip(1).chain(arguments.iter().copied()).collect();
-        shell.run(shell.command(words.first().unwrap_or(&"env"), &all))
-    };
-    apt(&["update", "--quiet"])?;
-    let arguments: Vec<&str> =
-        ["install", "--quiet", "--yes", "--no-install-recommends"].into_iter().chain(packages.iter().copied()).collect();
-    apt(&arguments).map(drop)
+
+    fn run(&self, shell: &Shell, arguments: &[&str]) -> anyhow::Result<()> {
+        let words = self.prefix.iter().chain(&["DEBIAN_FRONTEND=noninteractive", "apt-get"]).chain(arguments);
+        let words: Vec<&str> = words.copied().collect();
+        let (program, rest) = words.split_first().context("a prefix has a program")?;
+        shell.run(shell.command(program, rest)).map(drop)
+    }
 }
