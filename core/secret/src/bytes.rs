@@ -13,9 +13,7 @@ pub struct SecretBytes {
 impl SecretBytes {
     /// Makes a secret of `len` bytes by letting `fill` write it where it will stay. The buffer starts as zeros.
     pub fn from_fn(len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
-        let mut secret = Self {
-            bytes: vec![0; len],
-        };
+        let mut secret = Self { bytes: vec![0; len] };
         fill(&mut secret.bytes);
         secret
     }
@@ -24,13 +22,8 @@ impl SecretBytes {
     ///
     /// # Errors
     /// What `fill` answers; a half written buffer is wiped.
-    pub fn try_from_fn<E>(
-        len: usize,
-        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let mut secret = Self {
-            bytes: vec![0; len],
-        };
+    pub fn try_from_fn<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+        let mut secret = Self { bytes: vec![0; len] };
         fill(&mut secret.bytes)?;
         Ok(secret)
     }
@@ -103,9 +96,6 @@ mod tests {
 
     #[test]
     fn debug_shows_no_byte() {
-        assert_eq!(
-            format!("{:?}", SecretBytes::take(b"abc".to_vec())),
-            "SecretBytes(3 bytes, redacted)"
-        );
+        assert_eq!(format!("{:?}", SecretBytes::take(b"abc".to_vec())), "SecretBytes(3 bytes, redacted)");
     }
 }

@@ -24,11 +24,7 @@ pub struct WrongLength {
 
 impl fmt::Display for WrongLength {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "a secret of {} bytes cannot be made of {} bytes",
-            self.want, self.have
-        )
+        write!(f, "a secret of {} bytes cannot be made of {} bytes", self.want, self.have)
     }
 }
 
@@ -37,9 +33,7 @@ impl std::error::Error for WrongLength {}
 impl<const N: usize> Secret<N> {
     /// Makes a secret by letting `fill` write it where it will stay. The buffer starts as zeros.
     pub fn from_fn(fill: impl FnOnce(&mut [u8; N])) -> Self {
-        let mut secret = Self {
-            bytes: Box::new([0; N]),
-        };
+        let mut secret = Self { bytes: Box::new([0; N]) };
         fill(&mut secret.bytes);
         secret
     }
@@ -49,9 +43,7 @@ impl<const N: usize> Secret<N> {
     /// # Errors
     /// What `fill` answers; a half written buffer is wiped.
     pub fn try_from_fn<E>(fill: impl FnOnce(&mut [u8; N]) -> Result<(), E>) -> Result<Self, E> {
-        let mut secret = Self {
-            bytes: Box::new([0; N]),
-        };
+        let mut secret = Self { bytes: Box::new([0; N]) };
         fill(&mut secret.bytes)?;
         Ok(secret)
     }
@@ -70,9 +62,7 @@ impl<const N: usize> Secret<N> {
     pub fn take_slice(source: &mut [u8]) -> Result<Self, WrongLength> {
         let have = source.len();
         let secret = Self::try_from_fn(|bytes| {
-            let source: &[u8; N] = (&*source)
-                .try_into()
-                .map_err(|_| WrongLength { want: N, have })?;
+            let source: &[u8; N] = (&*source).try_into().map_err(|_| WrongLength { want: N, have })?;
             bytes.copy_from_slice(source);
             Ok(())
         });
@@ -138,10 +128,7 @@ mod tests {
         let error = Secret::<32>::take_slice(&mut source).unwrap_err();
         assert_eq!(error, WrongLength { want: 32, have: 31 });
         assert_eq!(source, vec![0u8; 31]);
-        assert_eq!(
-            error.to_string(),
-            "a secret of 32 bytes cannot be made of 31 bytes"
-        );
+        assert_eq!(error.to_string(), "a secret of 32 bytes cannot be made of 31 bytes");
     }
 
     #[test]

@@ -3,10 +3,7 @@
 //!
 //! A page of its own, because page locks do not nest: unlocking one secret would unlock its neighbours on the same page.
 
-#![expect(
-    unsafe_code,
-    reason = "anonymous mappings have no safe interface; each block says why it is sound"
-)]
+#![expect(unsafe_code, reason = "anonymous mappings have no safe interface; each block says why it is sound")]
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -133,26 +130,11 @@ impl<const N: usize> Page<N> {
     fn map(warnings: &mut Vec<LockWarning>) -> Result<Self, Errno> {
         let len = N.max(1);
         // SAFETY: a null hint without MAP_FIXED never replaces an existing mapping.
-        let start = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )?
-        };
-        let page = Self {
-            start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?,
-            len,
-        };
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)? };
+        let page = Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, len };
         // SAFETY: the three calls name exactly the mapping just made; none of them changes what may be read or written.
-        let (locked, dump, fork) = unsafe {
-            (
-                mlock(start, len),
-                madvise(start, len, Advice::LinuxDontDump),
-                madvise(start, len, Advice::LinuxWipeOnFork),
-            )
-        };
+        let (locked, dump, fork) =
+            unsafe { (mlock(start, len), madvise(start, len, Advice::LinuxDontDump), madvise(start, len, Advice::LinuxWipeOnFork)) };
         warnings.extend(locked.err().map(LockWarning::NotLocked));
         warnings.extend(dump.err().map(LockWarning::InCoreDumps));
         warnings.extend(fork.err().map(LockWarning::SharedWithChildren));
@@ -202,27 +184,16 @@ mod tests {
         let flags = vm_flags(address);
         let refused = |w: fn(&LockWarning) -> bool| secret.warnings().iter().any(w);
         // `lo` locked, `dd` do not dump, `wf` wipe on fork (proc_pid_smaps(5)): set unless a warning says otherwise.
-        assert_ne!(
-            flags.contains(&"lo".to_owned()),
-            refused(|w| matches!(w, LockWarning::NotLocked(_)))
-        );
-        assert_ne!(
-            flags.contains(&"dd".to_owned()),
-            refused(|w| matches!(w, LockWarning::InCoreDumps(_)))
-        );
-        assert_ne!(
-            flags.contains(&"wf".to_owned()),
-            refused(|w| matches!(w, LockWarning::SharedWithChildren(_)))
-        );
+        assert_ne!(flags.contains(&"lo".to_owned()), refused(|w| matches!(w, LockWarning::NotLocked(_))));
+        assert_ne!(flags.contains(&"dd".to_owned()), refused(|w| matches!(w, LockWarning::InCoreDumps(_))));
+        assert_ne!(flags.contains(&"wf".to_owned()), refused(|w| matches!(w, LockWarning::SharedWithChildren(_))));
         let elsewhere = Box::new([0u8; 32]);
         assert!(!vm_flags(elsewhere.as_ptr() as usize).contains(&"dd".to_owned()));
     }
 
     #[test]
     fn many_secrets_beyond_the_lock_limit_still_work() {
-        let many: Vec<_> = (0..3000u32)
-            .map(|i| Locked::new(Secret::<4>::from_fn(|b| *b = i.to_be_bytes())))
-            .collect();
+        let many: Vec<_> = (0..3000u32).map(|i| Locked::new(Secret::<4>::from_fn(|b| *b = i.to_be_bytes()))).collect();
         for (i, secret) in (0u32..).zip(&many) {
             assert!(secret.expose(|b| b == &i.to_be_bytes()));
         }
@@ -232,9 +203,7 @@ mod tests {
     fn is_send_and_sync() {
         let secret = std::sync::Arc::new(Locked::new(Secret::<8>::from_fn(|b| b.fill(5))));
         let other = secret.clone();
-        let same = std::thread::spawn(move || other.expose(|b| b == &[5; 8]))
-            .join()
-            .unwrap();
+        let same = std::thread::spawn(move || other.expose(|b| b == &[5; 8])).join().unwrap();
         assert!(same && secret.expose(|b| b == &[5; 8]));
     }
 
@@ -245,10 +214,7 @@ mod tests {
         for line in maps.lines() {
             if let Some((range, _)) = line.split_once(' ')
                 && let Some((low, high)) = range.split_once('-')
-                && let (Ok(low), Ok(high)) = (
-                    usize::from_str_radix(low, 16),
-                    usize::from_str_radix(high, 16),
-                )
+                && let (Ok(low), Ok(high)) = (usize::from_str_radix(low, 16), usize::from_str_radix(high, 16))
             {
                 inside = (low..high).contains(&address);
             }

@@ -46,25 +46,17 @@ fn no_freed_block_holds_a_secret() {
     assert_eq!(freed(), 1, "a plain vector is freed with its content");
 
     drop(std::hint::black_box(Secret::<16>::from_fn(|b| *b = MARKER)));
-    drop(std::hint::black_box(Secret::<64>::from_fn(|b| {
-        b[40..56].copy_from_slice(&MARKER)
-    })));
+    drop(std::hint::black_box(Secret::<64>::from_fn(|b| b[40..56].copy_from_slice(&MARKER))));
     let _ = std::hint::black_box(Secret::<16>::try_from_fn(|b| {
         *b = MARKER;
         Err(())
     }));
-    assert_eq!(
-        freed(),
-        1,
-        "a fixed secret is wiped, also when filling it failed"
-    );
+    assert_eq!(freed(), 1, "a fixed secret is wiped, also when filling it failed");
 
     let mut wide = Vec::with_capacity(64);
     wide.extend_from_slice(&MARKER);
     drop(std::hint::black_box(SecretBytes::take(wide)));
-    drop(std::hint::black_box(SecretBytes::from_fn(16, |b| {
-        b.copy_from_slice(&MARKER)
-    })));
+    drop(std::hint::black_box(SecretBytes::from_fn(16, |b| b.copy_from_slice(&MARKER))));
     assert_eq!(freed(), 1, "bytes are wiped");
 
     let mut slice = MARKER.to_vec();

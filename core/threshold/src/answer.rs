@@ -77,7 +77,7 @@ pub struct AnswerContext<'a> {
 ///
 /// # Errors
 /// [`AnswerError::RecipientKey`].
-pub fn seal_partial(plain: &PartialPlain, context: &AnswerContext<'_>, epk: &[u8; 32], rng: Secret<32>) -> Result<Out, AnswerError> {
+pub fn seal_partial(mut plain: PartialPlain, context: &AnswerContext<'_>, epk: &[u8; 32], rng: Secret<32>) -> Result<Out, AnswerError> {
     let recipient = <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(epk).map_err(|_| AnswerError::RecipientKey)?;
     let info = hpke_info(context.cluster_id, context.generation, context.req_hash);
     let aad = hpke_aad(plain.index, plain.epoch);

@@ -32,7 +32,7 @@ impl XmdHash for XmdSha512 {
 /// Stretches the concatenation of `parts` to `LEN` bytes under the tag `dst` (parts too). `dst` is at most 255 bytes and `LEN`
 /// at most 255 hash outputs; both are constants of this crate.
 pub(crate) fn expand<H: XmdHash, const LEN: usize>(parts: &[&[u8]], dst: &[&[u8]]) -> [u8; LEN] {
-    const { assert!(LEN > 0 && LEN <= 255 * H::OUTPUT_BYTES) };
+    const { assert!(LEN > 0 && LEN <= 255 * H::OUTPUT_BYTES && H::BLOCK_BYTES.is_multiple_of(64)) };
     let dst_bytes = dst.iter().map(|d| d.len()).sum::<usize>();
     let dst_len = [u8::try_from(dst_bytes).expect("tags of this crate are short")];
     let finish = |mut hash: H::Hash| {
@@ -44,7 +44,8 @@ pub(crate) fn expand<H: XmdHash, const LEN: usize>(parts: &[&[u8]], dst: &[&[u8]
     };
 
     let mut first = H::Hash::new();
-    first.update(&[0u8; 128][..H::BLOCK_BYTES]);
+    // Z_pad: one block of zeros.
+    (0..H::BLOCK_BYTES / 64).for_each(|_| first.update([0u8; 64]));
     for part in parts {
         first.update(part);
     }

@@ -112,12 +112,15 @@ pub enum Progress {
     Moved(Stage),
 }
 
+/// Deals whose public part is right, by dealer.
+type Deals<G> = BTreeMap<NodeIndex, CheckedDeal<G>>;
+
 /// State of one root's key generation.
 #[derive(Debug, Clone)]
 pub struct Ceremony<G: Group> {
     instance: Instance<G>,
     commits: BTreeMap<NodeIndex, [u8; 32]>,
-    deals: BTreeMap<NodeIndex, CheckedDeal<G>>,
+    deals: Deals<G>,
     ready: BTreeSet<NodeIndex>,
     sharing: Option<Sharing<G>>,
     end: Option<End>,
@@ -257,7 +260,7 @@ impl<G: Group> Ceremony<G> {
     }
 
     /// The deals, once all are in and none was refused.
-    pub(super) fn deals(&self) -> Option<(&BTreeMap<NodeIndex, CheckedDeal<G>>, &Sharing<G>)> {
+    pub(super) fn deals(&self) -> Option<(&Deals<G>, &Sharing<G>)> {
         match (&self.end, &self.sharing) {
             (None, Some(sharing)) => Some((&self.deals, sharing)),
             _ => None,

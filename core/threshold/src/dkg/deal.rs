@@ -55,7 +55,7 @@ pub struct DealPackage {
     pub body: Vec<u8>,
     /// The dealer's secret constant. For the memory-search test only.
     #[cfg(feature = "insecure-test-export")]
-    pub dealer_constant: [u8; 32],
+    pub dealer_constant: std::sync::Arc<dstack_secret::Secret<32>>,
 }
 
 /// `h_i = SHA-256("DKMS-V1-DKG0" ‖ inst(32) ‖ i(2) ‖ bd(body_i))`.
@@ -96,7 +96,9 @@ pub(super) fn deal<G: Group>(instance: &Instance<G>, dealer: NodeIndex, stream: 
         commit: commit_hash(&inst, dealer, &body),
         body,
         #[cfg(feature = "insecure-test-export")]
-        dealer_constant: polynomial.with_constant(G::encode_scalar).unwrap_or_default(),
+        dealer_constant: std::sync::Arc::new(dstack_secret::Secret::from_fn(|bytes| {
+            *bytes = polynomial.with_constant(G::encode_scalar).unwrap_or_default();
+        })),
     }
 }
 

@@ -188,7 +188,8 @@ fn a_run_is_deterministic_in_its_seeds_and_separate_per_attempt() {
 
 #[test]
 fn a_bad_sub_share_convicts_its_dealer() {
-    let cases: [(SubshareFault, fn(&mut DealBody)); 3] = [
+    type Change = fn(&mut DealBody);
+    let cases: [(SubshareFault, Change); 3] = [
         (SubshareFault::DoesNotOpen, |deal| deal.shares[2].ct[0] ^= 1),
         (SubshareFault::NotCommitted, |deal| reseal(deal, NodeIndex(2), NodeIndex(3), [9; 32])),
         (SubshareFault::NotCanonical, |deal| reseal(deal, NodeIndex(2), NodeIndex(3), [0xff; 32])),
@@ -293,13 +294,13 @@ fn a_bad_deal_convicts_its_dealer_at_once() {
         assert_eq!(last, ended(2, Guilt::Deal(fault)));
     };
     refused(DealFault::Degree { want: 2, got: 3 }, &|d| d.commitments.push(other().to_vec()));
-    refused(DealFault::Degree { want: 2, got: 1 }, &|d| drop(d.commitments.pop()));
+    refused(DealFault::Degree { want: 2, got: 1 }, &|d| d.commitments.truncate(1));
     refused(DealFault::Commitment(1), &|d| d.commitments[1] = vec![0; 32]);
     refused(DealFault::Commitment(0), &|d| d.commitments[0] = vec![0xff; 32]);
     refused(DealFault::Possession, &|d| d.commitments[0] = other().to_vec());
     refused(DealFault::Possession, &|d| d.possession.as_mut().unwrap().1[0] ^= 1);
     refused(DealFault::Possession, &|d| d.possession.as_mut().unwrap().0 = [0xff; 32]);
-    refused(DealFault::Recipients, &|d| drop(d.shares.pop()));
+    refused(DealFault::Recipients, &|d| d.shares.truncate(2));
     refused(DealFault::Recipients, &|d| d.shares[2].to = NodeIndex(4));
     refused(DealFault::Ephemeral(NodeIndex(1)), &|d| d.shares[0].ephemeral = [0; 32]);
     // A commitment that differs from the polynomial of the sub-shares: every recipient complains, rightly.
@@ -523,9 +524,8 @@ fn secrets_print_nothing() {
 #[test]
 fn exported_constants_sum_to_the_root() {
     let (run, _) = committed::<Ristretto255>(RootTag::Prf, 2, 3);
-    let sum = run
-        .nodes
-        .iter()
-        .fold(Ristretto255::scalar_from_u64(0), |sum, node| sum + Ristretto255::decode_scalar(&node.package().dealer_constant).unwrap());
+    let sum = run.nodes.iter().fold(Ristretto255::scalar_from_u64(0), |sum, node| {
+        sum + node.package().dealer_constant.expose(|c| Ristretto255::decode_scalar(c).unwrap())
+    });
     assert!(sum == root_of::<Ristretto255>(2, 3, RootTag::Prf));
 }
