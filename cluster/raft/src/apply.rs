@@ -246,7 +246,7 @@ impl<M: Machine, O: AppliedObserver<M>> StateMachine<M, O> {
     /// A builder for the state as it is, which must be at a checkpoint position.
     fn builder_now(&self) -> Builder {
         let taken = self.state.read().map_err(io::Error::from).and_then(|machine| {
-            if machine.at_checkpoint() && self.applied.is_some() {
+            if machine.at_checkpoint() {
                 Ok(Pending { meta: self.meta(), data: Arc::new(machine.snapshot()) })
             } else {
                 Err(io::Error::other("the state is not at a checkpoint position"))
@@ -265,9 +265,7 @@ pub(crate) struct Builder {
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = Arc<Vec<u8>>;
 
-    async fn build_snapshot(
-        &mut self,
-    ) -> Result<openraft::type_config::alias::SnapshotOf<TypeConfig, Arc<Vec<u8>>>, io::Error> {
+    async fn build_snapshot(&mut self) -> Result<openraft::type_config::alias::SnapshotOf<TypeConfig, Arc<Vec<u8>>>, io::Error> {
         let Pending { meta, data } = match &self.pending {
             Ok(pending) => pending,
             Err(cause) => return Err(io::Error::other(cause.to_string())),

@@ -75,8 +75,8 @@ impl RaftConfig {
             // Snapshots are taken at checkpoint positions, which only the machine knows (threshold.md §2.6).
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.log_kept_entries,
-            // The default purges one entry per call (dependencies.md §7 pitfall 12).
-            purge_batch_size: 256,
+            // Purges follow snapshots, which are rare: each takes all it may, however little.
+            purge_batch_size: 1,
             max_payload_entries: 512,
             backoff: format!("{}ms", self.backoff_ms),
             enable_pre_vote: Some(true),

@@ -66,7 +66,8 @@ pub struct AppliedAt {
     pub index: u64,
     /// Raft term it was written in.
     pub term: u64,
-    /// Whether this is a repetition at start of an entry that was committed before the stop.
+    /// Whether this node starts and repeats what it knows to have applied before. The newest entries before a stop may come again
+    /// without this mark: observers do nothing that may not be done twice.
     pub replayed: bool,
 }
 

@@ -8,20 +8,16 @@ use std::{
     io,
     ops::{Bound, RangeBounds},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use dstack_storage::{
-    LogEntry, LogPosition, LogWriter, StoreError,
-    engine::Page,
-    log_store::Change,
-};
+use dstack_storage::{LogEntry, LogPosition, LogWriter, StoreError, engine::Page, log_store::Change};
 use openraft::{
     LogState, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
 };
 use tokio::sync::{oneshot, watch};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::{
     format::{self, FormatError},
@@ -51,7 +47,8 @@ fn damaged(cause: FormatError) -> io::Error {
 /// One node's Raft records. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Disk {
-    writer: Arc<LogWriter>,
+    /// Gone after [`Disk::close`], so that the files can be opened again while tasks of openraft still end.
+    writer: Arc<Mutex<Option<Arc<LogWriter>>>>,
     tail: Arc<Mutex<Tail>>,
 }
 
@@ -61,7 +58,8 @@ struct Tail {
     last: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
-    committed_saved: Option<Instant>,
+    /// Whether a task will save `committed` soon.
+    committed_waits: bool,
     /// Newest entries, without a gap up to `last`.
     entries: BTreeMap<u64, Entry>,
     bytes: usize,
@@ -134,11 +132,35 @@ impl Disk {
             last,
             vote: vote.map(|bytes| format::decode_vote(&bytes)).transpose().map_err(damaged)?,
             committed: committed.map(|bytes| format::decode_log_id(&bytes)).transpose().map_err(damaged)?,
-            committed_saved: None,
+            committed_waits: false,
             entries: BTreeMap::new(),
             bytes: 0,
         };
-        Ok(Self { writer, tail: Arc::new(Mutex::new(tail)) })
+        Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), tail: Arc::new(Mutex::new(tail)) })
+    }
+
+    /// Saves the committed position and lets go of the store; every later call fails.
+    pub(crate) fn close(&self) {
+        if let Err(cause) = self.save_committed_now() {
+            warn!(%cause, "committed position not saved; a restart hears it from the leader");
+        }
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn writer(&self) -> Result<Arc<LogWriter>, io::Error> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.clone().ok_or_else(|| io::Error::other("raft has stopped"))
+    }
+
+    /// Not awaited: an older position on disk only makes a restart hear more from the leader.
+    fn save_committed_now(&self) -> Result<(), io::Error> {
+        let committed = {
+            let mut tail = self.tail();
+            tail.committed_waits = false;
+            tail.committed
+        };
+        let bytes = committed.map(|committed| format::encode_log_id(&committed)).transpose().map_err(damaged)?;
+        self.writer()?.submit(Change::Committed(bytes), |_| {}).map_err(failed)
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
@@ -149,7 +171,7 @@ impl Disk {
     async fn submit(&self, change: Change) -> Result<oneshot::Receiver<Result<(), StoreError>>, io::Error> {
         loop {
             let (done, durable) = oneshot::channel();
-            let asked = self.writer.submit(change.clone(), move |result| {
+            let asked = self.writer()?.submit(change.clone(), move |result| {
                 // Whoever no longer waits does not need the answer.
                 let _ = done.send(result);
             });
@@ -185,7 +207,7 @@ impl Disk {
             }
             (from, to)
         };
-        let writer = Arc::clone(&self.writer);
+        let writer = self.writer()?;
         let read = tokio::task::spawn_blocking(move || read_blocking(&writer, from, to, bytes_max));
         read.await.map_err(io::Error::other)?
     }
@@ -199,7 +221,7 @@ impl Disk {
     /// Replaces the stored snapshot.
     pub(crate) async fn save_snapshot(&self, meta: &SnapshotMeta, data: Arc<Vec<u8>>) -> Result<(), io::Error> {
         let meta = format::encode_snapshot_meta(meta).map_err(damaged)?;
-        let store = Arc::clone(self.writer.store());
+        let store = Arc::clone(self.writer()?.store());
         let saved = tokio::task::spawn_blocking(move || store.save_snapshot(&meta, &data));
         saved.await.map_err(io::Error::other)?.map_err(failed)?;
         Ok(())
@@ -207,7 +229,7 @@ impl Disk {
 
     /// The stored snapshot.
     pub(crate) async fn load_snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>, io::Error> {
-        let store = Arc::clone(self.writer.store());
+        let store = Arc::clone(self.writer()?.store());
         let loaded = tokio::task::spawn_blocking(move || store.load_snapshot(SNAPSHOT_BYTES_MAX as u64));
         let Some((record, data)) = loaded.await.map_err(io::Error::other)?.map_err(failed)? else { return Ok(None) };
         Ok(Some((format::decode_snapshot_meta(&record.meta).map_err(damaged)?, data)))
@@ -215,7 +237,7 @@ impl Disk {
 
     /// The last entry that the stored snapshot covers.
     pub(crate) async fn snapshot_last(&self) -> Result<Option<LogId>, io::Error> {
-        let store = Arc::clone(self.writer.store());
+        let store = Arc::clone(self.writer()?.store());
         let record = tokio::task::spawn_blocking(move || store.snapshot()).await.map_err(io::Error::other)?.map_err(failed)?;
         let Some(record) = record else { return Ok(None) };
         Ok(format::decode_snapshot_meta(&record.meta).map_err(damaged)?.last_log_id)
@@ -319,17 +341,20 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        {
+        let waits = {
             let mut tail = self.disk.tail();
             tail.committed = committed;
-            if tail.committed_saved.is_some_and(|saved| saved.elapsed() < COMMITTED_PAUSE) {
-                return Ok(());
-            }
-            tail.committed_saved = Some(Instant::now());
+            std::mem::replace(&mut tail.committed_waits, true)
+        };
+        if !waits {
+            let disk = self.disk.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(COMMITTED_PAUSE).await;
+                // Fails only when Raft has stopped or the disk fails, which the next append will tell.
+                let _ = disk.save_committed_now();
+            });
         }
-        let bytes = committed.map(|committed| format::encode_log_id(&committed)).transpose().map_err(damaged)?;
-        // Not awaited: an older position on disk only makes a restart hear more from the leader.
-        self.disk.submit(Change::Committed(bytes)).await.map(drop)
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -350,7 +375,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         let slot = Arc::new(Mutex::new(Some(callback)));
         loop {
             let waiting = Arc::clone(&slot);
-            let asked = self.disk.writer.submit(change.clone(), move |result| {
+            let asked = self.disk.writer()?.submit(change.clone(), move |result| {
                 let callback = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(callback) = callback {
                     callback.io_completed(result.map_err(failed));
@@ -382,7 +407,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         {
             let mut tail = self.disk.tail();
             tail.retain(|at| index.is_some_and(|kept| at <= kept));
-            tail.last = kept.max(tail.purged);
+            tail.last = tail.last.min(kept.max(tail.purged));
         }
         durable.await.map_err(|_| io::Error::other("the writer ended"))?.map_err(failed)
     }

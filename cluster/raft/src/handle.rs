@@ -126,9 +126,7 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
         let network = Network { seat, transport: Arc::clone(&transport), term };
         let log = LogStorage::new(disk.clone(), state.watch_applied());
         let machine = StateMachine::new(Arc::clone(&state), disk.clone(), Arc::new(Mutex::new(SinkBox(sink))), observer);
-        let raft = Raft::build(node_id(seat), config, network, log, machine)
-            .await
-            .map_err(|fatal| unusable(fatal.to_string()))?;
+        let raft = Raft::build(node_id(seat), config, network, log, machine).await.map_err(|fatal| unusable(fatal.to_string()))?;
         if !votes {
             raft.runtime_config().elect(false);
         }
@@ -211,9 +209,7 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
         let body = rpc::encode(&request).map_err(|error| broken(error.to_string()))?;
         let bytes = self.call(leader, RpcKind::Propose, body, patience).await?;
         Ok(match rpc::decode(&bytes).map_err(|error| broken(error.to_string()))? {
-            rpc::ProposeResponse::Applied { index, term, response } => {
-                Proposal::Applied { index, term, response: response.to_vec() }
-            }
+            rpc::ProposeResponse::Applied { index, term, response } => Proposal::Applied { index, term, response: response.to_vec() },
             rpc::ProposeResponse::NotLeader(leader) => Proposal::NotLeader(leader.map(Seat)),
             rpc::ProposeResponse::Unknown => Proposal::Unknown,
         })
@@ -249,7 +245,8 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
                 // A question changes nothing, so every failure is only a reason to ask again.
                 let body = rpc::encode(&wire_ms(left)).unwrap_or_default();
                 let answer = self.call(leader, RpcKind::ReadIndex, body, left).await;
-                if let Ok(rpc::ReadIndexResponse::Index(index)) = answer.as_deref().map_or(Ok(rpc::ReadIndexResponse::NoQuorum), rpc::decode)
+                if let Ok(rpc::ReadIndexResponse::Index(index)) =
+                    answer.as_deref().map_or(Ok(rpc::ReadIndexResponse::NoQuorum), rpc::decode)
                 {
                     break index;
                 }
@@ -457,8 +454,8 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
         if let Err(error) = self.raft().shutdown().await {
             warn!(%error, "raft core ended by a panic");
         }
-        let tasks: Vec<_> =
-            self.shared.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..).collect();
+        self.shared.server.disk.close();
+        let tasks: Vec<_> = self.shared.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..).collect();
         for task in tasks {
             task.abort();
         }

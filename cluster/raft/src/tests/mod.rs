@@ -14,7 +14,7 @@ use std::{
 
 use dstack_protocol::Seat;
 use dstack_secret::Secret;
-use dstack_storage::{EngineKind, LogStore, LogWriter, RecordKey, StoreConfig};
+use dstack_storage::{EngineError, EngineKind, LogStore, LogWriter, RecordKey, StoreConfig, StoreError};
 use tempfile::TempDir;
 
 use crate::{
@@ -168,7 +168,16 @@ fn record_key() -> RecordKey {
 }
 
 pub(crate) fn open_writer(engine: EngineKind, dir: &std::path::Path) -> Arc<LogWriter> {
-    let store = LogStore::open(&StoreConfig::new(engine, dir), &record_key()).unwrap();
+    let started = Instant::now();
+    let store = loop {
+        match LogStore::open(&StoreConfig::new(engine, dir), &record_key()) {
+            // A task of the node before still ends.
+            Err(StoreError::Engine(EngineError::InUse { .. })) if started.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => break opened.unwrap(),
+        }
+    };
     Arc::new(LogWriter::start(Arc::new(store), 1024).unwrap())
 }
 
