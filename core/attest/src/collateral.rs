@@ -1,12 +1,16 @@
 //! Collateral: what Intel publishes about a platform, given by the caller. Owns: its container format and size caps.
-//! Never: fetches, caches, or believes it; `tdx` verifies every part each time.
+//! Never: fetches, caches, or believes it; `tdx` verifies every part each time a quote is judged.
 //! Source: the vectors' README (members of a collateral file); the bundle is pinned in the cluster's log.
 
 use std::collections::BTreeMap;
 
+use dstack_protocol::UnixMillis;
 use serde::Deserialize;
 
-use crate::AttestError;
+use crate::{
+    AttestError, TrustRoots,
+    tdx::{self, CollateralDates},
+};
 
 /// Largest bundle: two hundred platforms of about 20 KiB.
 pub const BUNDLE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -107,6 +111,14 @@ impl CollateralBundle {
     /// The platforms it covers, in order.
     pub fn fmspcs(&self) -> impl Iterator<Item = &[u8; 6]> {
         self.tdx.keys()
+    }
+
+    /// Verifies every platform's collateral, as is done before a bundle is pinned. Answers the dates of each platform.
+    /// # Errors
+    /// The first fault found; see [`tdx::check_collateral`].
+    pub fn check(&self, now: UnixMillis, roots: &TrustRoots) -> Result<BTreeMap<[u8; 6], CollateralDates>, AttestError> {
+        let checked = |(fmspc, collateral): (&[u8; 6], _)| Ok((*fmspc, tdx::check_collateral(fmspc, collateral, now.0, roots)?));
+        self.tdx.iter().map(checked).collect()
     }
 
     /// The collateral of the platform `fmspc`.

@@ -2,26 +2,12 @@
 //! real ones. The vectors lie outside the repository; without them the tests say so and pass, except where `CI` is set.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use std::path::PathBuf;
+mod common;
 
 use dstack_attest::manifest;
 
-/// The manifest, or `None` where there is none.
-#[allow(clippy::disallowed_methods, reason = "a test finds its files through the environment")]
-fn manifest_path() -> Option<PathBuf> {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors");
-    let folder = std::env::var("DSTACK_VECTORS").map_or_else(|_| beside(), PathBuf::from);
-    let path = folder.join("manifest.json");
-    if path.exists() {
-        return Some(path);
-    }
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "the vectors have to be there in CI: set DSTACK_VECTORS");
-    println!("skipped: no vectors at {}", path.display());
-    None
-}
-
 fn run(platforms: &[&str]) -> Option<manifest::Report> {
-    let report = manifest::check(&manifest_path()?, Some(platforms)).unwrap();
+    let report = manifest::check(&common::manifest_path()?, Some(platforms)).unwrap();
     for line in report.failures.iter().chain(&report.differing) {
         println!("{line}");
     }

@@ -17,7 +17,7 @@ use aws_lc_rs::{
     digest::{SHA256, digest},
     signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey},
 };
-use dstack_protocol::TcbStatus;
+use dstack_protocol::{TcbStatus, UnixMillis};
 use x509_parser::prelude::X509Certificate;
 
 pub(crate) use clock::ms_of_rfc3339;
@@ -35,6 +35,7 @@ use crate::{AttestError, TdxCollateral, TrustRoots};
 const PCK_CHAIN: &str = "pck certificate chain";
 const ROOT_CRL: &str = "root crl";
 const PCK_CRL: &str = "pck crl";
+const PCK_CRL_CHAIN: &str = "pck crl issuer chain";
 
 /// A TD whose quote was verified. Only [`verify_quote`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +114,55 @@ pub fn claimed_certificate(quote: &Quote<'_>) -> Result<ClaimedCertificate, Atte
     let leaf = chain::certificate(leaf, PCK_CHAIN)?;
     let issuer = leaf.issuer().iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default().to_owned();
     Ok(ClaimedCertificate { platform: PckPlatform::of(&leaf, PCK_CHAIN)?, issuer, validity_ms: chain::validity_ms(&leaf)? })
+}
+
+/// Milliseconds since 1970 of a date of the form `2025-01-31T00:00:00Z`, the only one Intel's collateral uses.
+/// # Errors
+/// [`AttestError::Field`] for anything else.
+pub fn millis_of_rfc3339(text: &str) -> Result<u64, AttestError> {
+    ms_of_rfc3339(text, "date")
+}
+
+/// Verifies collateral on its own: before it is pinned, and to tell how long it lasts.
+/// # Errors
+/// Chain, time and collateral classes; ours to fix by fetching again.
+pub fn check_collateral(
+    fmspc: &[u8; 6],
+    collateral: &TdxCollateral,
+    now_ms: u64,
+    roots: &TrustRoots,
+) -> Result<CollateralDates, AttestError> {
+    let mut window = Window::at(now_ms);
+    let ders = pem::certificates(collateral.pck_crl_issuer_chain.as_bytes(), PCK_CRL_CHAIN)?;
+    let issuers = parse_all(&ders, PCK_CRL_CHAIN)?;
+    let root = chain::root_of(&issuers, roots, PCK_CRL_CHAIN)?;
+    let anchor = chain::certificate(root.der(), "root certificate")?;
+    let path = chain::verify_path(&issuers, &anchor, PCK_CRL_CHAIN, &mut window)?;
+    let [pck_ca] = path else {
+        return Err(AttestError::PathLength { chain: PCK_CRL_CHAIN, count: path.len() });
+    };
+    let root_crl = RevocationList::verify(&collateral.root_ca_crl, &anchor, ROOT_CRL, &mut window)?;
+    root_crl.check(&anchor, PCK_CRL_CHAIN)?;
+    root_crl.check(pck_ca, PCK_CRL_CHAIN)?;
+    RevocationList::verify(&collateral.pck_crl, pck_ca, PCK_CRL, &mut window)?;
+    TcbInfoText::verify(collateral, &anchor, &root_crl, &mut window)?.check_fmspc(fmspc)?;
+    QeIdentityText::verify(collateral, &anchor, &root_crl, &mut window)?.check_kind()?;
+    Ok(CollateralDates {
+        oldest_issue: UnixMillis(window.oldest_issue_ms()),
+        earliest_expiry: UnixMillis(window.earliest_expiry_ms()),
+        software_root: root.is_software(),
+    })
+}
+
+/// How old collateral is and how long it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CollateralDates {
+    /// When the oldest of its signed parts was issued.
+    pub oldest_issue: UnixMillis,
+    /// The first moment at which one of its parts is over.
+    pub earliest_expiry: UnixMillis,
+    /// Whether it was signed under a software root.
+    pub software_root: bool,
 }
 
 /// Verifies a TDX quote against collateral at a given time.

@@ -51,17 +51,23 @@ impl TcbInfoText {
 
     /// The text has to speak of TDX and of the platform of the PCK certificate.
     pub(crate) fn check_platform(&self, pck: &PckPlatform) -> Result<(), AttestError> {
+        self.check_fmspc(&pck.fmspc)?;
+        match hex::decode(&self.0.pce_id).ok().as_deref() == Some(&pck.pce_id[..]) {
+            true => Ok(()),
+            false => Err(AttestError::CollateralMismatch { part: TCB_INFO, why: "of another pce id" }),
+        }
+    }
+
+    /// The text has to speak of TDX and of platforms of this FMSPC.
+    pub(crate) fn check_fmspc(&self, fmspc: &[u8; 6]) -> Result<(), AttestError> {
         let mismatch = |why| AttestError::CollateralMismatch { part: TCB_INFO, why };
         if self.0.id != "TDX" || self.0.version < 3 || self.0.tcb_type != 0 {
             return Err(mismatch("not of TDX, version 3, tcb type 0"));
         }
-        if hex::decode(&self.0.fmspc).ok().as_deref() != Some(&pck.fmspc[..]) {
-            return Err(mismatch("of another fmspc"));
+        match hex::decode(&self.0.fmspc).ok().as_deref() == Some(&fmspc[..]) {
+            true => Ok(()),
+            false => Err(mismatch("of another fmspc")),
         }
-        if hex::decode(&self.0.pce_id).ok().as_deref() != Some(&pck.pce_id[..]) {
-            return Err(mismatch("of another pce id"));
-        }
-        Ok(())
     }
 }
 
@@ -92,13 +98,19 @@ impl QeIdentityText {
         &self.0
     }
 
+    /// The text has to describe the quoting enclave of TDs.
+    pub(crate) fn check_kind(&self) -> Result<(), AttestError> {
+        match self.0.id == "TD_QE" && matches!(self.0.version, 2 | 3) {
+            true => Ok(()),
+            false => Err(AttestError::CollateralMismatch { part: QE_IDENTITY, why: "not of the td quoting enclave, version 2 or 3" }),
+        }
+    }
+
     /// The enclave that made the quote has to be the one the text describes. Its report was verified.
     pub(crate) fn check_enclave(&self, report: &QeReport) -> Result<(), AttestError> {
         let mismatch = |why| AttestError::CollateralMismatch { part: QE_IDENTITY, why };
         let identity = &self.0;
-        if identity.id != "TD_QE" || !matches!(identity.version, 2 | 3) {
-            return Err(mismatch("not of the td quoting enclave, version 2 or 3"));
-        }
+        self.check_kind()?;
         let [flags, ..] = report.attributes;
         if flags & SGX_ATTRIBUTE_DEBUG != 0 {
             return Err(AttestError::Debug);

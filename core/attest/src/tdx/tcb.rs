@@ -168,13 +168,15 @@ mod tests {
             format!(r#"{{"tcb":{tcb},"tcbDate":"2024-03-13T00:00:00Z","tcbStatus":"{status}","advisoryIDs":["A-{pce}"]}}"#)
         };
         let module = |version, isvsvn, status| {
-            let level = format!(r#"{{"tcb":{{"isvsvn":{isvsvn}}},"tcbDate":"2024-03-13T00:00:00Z","tcbStatus":"{status}","advisoryIDs":["M"]}}"#);
+            let level =
+                format!(r#"{{"tcb":{{"isvsvn":{isvsvn}}},"tcbDate":"2024-03-13T00:00:00Z","tcbStatus":"{status}","advisoryIDs":["M"]}}"#);
             format!(r#"{{"id":"TDX_0{version}","mrsigner":"","attributes":"","attributesMask":"","tcbLevels":[{level}]}}"#)
         };
         // The higher level stands last: order in the text must not matter.
         let levels = [level(2, 11, "OutOfDate"), level(3, 13, "UpToDate")].join(",");
         let modules = [module(1, 4, "UpToDate"), module(3, 2, "OutOfDate"), module(4, 1, "Revoked")].join(",");
-        let head = r#""id":"TDX","version":3,"issueDate":"","nextUpdate":"","fmspc":"","pceId":"","tcbType":0,"tcbEvaluationDataNumber":17"#;
+        let head =
+            r#""id":"TDX","version":3,"issueDate":"","nextUpdate":"","fmspc":"","pceId":"","tcbType":0,"tcbEvaluationDataNumber":17"#;
         serde_json::from_str(&format!(r#"{{{head},"tdxModuleIdentities":[{modules}],"tcbLevels":[{levels}]}}"#)).unwrap()
     }
 

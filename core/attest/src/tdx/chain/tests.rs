@@ -215,9 +215,7 @@ fn a_list_refuses_whom_it_names() {
 fn refuses_lists_of_others_altered_ones_and_old_ones() {
     let root = root();
     let ca = intermediate(&root);
-    let list = |der: &[u8], issuer: &Ca, now_ms| {
-        RevocationList::verify(der, &issuer.parsed(), "test crl", &mut Window::at(now_ms)).err()
-    };
+    let list = |der: &[u8], issuer: &Ca, now_ms| RevocationList::verify(der, &issuer.parsed(), "test crl", &mut Window::at(now_ms)).err();
     let mut der = ca.list(&[]);
     assert_eq!(list(&der, &ca, NOW_MS), None);
     assert_eq!(list(&der, &root, NOW_MS), Some(AttestError::CrlMismatch { crl: "test crl" }));

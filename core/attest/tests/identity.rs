@@ -1,0 +1,245 @@
+//! Real evidence of dstack guests through the public entry: what identity it proves, and that no changed byte proves another.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use dstack_attest::{
+    AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify, verify_legacy,
+    wire::{Attestation, PlatformEvidence, TdxEvent, TdxEvidence, runtime_events_of},
+};
+use dstack_protocol::{Platform, TcbStatus, UnixMillis};
+use proptest::{prelude::*, test_runner::TestRunner};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// One guest of the vectors, ready to be verified.
+struct Guest {
+    id: String,
+    now: UnixMillis,
+    quote: Vec<u8>,
+    log: Vec<u8>,
+    bundle: CollateralBundle,
+    compose: Option<Vec<u8>>,
+    vector: Value,
+}
+
+impl Guest {
+    fn verify_with<T>(&self, call: impl FnOnce(&VerifyContext<'_>) -> T) -> T {
+        let (roots, tcb) = (TrustRoots::production(), TcbPolicy::default());
+        call(&VerifyContext { now: self.now, roots: &roots, collateral: &self.bundle, tcb: &tcb })
+    }
+
+    fn legacy(&self) -> Result<VerifiedIdentity, AttestError> {
+        self.verify_with(|context| verify_legacy(&self.quote, &self.log, context))
+    }
+
+    fn verify(&self, evidence: &[u8]) -> Result<VerifiedIdentity, AttestError> {
+        self.verify_with(|context| verify(evidence, context))
+    }
+
+    fn attestation(&self) -> Attestation {
+        let event_log = TdxEvent::parse_log(&self.log).unwrap();
+        Attestation {
+            report_data: hex::decode(self.identity("report_data")).unwrap().try_into().unwrap(),
+            runtime_events: runtime_events_of(&event_log),
+            platform: PlatformEvidence::Tdx(TdxEvidence { quote: self.quote.clone(), event_log }),
+            config: String::new(),
+            report_data_payload: None,
+        }
+    }
+
+    fn identity(&self, name: &str) -> &str {
+        self.vector["identity"][name].as_str().unwrap()
+    }
+}
+
+/// The dstack guests that are up to date, or `None` without the vectors.
+fn guests() -> Option<Vec<Guest>> {
+    let vectors = common::vectors()?;
+    let real = vectors.of("dstack-tdx").filter(|vector| vector["kind"] == "real" && vector["expect"]["result"] == "ok");
+    let guest = |vector: &Value| Guest {
+        id: vector["id"].as_str().unwrap().to_owned(),
+        now: UnixMillis(common::millis(vector["valid_at"].as_str().unwrap())),
+        quote: vectors.file(vector, "quote"),
+        log: vectors.file(vector, "event_log"),
+        bundle: common::bundle(vector["identity"]["fmspc"].as_str().unwrap(), &vectors.file(vector, "collateral")),
+        compose: vector["files"].get("app_compose").map(|_| vectors.file(vector, "app_compose")),
+        vector: vector.clone(),
+    };
+    Some(real.map(guest).collect())
+}
+
+#[test]
+fn a_guest_is_what_its_registers_and_events_say() {
+    let Some(guests) = guests() else { return };
+    assert_eq!(guests.len(), 13);
+    let mut devices = BTreeMap::new();
+    for guest in guests {
+        let identity = guest.legacy().unwrap();
+        assert_eq!((identity.platform(), identity.tcb_status()), (Platform::Tdx, TcbStatus::UpToDate), "{}", guest.id);
+        let boot = ["mr_td", "rtmr0", "rtmr1", "rtmr2"].map(|name| guest.identity(name)).concat();
+        let compose_hash = identity.compose_hash().unwrap();
+        assert_eq!(hex::encode(identity.measurement()), boot + &hex::encode(compose_hash), "{}", guest.id);
+        assert_eq!(hex::encode(identity.report_data()), guest.identity("report_data"), "{}", guest.id);
+        assert_eq!(identity.platform_identity().len(), Platform::Tdx.identity_bytes());
+        assert!(!identity.software_root() && identity.earliest_expiry() > guest.now);
+        if let Some(compose) = &guest.compose {
+            assert_eq!(compose_hash, <[u8; 32]>::from(Sha256::digest(compose)), "{}", guest.id);
+        }
+        // dstack's own answers beside the evidence. Its device id then was a hash of the quote's user data; ours is of the PPID,
+        // so only that the same machine stays the same can be compared. An empty hash is what it says without knowing.
+        let app = &guest.vector["app"];
+        if let Some(device) = app["device_id"].as_str().filter(|device| *device != hex::encode(Sha256::digest([]))) {
+            let ours = devices.entry(device.to_owned()).or_insert_with(|| identity.device_id());
+            assert_eq!(*ours, identity.device_id(), "{}", guest.id);
+        }
+        if let (Some(image), Some(event)) = (app["os_image_hash"].as_str().filter(|image| !image.is_empty()), identity.os_image_hash()) {
+            assert_eq!(hex::encode(event), image, "{}", guest.id);
+        }
+        assert_eq!(identity.app_id().unwrap().0.len(), 20);
+    }
+}
+
+#[test]
+fn every_form_of_the_evidence_proves_the_same_guest() {
+    let Some(guests) = guests() else { return };
+    for guest in guests {
+        let legacy = guest.legacy().unwrap();
+        let whole = guest.attestation();
+        for evidence in [whole.encode_v0().unwrap(), whole.encode_v1(), whole.clone().stripped().encode_v0().unwrap()] {
+            let identity = guest.verify(&evidence).unwrap();
+            assert_eq!(identity.measurement(), legacy.measurement());
+            assert_eq!((identity.app_id(), identity.instance_id()), (legacy.app_id(), legacy.instance_id()));
+            assert_eq!((identity.mr_system(), identity.mr_aggregated()), (legacy.mr_system(), legacy.mr_aggregated()));
+            assert_ne!(identity.evidence_hash(), legacy.evidence_hash());
+        }
+    }
+}
+
+#[test]
+fn the_parts_of_an_attestation_are_bound_to_each_other() {
+    let Some(guests) = guests() else { return };
+    let guest = guests.first().unwrap();
+    let refused = |change: fn(&mut Attestation)| {
+        let mut attestation = guest.attestation();
+        change(&mut attestation);
+        guest.verify(&attestation.encode_v0().unwrap()).unwrap_err()
+    };
+    assert_eq!(refused(|attestation| attestation.report_data[63] ^= 1), AttestError::ReportData);
+    assert_eq!(refused(|attestation| attestation.runtime_events[1].payload[0] ^= 1), AttestError::ReplayMismatch { register: 3 });
+    assert_eq!(refused(|attestation| attestation.runtime_events.clear()), AttestError::ReplayMismatch { register: 3 });
+    let other_log = |attestation: &mut Attestation| {
+        let PlatformEvidence::Tdx(td) = &mut attestation.platform else { unreachable!() };
+        td.event_log.last_mut().unwrap().event_payload.push(1);
+    };
+    assert!(matches!(refused(other_log), AttestError::EventDigest { .. }));
+    let no_collateral = verify(
+        &guest.attestation().encode(),
+        &VerifyContext {
+            now: guest.now,
+            roots: &TrustRoots::production(),
+            collateral: &CollateralBundle::empty(),
+            tcb: &TcbPolicy::default(),
+        },
+    );
+    assert!(matches!(no_collateral, Err(AttestError::CollateralMissing { .. })));
+    let not_intel = verify(
+        &guest.attestation().encode(),
+        &VerifyContext { now: guest.now, roots: &TrustRoots::none(), collateral: &guest.bundle, tcb: &TcbPolicy::default() },
+    );
+    assert_eq!(not_intel, Err(AttestError::UntrustedRoot { chain: "pck certificate chain" }));
+}
+
+#[test]
+fn no_changed_byte_proves_another_guest() {
+    let Some(guests) = guests() else { return };
+    let guest = guests.first().unwrap();
+    let evidence = guest.attestation().encode_v0().unwrap();
+    let good = guest.verify(&evidence).unwrap();
+    // A change that is accepted (white space of a PEM text, the other form of a signature) must leave every fact as it was.
+    let same = |got: Result<VerifiedIdentity, AttestError>| match got {
+        Err(_) => true,
+        Ok(got) => {
+            got.measurement() == good.measurement()
+                && got.report_data() == good.report_data()
+                && got.app_id() == good.app_id()
+                && got.mr_aggregated() == good.mr_aggregated()
+                && got.platform_identity() == good.platform_identity()
+                && got.tcb_status() == good.tcb_status()
+        }
+    };
+    let mut runner = TestRunner::new(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() });
+    let change = (0..evidence.len(), 1u8..=255);
+    let changed = runner.run(&change, |(at, mask)| {
+        let mut bytes = evidence.clone();
+        bytes[at] ^= mask;
+        prop_assert!(same(guest.verify(&bytes)));
+        Ok(())
+    });
+    changed.unwrap();
+    let cut = runner.run(&(0..evidence.len()), |at| {
+        prop_assert!(guest.verify(&evidence[..at]).is_err());
+        Ok(())
+    });
+    cut.unwrap();
+}
+
+#[test]
+fn collateral_can_be_checked_before_it_is_pinned() {
+    let Some(guests) = guests() else { return };
+    for guest in guests {
+        let dates = guest.bundle.check(guest.now, &TrustRoots::production()).unwrap();
+        let expiry = guest.legacy().unwrap().earliest_expiry();
+        for (fmspc, dates) in dates {
+            assert!(dates.oldest_issue < guest.now && !dates.software_root);
+            assert_eq!(dates.earliest_expiry, expiry, "the pck certificate outlives the collateral of {}", hex::encode(fmspc));
+            let late = guest.bundle.check(dates.earliest_expiry.plus_ms(1000), &TrustRoots::production());
+            assert!(matches!(late, Err(AttestError::CollateralExpired { .. })), "{late:?}");
+        }
+        let other = String::from_utf8(guest.bundle.bytes().to_vec()).unwrap().replacen(guest.identity("fmspc"), "0102030405ab", 1);
+        let other = CollateralBundle::parse(other.as_bytes()).unwrap().check(guest.now, &TrustRoots::production());
+        assert_eq!(other, Err(AttestError::CollateralMismatch { part: "tcb info", why: "of another fmspc" }));
+    }
+}
+
+#[test]
+fn no_changed_byte_of_the_collateral_proves_another_status() {
+    let Some(guests) = guests() else { return };
+    let guest = guests.first().unwrap();
+    let good = guest.legacy().unwrap();
+    let json = guest.bundle.bytes().to_vec();
+    let mut runner = TestRunner::new(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() });
+    let changed = runner.run(&(0..json.len(), 1u8..=255), |(at, mask)| {
+        let mut bytes = json.clone();
+        bytes[at] ^= mask;
+        let Ok(collateral) = CollateralBundle::parse(&bytes) else { return Ok(()) };
+        let (roots, tcb) = (TrustRoots::production(), TcbPolicy::default());
+        let context = VerifyContext { now: guest.now, roots: &roots, collateral: &collateral, tcb: &tcb };
+        if let Ok(identity) = verify_legacy(&guest.quote, &guest.log, &context) {
+            prop_assert_eq!(identity.advisory_ids(), good.advisory_ids());
+            prop_assert_eq!(identity.earliest_expiry(), good.earliest_expiry());
+        }
+        Ok(())
+    });
+    changed.unwrap();
+}
+
+#[test]
+fn a_nitro_attestation_of_dstack_proves_its_image() {
+    let Some(vectors) = common::vectors() else { return };
+    let vector = vectors.of("nitro").find(|vector| vector["id"] == "nitro-dstack-b").unwrap();
+    let evidence = vectors.file(vector, "wrapped");
+    let now = UnixMillis(common::millis(vector["valid_at"].as_str().unwrap()));
+    let (roots, collateral, tcb) = (TrustRoots::production(), CollateralBundle::empty(), TcbPolicy::default());
+    let identity = verify(&evidence, &VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &tcb }).unwrap();
+    // Values of the attestation reference, section 12.
+    let image = "1894b0b29e94a9db16e88a2914f0923e52bb16c08bf3bb484df786a147e2eb79";
+    assert_eq!(identity.os_image_hash().map(hex::encode).as_deref(), Some(image));
+    assert_eq!((identity.compose_hash(), Some(identity.mr_system())), (identity.os_image_hash(), identity.os_image_hash()));
+    assert_eq!(identity.app_id().unwrap().to_string(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4");
+    assert_eq!(hex::encode(identity.platform_identity()), vector["identity"]["pcrs"]["4"]);
+    assert_eq!((identity.platform(), identity.tcb_status()), (Platform::Nitro, TcbStatus::None));
+    assert!(identity.instance_id().is_empty() && !identity.software_root());
+}
