@@ -34,9 +34,6 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::GreetingKnown, Self::Greeting, Self::NodeHandshake, Self::ClientHandshake, Self::Node, Self::Attested, Self::Anonymous];
-
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::GreetingKnown => "greeting_known",
@@ -127,6 +124,11 @@ impl Admission {
         let evicted = CancellationToken::new();
         tables.enter(stage, id, source, evicted.clone());
         Ok(Slot { admission: Arc::clone(self), id, source, stage, group: None, evicted })
+    }
+
+    /// Connections in all stages.
+    pub(crate) fn total(&self) -> usize {
+        self.tables().stages.values().map(BTreeMap::len).sum()
     }
 
     /// Connections in a stage.

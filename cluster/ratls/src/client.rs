@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use tokio::sync::Mutex;
 
+use crate::dial::{Fault, Watched};
 use crate::error::{PeerError, RatlsError};
 use crate::judge::EvidenceJudge;
 use crate::peer::PeerRole;
@@ -66,8 +67,9 @@ impl ClientDialer {
     pub async fn connect(&self, address: SocketAddr, timeout: Duration) -> Result<ClientConnection, PeerError> {
         let (stream, verdict) = dial::connect(address, &self.tls, timeout).await?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let (stream, fault) = Watched::new(stream, address);
         let io = TokioIo::new(stream);
-        let refused = |error: hyper::Error| dial::classify_http(address, &error);
+        let refused = |error: hyper::Error| fault.classify(&error);
         let requests = if is_http2 {
             let (requests, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -83,7 +85,7 @@ impl ClientDialer {
             tokio::spawn(run(address, connection));
             Requests::One(Arc::new(Mutex::new(requests)))
         };
-        Ok(ClientConnection { address, identity: verdict.identity, requests })
+        Ok(ClientConnection { fault, identity: verdict.identity, requests })
     }
 }
 
@@ -102,7 +104,7 @@ impl std::fmt::Debug for ClientDialer {
 /// An open connection to a verified node. Clones share it.
 #[derive(Clone)]
 pub struct ClientConnection {
-    address: SocketAddr,
+    fault: Fault,
     identity: Arc<VerifiedIdentity>,
     requests: Requests,
 }
@@ -136,7 +138,7 @@ pub struct ClientRequest<'a> {
 impl ClientConnection {
     /// Where the node is.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.fault.address()
     }
 
     /// What its evidence proved.
@@ -161,7 +163,7 @@ impl ClientConnection {
         let waited = request.timeout;
         match tokio::time::timeout(waited, self.send(request)).await {
             Ok(outcome) => outcome,
-            Err(_elapsed) => Err(PeerError::Timeout { address: self.address, stage: "request", waited }),
+            Err(_elapsed) => Err(PeerError::Timeout { address: self.address(), stage: "request", waited }),
         }
     }
 
@@ -171,28 +173,28 @@ impl ClientConnection {
             Requests::One(requests) => {
                 let request = self.build(request, false)?;
                 let mut requests = requests.lock().await;
-                let response = answered(requests.ready().await, || requests.send_request(request), self.address).await?;
+                let response = answered(requests.ready().await, || requests.send_request(request), &self.fault).await?;
                 // The body is read under the lock: HTTP/1.1 has one answer at a time.
                 let status = response.status().as_u16();
-                return Ok((status, collect(response.into_body(), self.address, limit_bytes).await?));
+                return Ok((status, collect(response.into_body(), &self.fault, limit_bytes).await?));
             }
             Requests::Two(requests) => {
                 let request = self.build(request, true)?;
                 let mut requests = requests.clone();
-                answered(requests.ready().await, || requests.send_request(request), self.address).await?
+                answered(requests.ready().await, || requests.send_request(request), &self.fault).await?
             }
         };
         let status = response.status().as_u16();
-        Ok((status, collect(response.into_body(), self.address, limit_bytes).await?))
+        Ok((status, collect(response.into_body(), &self.fault, limit_bytes).await?))
     }
 
     fn build(&self, request: ClientRequest<'_>, is_http2: bool) -> Result<Request<Full<Bytes>>, PeerError> {
         let ClientRequest { method, path, content_type, body, headers, .. } = request;
         let mut builder = Request::builder().method(method);
         builder = if is_http2 {
-            builder.uri(format!("https://{}{path}", self.address))
+            builder.uri(format!("https://{}{path}", self.address()))
         } else {
-            builder.uri(path).header(HOST, self.address.to_string())
+            builder.uri(path).header(HOST, self.address().to_string())
         };
         if !content_type.is_empty() {
             builder = builder.header(CONTENT_TYPE, content_type);
@@ -200,11 +202,11 @@ impl ClientConnection {
         for (name, value) in headers {
             builder = builder.header(*name, *value);
         }
-        builder.body(Full::new(body)).map_err(|error| PeerError::Protocol { address: self.address, reason: error.to_string() })
+        builder.body(Full::new(body)).map_err(|error| PeerError::Protocol { address: self.address(), reason: error.to_string() })
     }
 }
 
-async fn answered<B, F>(ready: hyper::Result<()>, send: impl FnOnce() -> F, address: SocketAddr) -> Result<Response<B>, PeerError>
+async fn answered<B, F>(ready: hyper::Result<()>, send: impl FnOnce() -> F, fault: &Fault) -> Result<Response<B>, PeerError>
 where
     F: Future<Output = hyper::Result<Response<B>>>,
 {
@@ -212,11 +214,11 @@ where
         Ok(()) => send().await,
         Err(error) => Err(error),
     };
-    answer.map_err(|error| dial::classify_http(address, &error))
+    answer.map_err(|error| fault.classify(&error))
 }
 
 impl std::fmt::Debug for ClientConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientConnection").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("ClientConnection").field("address", &self.address()).finish_non_exhaustive()
     }
 }

@@ -1,11 +1,15 @@
 //! Opening a verified TLS connection. Owns: turning rustls' and the system's errors into whose fault it was.
 
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -20,7 +24,7 @@ pub(crate) async fn connect(
     config: &Arc<ClientConfig>,
     timeout: Duration,
 ) -> Result<(TlsStream<TcpStream>, Verdict), PeerError> {
-    let unreachable = |error: std::io::Error| PeerError::Unreachable { address, reason: error.to_string() };
+    let unreachable = |error: io::Error| PeerError::Unreachable { address, reason: error.to_string() };
     let dial = async {
         let stream = TcpStream::connect(address).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
@@ -38,7 +42,7 @@ pub(crate) async fn connect(
 }
 
 /// What an error of the TLS stream means.
-pub(crate) fn classify(address: SocketAddr, error: &std::io::Error) -> PeerError {
+pub(crate) fn classify(address: SocketAddr, error: &io::Error) -> PeerError {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         return PeerError::Unreachable { address, reason: error.to_string() };
     };
@@ -55,17 +59,87 @@ pub(crate) fn classify(address: SocketAddr, error: &std::io::Error) -> PeerError
     }
 }
 
-/// The same for an error of the HTTP layer, whose cause may be one of the TLS stream's.
-pub(crate) fn classify_http(address: SocketAddr, error: &hyper::Error) -> PeerError {
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            return classify(address, io);
+/// What first went wrong on a connection. The HTTP/2 layer keeps only the text of such an error, so the stream below
+/// it remembers the meaning.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    address: SocketAddr,
+    first: Arc<Mutex<Option<PeerError>>>,
+}
+
+impl Fault {
+    /// What an error of the HTTP layer means.
+    pub(crate) fn classify(&self, error: &hyper::Error) -> PeerError {
+        if let Some(first) = self.first.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return first;
         }
-        cause = inner.source();
+        let (address, reason) = (self.address, error.to_string());
+        if error.is_parse() || error.is_user() {
+            PeerError::Protocol { address, reason }
+        } else {
+            PeerError::Unreachable { address, reason }
+        }
     }
-    if error.is_parse() || error.is_user() {
-        return PeerError::Protocol { address, reason: error.to_string() };
+
+    /// Where the peer is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
-    PeerError::Unreachable { address, reason: error.to_string() }
+
+    fn remember(&self, error: &io::Error) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some(classify(self.address, error));
+        }
+    }
+}
+
+/// A stream that remembers its first error in a [`Fault`].
+pub(crate) struct Watched<IO> {
+    io: IO,
+    fault: Fault,
+}
+
+impl<IO> Watched<IO> {
+    pub(crate) fn new(io: IO, address: SocketAddr) -> (Self, Fault) {
+        let fault = Fault { address, first: Arc::new(Mutex::new(None)) };
+        (Self { io, fault: fault.clone() }, fault)
+    }
+
+    fn seen<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &outcome {
+            self.fault.remember(error);
+        }
+        outcome
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.io).poll_read(context, buffer);
+        self.seen(outcome)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+    // A failing write says less than the alert that the peer sent before it hung up, so only reads are remembered.
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
 }

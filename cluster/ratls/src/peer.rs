@@ -138,7 +138,7 @@ fn evidence(certificate: &X509Certificate<'_>) -> Result<Option<Vec<u8>>, &'stat
 fn octet_string_content(der: &[u8]) -> Option<&[u8]> {
     let [0x04, first, rest @ ..] = der else { return None };
     let (length, content) = match *first {
-        short @ 0..0x80 => (usize::from(short), rest),
+        short @ 0..=0x7f => (usize::from(short), rest),
         long @ 0x81..=0x84 => {
             let (digits, content) = rest.split_at_checked(usize::from(long & 0x7f))?;
             let length = digits.iter().try_fold(0usize, |sum, digit| sum.checked_mul(256)?.checked_add(usize::from(*digit)))?;

@@ -15,6 +15,7 @@ use rustls::ClientConfig;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::dial::{Fault, Watched};
 use crate::error::{PeerError, RatlsError};
 use crate::hello::{ExpectedPeer, Exporters, HelloError, HelloIdentity, PeerHello, Side, exchange};
 use crate::judge::EvidenceJudge;
@@ -112,6 +113,7 @@ struct Failure {
 #[derive(Clone)]
 struct Connection {
     requests: SendRequest<Full<Bytes>>,
+    fault: Fault,
     hello: PeerHello,
     identity: Arc<VerifiedIdentity>,
     since: Instant,
@@ -158,9 +160,9 @@ impl PeerClient {
             connection.requests.ready().await?;
             connection.requests.send_request(request).await
         };
-        let response = answer.await.map_err(|error| dial::classify_http(self.address, &error))?;
+        let response = answer.await.map_err(|error| connection.fault.classify(&error))?;
         let status = response.status().as_u16();
-        let body = collect(response.into_body(), self.address, self.dialer.limits.answer_bytes_max).await?;
+        let body = collect(response.into_body(), &connection.fault, self.dialer.limits.answer_bytes_max).await?;
         Ok((status, body))
     }
 
@@ -211,6 +213,7 @@ impl PeerClient {
             HelloError::Missing { reason } => PeerError::RefusedByPeer { address, reason },
             error => PeerError::Hello { address, error },
         })?;
+        let (stream, fault) = Watched::new(stream, address);
         let (requests, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(1024 * 1024)
@@ -220,13 +223,13 @@ impl PeerClient {
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| dial::classify_http(address, &error))?;
+            .map_err(|error| fault.classify(&error))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%address, reason = %error, "connection to node ended");
             }
         });
-        Ok(Connection { requests, hello, identity: verdict.identity, since: Instant::now() })
+        Ok(Connection { requests, fault, hello, identity: verdict.identity, since: Instant::now() })
     }
 }
 
@@ -237,13 +240,13 @@ impl std::fmt::Debug for PeerClient {
 }
 
 /// The whole body of an answer, or an error beyond the limit.
-pub(crate) async fn collect(body: hyper::body::Incoming, address: SocketAddr, limit_bytes: usize) -> Result<Bytes, PeerError> {
+pub(crate) async fn collect(body: hyper::body::Incoming, fault: &Fault, limit_bytes: usize) -> Result<Bytes, PeerError> {
     match Limited::new(body, limit_bytes).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(PeerError::TooLarge { address, limit_bytes }),
+        Err(error) if error.is::<LengthLimitError>() => Err(PeerError::TooLarge { address: fault.address(), limit_bytes }),
         Err(error) => match error.downcast_ref::<hyper::Error>() {
-            Some(error) => Err(dial::classify_http(address, error)),
-            None => Err(PeerError::Unreachable { address, reason: error.to_string() }),
+            Some(error) => Err(fault.classify(error)),
+            None => Err(PeerError::Unreachable { address: fault.address(), reason: error.to_string() }),
         },
     }
 }

@@ -113,6 +113,11 @@ impl ServerHandle {
     pub fn set_known_peers(&self, addresses: HashSet<IpAddr>) {
         self.admission.set_known(addresses);
     }
+
+    /// Connections held now, in all stages. Never more than [`Limits::descriptors_max`].
+    pub fn connections(&self) -> usize {
+        self.admission.total()
+    }
 }
 
 impl std::fmt::Debug for ServerHandle {

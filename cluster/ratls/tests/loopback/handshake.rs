@@ -1,0 +1,184 @@
+//! What a handshake accepts and refuses.
+
+use dstack_protocol::binding;
+use dstack_ratls::{ALPN_NODE, CERTIFICATE_BYTES_MAX, JudgeError, PeerError};
+use dstack_testkit::{Host, Measured};
+use rustls::version::{TLS12, TLS13};
+
+use crate::raw::{self, RawCertificate, serve_once, verdict_on};
+use crate::world::*;
+
+fn bound_evidence(world: &World, spki: &[u8]) -> Option<Vec<u8>> {
+    Some(world.evidence(&Measured::executable(NODE_BINARY), binding::ratls_certificate(spki)).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_learn_each_other() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let peer = world.dialer(1).peer(server.address, Default::default());
+    let measurement = hex::encode(world.tdx().measurement(&Measured::executable(NODE_BINARY)));
+    let key = hex::encode(node_key(1).verifying_key().to_bytes());
+    assert_eq!(whoami(&peer).await.unwrap(), format!("seat 1 key {key} measurement {measurement}"));
+    let (hello, identity) = peer.peer().await.unwrap();
+    assert_eq!((hello.seat.0, hello.node_key), (2, node_key(2).verifying_key().to_bytes()));
+    assert_eq!(hex::encode(identity.measurement()), measurement);
+    assert!(identity.software_root());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nitro_evidence_serves_as_well() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let host = Host::nitro("enclave host", &world.roots).unwrap();
+    let app = Measured::compose(COMPOSE);
+    let evidence_of = |report_data: [u8; 64]| host.evidence(&app, &report_data, (world.now())()).map_err(|error| error.to_string());
+    let certificate = dstack_ratls::CertifiedIdentity::for_node((world.now())(), 60 * SECOND, evidence_of).unwrap();
+    let spki = hex::encode(certificate.spki());
+    let connection = world.client(Some(certificate)).connect(server.address, 5 * SECOND).await.unwrap();
+    let answer = text(connection.request(get_request("/whoami")).await.unwrap());
+    assert!(answer.ends_with(&format!("session None spki {spki}")), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exchange_is_hybrid_and_nothing_can_be_resumed() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let mut stream = raw::connect(server.address, &TLS13, None, b"http/1.1").await.unwrap();
+    let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+    assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+    // A ticket would come with the first bytes after the handshake.
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    stream.write_all(b"GET /whoami HTTP/1.1\r\nhost: n\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("anonymous"), "{answer}");
+    assert_eq!(stream.get_ref().1.tls13_tickets_received(), 0);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_12_is_refused_by_server_and_client() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let error = raw::connect(server.address, &TLS12, None, b"http/1.1").await.unwrap_err();
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+    let certificate = RawCertificate::with_evidence(|spki| bound_evidence(&world, spki));
+    let (address, _task) = serve_once(&TLS12, certificate, ALPN_NODE).await;
+    let error = whoami(&world.dialer(1).peer(address, Default::default())).await.unwrap_err();
+    assert!(matches!(error, PeerError::Protocol { .. } | PeerError::RefusedByPeer { .. }), "{error:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_certificates_are_judged() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let accepted = |certificate| verdict_on(server.address, Some(certificate), b"http/1.1");
+
+    let good = RawCertificate::with_evidence(|spki| bound_evidence(&world, spki));
+    assert_eq!(accepted(good).await, Ok(usize::MAX), "the raw client itself is right");
+
+    let none = RawCertificate::with_evidence(|_| None);
+    assert!(accepted(none).await.unwrap_err().contains("alert"));
+
+    let other_key = RawCertificate::with_evidence(|_| bound_evidence(&world, b"another key"));
+    assert!(accepted(other_key).await.unwrap_err().contains("alert"));
+
+    let garbage = RawCertificate::with_evidence(|_| Some(vec![0xff; 4000]));
+    assert!(accepted(garbage).await.unwrap_err().contains("alert"));
+
+    // A certificate seen on the wire, shown by someone without its key.
+    let mut stolen = RawCertificate::with_evidence(|spki| bound_evidence(&world, spki));
+    stolen.key = RawCertificate::with_evidence(|_| None).key;
+    assert!(accepted(stolen).await.unwrap_err().contains("alert"));
+
+    let mut chain = RawCertificate::with_evidence(|spki| bound_evidence(&world, spki));
+    chain.chain.push(chain.chain[0].clone());
+    assert!(accepted(chain).await.unwrap_err().contains("alert"));
+
+    for size in [CERTIFICATE_BYTES_MAX, 65_000, 70_000, 1 << 20] {
+        let oversized = RawCertificate::with_evidence(|_| Some(vec![0; size]));
+        assert!(accepted(oversized).await.is_err(), "{size}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_must_show_a_certificate() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let refusal = verdict_on(server.address, None, ALPN_NODE).await.unwrap_err();
+    assert!(refusal.contains("CertificateRequired"), "{refusal}");
+    assert!(verdict_on(server.address, None, b"unknown/1").await.unwrap_err().contains("NoApplicationProtocol"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_certificates_are_judged() {
+    let world = World::new();
+    let outcome = async |certificate| {
+        let (address, _task) = serve_once(&TLS13, certificate, ALPN_NODE).await;
+        match whoami(&world.dialer(1).peer(address, Default::default())).await.unwrap_err() {
+            PeerError::Untrusted { error, .. } => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(outcome(RawCertificate::with_evidence(|_| None)).await, JudgeError::NoEvidence);
+    assert_eq!(outcome(RawCertificate::with_evidence(|_| bound_evidence(&world, b"another key"))).await, JudgeError::Binding);
+    assert!(matches!(outcome(RawCertificate::with_evidence(|_| Some(vec![1; 99]))).await, JudgeError::Evidence { .. }));
+    let oversized = RawCertificate::with_evidence(|_| Some(vec![0; CERTIFICATE_BYTES_MAX]));
+    assert!(matches!(outcome(oversized).await, JudgeError::TooLarge { .. }));
+    let other_binary = RawCertificate::with_evidence(|spki| {
+        Some(world.evidence(&Measured::executable(b"another binary"), binding::ratls_certificate(spki)).unwrap())
+    });
+    assert!(matches!(outcome(other_binary).await, JudgeError::NotAccepted { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_executable_is_refused() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let source = dstack_ratls::CertificateSource::new(world.certificate_of(b"another binary", 60 * SECOND));
+    let peer = world.dialer_with(hello(1), source, Default::default()).peer(server.address, Default::default());
+    assert!(matches!(whoami(&peer).await.unwrap_err(), PeerError::RefusedByPeer { .. }));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_expire() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let client = world.client(Some(world.node_certificate(60 * SECOND)));
+    let before = client.connect(server.address, 5 * SECOND).await.unwrap();
+    text(before.request(get_request("/whoami")).await.unwrap());
+    world.advance(61 * SECOND);
+    let after = client.connect(server.address, 5 * SECOND).await.unwrap();
+    let error = after.request(get_request("/whoami")).await.unwrap_err();
+    assert!(matches!(error, PeerError::RefusedByPeer { .. }), "{error:?}");
+    // What was open when the certificate ended goes on.
+    text(before.request(get_request("/whoami")).await.unwrap());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_are_kept_until_expiry_or_new_collateral() {
+    let world = World::new();
+    let judge = world.judge();
+    let evidence = world.evidence(&Measured::executable(NODE_BINARY), [1; 64]).unwrap();
+    let now = (world.now())();
+    let first = judge.identity(&evidence, now).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&first, &judge.identity(&evidence, now).unwrap()));
+    let expired = first.earliest_expiry();
+    assert!(judge.identity(&evidence, expired).is_err(), "at its expiry the verdict is asked for anew, and the collateral is past its end");
+    let again = judge.identity(&evidence, now).unwrap();
+    assert!(!std::sync::Arc::ptr_eq(&first, &again));
+    judge.replace(world.material());
+    assert!(!std::sync::Arc::ptr_eq(&again, &judge.identity(&evidence, now).unwrap()));
+    let mut strict = world.material();
+    strict.roots = dstack_attest::TrustRoots::production();
+    judge.replace(strict);
+    assert!(matches!(judge.identity(&evidence, now), Err(JudgeError::Evidence { .. })));
+}

@@ -1,0 +1,159 @@
+//! A TLS client and server without any of this crate's care, to misbehave with.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, CustomExtension, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, SupportedProtocolVersion};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+#[derive(Debug)]
+struct TrustsAnyone;
+
+impl ServerCertVerifier for TrustsAnyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+pub struct RawCertificate {
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl RawCertificate {
+    /// Self-signed, valid always, with the evidence that `evidence_of(SPKI)` gives.
+    pub fn with_evidence(evidence_of: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        if let Some(evidence) = evidence_of(&rcgen::PublicKeyData::subject_public_key_info(&key)) {
+            params.custom_extensions.push(CustomExtension::from_oid_content(dstack_ratls::EVIDENCE_OID, octet_string(&evidence)));
+        }
+        let certificate = params.self_signed(&key).unwrap();
+        Self { chain: vec![certificate.der().clone()], key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
+    }
+}
+
+fn octet_string(content: &[u8]) -> Vec<u8> {
+    let mut der = vec![0x04, 0x83];
+    der.extend_from_slice(&(content.len() as u32).to_be_bytes()[1..]);
+    match content.len() {
+        0..0x80 => der = vec![0x04, content.len() as u8],
+        0x80..0x100 => der = vec![0x04, 0x81, content.len() as u8],
+        0x100..0x1_0000 => der = [&[0x04, 0x82][..], &(content.len() as u16).to_be_bytes()].concat(),
+        _ => {}
+    }
+    der.extend_from_slice(content);
+    der
+}
+
+pub async fn connect(
+    address: SocketAddr,
+    version: &'static SupportedProtocolVersion,
+    certificate: Option<RawCertificate>,
+    alpn: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(TrustsAnyone));
+    let mut config = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(RawCertificate { chain, key }) => builder.with_client_cert_resolver(Arc::new(Always::new(chain, key))),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let stream = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("node").unwrap(), stream).await
+}
+
+/// Shows its certificate whatever the server asked for, also with a key that is not the certificate's.
+#[derive(Debug)]
+struct Always(Arc<rustls::sign::CertifiedKey>);
+
+impl Always {
+    fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        Self(Arc::new(rustls::sign::CertifiedKey::new(chain, key)))
+    }
+}
+
+impl rustls::client::ResolvesClientCert for Always {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Connects and waits until the server shows what it thinks of us: `Err` with its alert, or the bytes it sent.
+pub async fn verdict_on(address: SocketAddr, certificate: Option<RawCertificate>, alpn: &[u8]) -> Result<usize, String> {
+    let mut stream = connect(address, &rustls::version::TLS13, certificate, alpn).await.map_err(|error| error.to_string())?;
+    let mut buffer = [0u8; 64];
+    match tokio::time::timeout(Duration::from_secs(2), stream.read(&mut buffer)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => Err(error.to_string()),
+        // Silence: it waits for our request, so it has accepted us.
+        Err(_elapsed) => Ok(usize::MAX),
+    }
+}
+
+/// Accepts one connection as a TLS server with this certificate; the outcome of the handshake.
+pub async fn serve_once(
+    version: &'static SupportedProtocolVersion,
+    certificate: RawCertificate,
+    alpn: &[u8],
+) -> (SocketAddr, tokio::task::JoinHandle<std::io::Result<()>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(certificate.chain, certificate.key)
+        .unwrap();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let task = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await?;
+        tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.map(|_| ())
+    });
+    (address, task)
+}
