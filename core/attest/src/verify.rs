@@ -93,3 +93,45 @@ fn verify_enclave(
     }
     VerifiedIdentity::of_enclave(&verified, &attestation.runtime_events, evidence)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::TdxEvent;
+
+    fn refused(evidence: &[u8]) -> AttestError {
+        let (roots, collateral, tcb) = (TrustRoots::production(), CollateralBundle::empty(), TcbPolicy::default());
+        verify(evidence, &VerifyContext { now: UnixMillis(1_751_328_000_000), roots: &roots, collateral: &collateral, tcb: &tcb })
+            .unwrap_err()
+    }
+
+    fn attestation(platform: PlatformEvidence) -> Vec<u8> {
+        Attestation { platform, report_data: [0; 64], runtime_events: Vec::new(), config: String::new(), report_data_payload: None }
+            .encode()
+    }
+
+    #[test]
+    fn platforms_that_are_not_served_are_refused_by_name() {
+        let snp = PlatformEvidence::SevSnp { report: vec![0; 1184], cert_chain: Vec::new(), mr_config: String::new() };
+        let part = "platform of the evidence";
+        assert_eq!(refused(&attestation(snp)), AttestError::UnsupportedVersion { part, got: 5 });
+        let tpm = PlatformEvidence::NitroTpm { attestation_doc: vec![1] };
+        assert_eq!(refused(&attestation(tpm)), AttestError::UnsupportedVersion { part, got: 4 });
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused(mut bytes in proptest::collection::vec(any::<u8>(), 1..600), wrapper in 0u8..4) {
+            let _ = refused(&bytes);
+            bytes.truncate(300);
+            let evidence = match wrapper {
+                0 => PlatformEvidence::NitroEnclave { nsm_quote: bytes },
+                1 => PlatformEvidence::Tdx(TdxEvidence { quote: bytes, event_log: vec![TdxEvent::default()] }),
+                _ => PlatformEvidence::Tdx(TdxEvidence { quote: bytes, event_log: Vec::new() }),
+            };
+            let _ = refused(&attestation(evidence));
+        }
+    }
+}
