@@ -246,6 +246,40 @@ fn the_encryption_is_the_one_of_the_specification() {
 }
 
 #[test]
+fn names_and_challenges_are_those_of_the_specification() {
+    use sha2::{Digest as _, Sha256};
+    let (run, bodies) = committed::<Ristretto255>(RootTag::Prf, 2, 3);
+    // inst, written out from threshold.md §3.
+    let mut text = [&b"DKMS-V1-INST"[..], &CLUSTER.0, &[0; 4], b"D", &[1], &[0; 8]].concat();
+    text.extend_from_slice(&[&1u64.to_be_bytes()[..], &1u32.to_be_bytes(), &[0, 2], &[0, 3, 0, 1, 0, 2, 0, 3], &[0, 3]].concat());
+    for i in members(3) {
+        let key_hash = Sha256::digest([&b"DKMS-V1-NODEKEY"[..], &[7; 32]].concat());
+        text.extend_from_slice(&[&i.0.to_be_bytes()[..], &key_hash, &key(i).public()].concat());
+    }
+    let inst: [u8; 32] = Sha256::digest(&text).into();
+    assert_eq!(run.ceremony.instance().inst(), inst);
+    // h_i and transcript.
+    let digest = |body: &[u8]| Sha256::digest([&b"DKMS-V1-CBODY"[..], body].concat());
+    let h = Sha256::digest([&b"DKMS-V1-DKG0"[..], &inst, &[0, 1], &digest(&bodies[0])].concat());
+    assert_eq!(run.nodes[0].package().commit[..], h[..]);
+    let mut text = [&b"DKMS-V1-TRANS"[..], &inst, &[0, 3]].concat();
+    for (i, body) in members(3).into_iter().zip(&bodies) {
+        text.extend_from_slice(&[&i.0.to_be_bytes()[..], &digest(body)].concat());
+    }
+    let (dealt, _) = dealt_with(|_| {});
+    assert_eq!(dealt.ceremony.deals().unwrap().1.transcript()[..], Sha256::digest(&text)[..]);
+    // Deal: count(2) ‖ C_i0 ‖ C_i1 ‖ c ‖ z ‖ count(2) ‖ { j(2) ‖ E_ij ‖ ct_ij(48) }*, and its proof of possession.
+    let body = &bodies[0];
+    assert_eq!(body.len(), 2 + 64 + 64 + 2 + 3 * 82);
+    assert_eq!((&body[..2], &body[130..134]), (&[0, 2][..], &[0, 3, 0, 1][..]));
+    let scalar_at = |at: usize| Ristretto255::decode_scalar(&body[at..at + 32].try_into().unwrap()).unwrap();
+    let (constant, c, z) = (Ristretto255::decode(&body[2..34]).unwrap(), scalar_at(66), scalar_at(98));
+    let r = Ristretto255::mul_base(&z) - constant * c;
+    let challenge = Ristretto255::hash_to_scalar(&[b"DKMS-V1-POP", &inst, &[0, 1], &body[2..34], &Ristretto255::encode(&r)]);
+    assert!(c == challenge);
+}
+
+#[test]
 fn a_false_complaint_convicts_its_author() {
     // Honest deals; node 3 opens its sub-share of dealer 1 with a valid proof: the sub-share is right.
     let (run, _) = dealt_with(|_| {});
