@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,8 @@ pub(crate) enum Stage {
     GreetingKnown,
     /// Accepted.
     Greeting,
+    /// Its ClientHello asked for the node protocol, from the address of a known peer.
+    NodeHandshakeKnown,
     /// Its ClientHello asked for the node protocol.
     NodeHandshake,
     /// Its ClientHello asked for HTTP.
@@ -38,6 +41,7 @@ impl Stage {
         match self {
             Self::GreetingKnown => "greeting_known",
             Self::Greeting => "greeting",
+            Self::NodeHandshakeKnown => "node_handshake_known",
             Self::NodeHandshake => "node_handshake",
             Self::ClientHandshake => "client_handshake",
             Self::Node => "node",
@@ -55,6 +59,7 @@ impl Stage {
         match self {
             Self::GreetingKnown => limits.greetings_known_max,
             Self::Greeting => limits.greetings_max,
+            Self::NodeHandshakeKnown => limits.node_handshakes_known_max,
             Self::NodeHandshake => limits.node_handshakes_max,
             Self::ClientHandshake => limits.client_handshakes_max,
             Self::Node => limits.nodes_max,
@@ -65,7 +70,7 @@ impl Stage {
 
     /// A node proved a key; what bounds it is its group, and its address may be shared with strangers.
     fn counts_for_source(self) -> bool {
-        !matches!(self, Self::GreetingKnown | Self::Node)
+        !matches!(self, Self::GreetingKnown | Self::NodeHandshakeKnown | Self::Node)
     }
 }
 
@@ -74,6 +79,7 @@ impl Stage {
 pub(crate) enum Full {
     Stage(Stage),
     Source,
+    Rate,
 }
 
 impl Full {
@@ -81,6 +87,7 @@ impl Full {
         match self {
             Self::Stage(stage) => stage.name(),
             Self::Source => "source",
+            Self::Rate => "rate",
         }
     }
 }
@@ -101,6 +108,24 @@ struct Tables {
     per_source: HashMap<IpAddr, usize>,
     per_node: HashMap<NodeGroup, Vec<u64>>,
     known: HashSet<IpAddr>,
+    rate: Rate,
+}
+
+/// Handshakes of strangers cost processor time that peers need: they are counted out per second.
+#[derive(Default)]
+struct Rate {
+    window_began: Option<Instant>,
+    begun: u32,
+}
+
+impl Rate {
+    fn take(&mut self, now: Instant, per_second_max: u32) -> bool {
+        if self.window_began.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1)) {
+            *self = Self { window_began: Some(now), begun: 0 };
+        }
+        self.begun = self.begun.saturating_add(1);
+        self.begun <= per_second_max
+    }
 }
 
 impl Admission {
@@ -212,6 +237,23 @@ impl Slot {
         self.evicted.clone()
     }
 
+    /// Moves on to the handshake that the ClientHello asked for.
+    pub(crate) fn advance_handshake(&mut self, is_node: bool, now: Instant) -> Result<(), Full> {
+        let known = {
+            let mut tables = self.admission.tables();
+            let known = tables.known.contains(&self.source);
+            if !known && !tables.rate.take(now, self.admission.limits.handshakes_per_second_max) {
+                return Err(Full::Rate);
+            }
+            known
+        };
+        self.advance(match (is_node, known) {
+            (true, true) => Stage::NodeHandshakeKnown,
+            (true, false) => Stage::NodeHandshake,
+            (false, _) => Stage::ClientHandshake,
+        })
+    }
+
     /// Moves on to the next stage.
     pub(crate) fn advance(&mut self, to: Stage) -> Result<(), Full> {
         let mut tables = self.admission.tables();
@@ -305,6 +347,25 @@ mod tests {
         assert_eq!(admission.tables().per_source.get(&ip(3)), Some(&1));
         drop(held);
         assert!(admission.tables().per_source.is_empty());
+    }
+
+    #[test]
+    fn handshakes_of_strangers_are_counted_out_and_those_of_peers_are_not() {
+        let admission = Admission::new(Limits { handshakes_per_second_max: 2, node_handshakes_max: 1, ..Limits::default() });
+        admission.set_known([ip(1)]);
+        let began = Instant::now();
+        let begin = |source: u8, at: Instant| {
+            let mut slot = admission.admit(ip(source)).unwrap_or_else(|_| panic!());
+            let outcome = slot.advance_handshake(true, at);
+            (slot, outcome)
+        };
+        let peer = begin(1, began);
+        let strangers: Vec<_> = (0..3).map(|_| begin(2, began)).collect();
+        assert_eq!(strangers.iter().map(|(_, outcome)| *outcome).collect::<Vec<_>>(), [Ok(()), Ok(()), Err(Full::Rate)]);
+        assert!(!peer.0.evicted().is_cancelled(), "strangers displace each other alone");
+        assert_eq!(begin(1, began).1, Ok(()));
+        assert_eq!(begin(2, began + Duration::from_millis(999)).1, Err(Full::Rate));
+        assert_eq!(begin(2, began + Duration::from_millis(1000)).1, Ok(()));
     }
 
     #[test]

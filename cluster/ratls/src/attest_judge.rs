@@ -6,8 +6,9 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
-use dstack_protocol::codec::sha256;
+use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify, verify_legacy};
+use dstack_protocol::codec::{Reader, sha256};
+use dstack_protocol::limits::EVIDENCE_BYTES_MAX;
 use dstack_protocol::{ClusterId, UnixMillis, binding};
 
 use crate::judge::{EvidenceJudge, JudgeError};
@@ -103,7 +104,7 @@ impl AttestJudge {
             return Ok(identity);
         }
         let TrustMaterial { roots, collateral, tcb } = &in_force.material;
-        let identity = verify(evidence, &VerifyContext { now, roots, collateral, tcb }).map_err(|error| {
+        let identity = verify_any(evidence, &VerifyContext { now, roots, collateral, tcb }).map_err(|error| {
             metrics::verdict("refused");
             JudgeError::Evidence { class: error.class().as_str(), detail: error.to_string() }
         })?;
@@ -161,6 +162,23 @@ impl InForce {
         let collateral_id = sha256(&[material.collateral.bytes()]);
         Self { material, collateral_id, version }
     }
+}
+
+/// Evidence as threshold.md §2.2 writes it: a versioned attestation, or `"DKMS-V1-LEGACY" ‖ lp4(quote) ‖ lp4(event log)`.
+fn verify_any(evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+    match legacy_pair(evidence) {
+        Some((quote, event_log)) => verify_legacy(quote, event_log, context),
+        None => verify(evidence, context),
+    }
+}
+
+fn legacy_pair(evidence: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut reader = Reader::new(evidence);
+    reader.label("DKMS-V1-LEGACY").ok()?;
+    let quote = reader.lp4("quote", EVIDENCE_BYTES_MAX).ok()?;
+    let event_log = reader.lp4("event log", EVIDENCE_BYTES_MAX).ok()?;
+    reader.finish().ok()?;
+    Some((quote, event_log))
 }
 
 /// Positive verdicts only: a refusal is cheap to repeat for us and must not outlive new collateral.

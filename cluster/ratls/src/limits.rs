@@ -13,6 +13,8 @@ pub struct Limits {
     pub greetings_known_max: usize,
     /// Node handshakes under way, HELLO included. The oldest gives way.
     pub node_handshakes_max: usize,
+    /// The same, set aside for addresses of known peers.
+    pub node_handshakes_known_max: usize,
     /// Client handshakes under way. The oldest gives way.
     pub client_handshakes_max: usize,
     /// Open node connections. More are refused.
@@ -25,6 +27,8 @@ pub struct Limits {
     pub anonymous_max: usize,
     /// Connections of one source address in all stages but the node's. More are refused. Known peers are exempt.
     pub per_source_max: usize,
+    /// Handshakes begun in a second by all but known peers. More are refused.
+    pub handshakes_per_second_max: u32,
     /// From accept to the end of the TLS ClientHello.
     pub greeting_timeout: Duration,
     /// From there to the end of the handshake.
@@ -65,12 +69,14 @@ impl Default for Limits {
             greetings_max: 1024,
             greetings_known_max: 256,
             node_handshakes_max: 64,
+            node_handshakes_known_max: 256,
             client_handshakes_max: 512,
             nodes_max: 256,
             connections_per_node_max: 4,
             attested_max: 4096,
             anonymous_max: 512,
             per_source_max: 1024,
+            handshakes_per_second_max: 1000,
             greeting_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
             hello_timeout: Duration::from_secs(5),
@@ -108,6 +114,7 @@ impl Limits {
             self.greetings_max,
             self.greetings_known_max,
             self.node_handshakes_max,
+            self.node_handshakes_known_max,
             self.client_handshakes_max,
             self.nodes_max,
             self.attested_max,

@@ -5,8 +5,8 @@
 //! The certificate's own signature is not trusted for anything: possession of the key is proven by the handshake, whose
 //! transcript covers the whole certificate, and the key is bound by the evidence. Only its form is checked.
 
-use dstack_protocol::UnixMillis;
 use dstack_protocol::limits::SPKI_BYTES_MAX;
+use dstack_protocol::{UnixMillis, binding};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::{X509Name, X509Version};
@@ -42,7 +42,7 @@ pub enum Binding {
 pub struct PeerCertificate<'a> {
     /// In which role it was shown.
     pub role: PeerRole,
-    /// Content of the evidence extension.
+    /// Content of the evidence extension, or of the legacy pair as [`binding::legacy_evidence`] joins it.
     pub evidence: &'a [u8],
     /// SubjectPublicKeyInfo, DER: what the handshake proves possession of.
     pub spki: &'a [u8],
@@ -67,6 +67,8 @@ pub(crate) struct ParsedPeer {
 const EXTENSIONS_MAX: usize = 32;
 const NAME_ATTRIBUTES_MAX: usize = 16;
 const OID_EVIDENCE: &str = "1.3.6.1.4.1.62397.1.8";
+const OID_LEGACY_QUOTE: &str = "1.3.6.1.4.1.62397.1.1";
+const OID_LEGACY_EVENT_LOG: &str = "1.3.6.1.4.1.62397.1.2";
 const OID_ECDSA_SHA256: &str = "1.2.840.10045.4.3.2";
 const OID_EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";
 const OID_P256: &str = "1.2.840.10045.3.1.7";
@@ -98,7 +100,7 @@ impl ParsedPeer {
         Ok(Self {
             evidence: evidence(&certificate).map_err(bad)?,
             spki: spki.to_vec(),
-            binding: binding(certificate.subject()).map_err(bad)?,
+            binding: binding_of(certificate.subject()).map_err(bad)?,
             not_before: instant(certificate.validity().not_before.timestamp()),
             not_after: instant(certificate.validity().not_after.timestamp()),
         })
@@ -118,19 +120,26 @@ fn check_algorithms(certificate: &X509Certificate<'_>) -> Result<(), &'static st
     Ok(())
 }
 
+/// `.8` where it is, else the legacy pair `.1` and `.2` as one byte string (attestation reference §1; threshold.md §2.2).
 fn evidence(certificate: &X509Certificate<'_>) -> Result<Option<Vec<u8>>, &'static str> {
     if certificate.extensions().len() > EXTENSIONS_MAX {
         return Err("too many extensions");
     }
-    let mut found = None;
-    for extension in certificate.extensions() {
-        if extension.oid.to_id_string() == OID_EVIDENCE && found.replace(extension.value).is_some() {
-            return Err("evidence extension twice");
+    let content = |oid: &str| -> Result<Option<&[u8]>, &'static str> {
+        let mut matching = certificate.extensions().iter().filter(|extension| extension.oid.to_id_string() == oid);
+        match (matching.next(), matching.next()) {
+            (None, _) => Ok(None),
+            (Some(_), Some(_)) => Err("evidence extension twice"),
+            (Some(extension), None) => octet_string_content(extension.value).map(Some).ok_or("evidence is not one DER octet string"),
         }
+    };
+    if let Some(versioned) = content(OID_EVIDENCE)? {
+        return Ok(Some(versioned.to_vec()));
     }
-    match found {
-        None => Ok(None),
-        Some(value) => octet_string_content(value).map(|content| Some(content.to_vec())).ok_or("evidence is not one DER octet string"),
+    match (content(OID_LEGACY_QUOTE)?, content(OID_LEGACY_EVENT_LOG)?) {
+        (None, _) => Ok(None),
+        (Some(_), None) => Err("legacy quote without its event log"),
+        (Some(quote), Some(event_log)) => Ok(Some(binding::legacy_evidence(quote, event_log))),
     }
 }
 
@@ -151,7 +160,7 @@ fn octet_string_content(der: &[u8]) -> Option<&[u8]> {
 }
 
 /// The CN selects the session rule; every other certificate falls under dstack's own binding (threshold.md §2.2).
-fn binding(subject: &X509Name<'_>) -> Result<Binding, &'static str> {
+fn binding_of(subject: &X509Name<'_>) -> Result<Binding, &'static str> {
     if subject.iter_attributes().count() > NAME_ATTRIBUTES_MAX {
         return Err("too many subject attributes");
     }

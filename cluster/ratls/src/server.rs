@@ -266,8 +266,8 @@ impl Shared {
         let start = within(self.limits.greeting_timeout, "greeting", greeting).await?;
         let began = Instant::now();
         let is_node = start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ALPN_NODE));
-        let (stage, config) = if is_node { (Stage::NodeHandshake, &self.node_tls) } else { (Stage::ClientHandshake, &self.client_tls) };
-        slot.advance(stage).map_err(Refused::full)?;
+        let config = if is_node { &self.node_tls } else { &self.client_tls };
+        slot.advance_handshake(is_node, began).map_err(Refused::full)?;
         let handshake = with_verdict(start.into_stream(Arc::clone(config)));
         let (stream, verdict) = within(self.limits.handshake_timeout, "handshake", async {
             let (stream, verdict) = handshake.await;

@@ -182,3 +182,25 @@ async fn verdicts_are_kept_until_expiry_or_new_collateral() {
     judge.replace(strict);
     assert!(matches!(judge.identity(&evidence, now), Err(JudgeError::Evidence { .. })));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_legacy_pair_of_extensions_is_read() {
+    let world = World::new();
+    let server = world.server(2, Default::default()).await;
+    let attest = |spki: &[u8]| {
+        let attested = world.tdx().attest(&Measured::compose(COMPOSE), &binding::ratls_certificate(spki), (world.now())()).unwrap();
+        (attested.quote, attested.event_log.into_bytes())
+    };
+    let accepted = |certificate| verdict_on(server.address, Some(certificate), b"http/1.1");
+    let pair = RawCertificate::with_extensions(|spki| vec![(1, attest(spki).0), (2, attest(spki).1)]);
+    assert_eq!(accepted(pair).await, Ok(usize::MAX));
+    let foreign = RawCertificate::with_extensions(|spki| vec![(1, attest(b"another key").0), (2, attest(spki).1)]);
+    assert!(accepted(foreign).await.is_err());
+    let half = RawCertificate::with_extensions(|spki| vec![(1, attest(spki).0)]);
+    assert!(accepted(half).await.is_err());
+    let twice = RawCertificate::with_extensions(|spki| {
+        vec![(8, bound_evidence(&world, spki).unwrap()), (8, bound_evidence(&world, spki).unwrap())]
+    });
+    assert!(accepted(twice).await.is_err());
+    server.stop().await;
+}

@@ -60,10 +60,16 @@ pub struct RawCertificate {
 impl RawCertificate {
     /// Self-signed, valid always, with the evidence that `evidence_of(SPKI)` gives.
     pub fn with_evidence(evidence_of: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Self {
+        Self::with_extensions(|spki| evidence_of(spki).map(|evidence| (8, evidence)).into_iter().collect())
+    }
+
+    /// The same with any of dstack's extensions, by the last number of their identifiers.
+    pub fn with_extensions(extensions_of: impl FnOnce(&[u8]) -> Vec<(u64, Vec<u8>)>) -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::default();
-        if let Some(evidence) = evidence_of(&rcgen::PublicKeyData::subject_public_key_info(&key)) {
-            params.custom_extensions.push(CustomExtension::from_oid_content(dstack_ratls::EVIDENCE_OID, octet_string(&evidence)));
+        for (last, content) in extensions_of(&rcgen::PublicKeyData::subject_public_key_info(&key)) {
+            let oid = [1, 3, 6, 1, 4, 1, 62397, 1, last];
+            params.custom_extensions.push(CustomExtension::from_oid_content(&oid, octet_string(&content)));
         }
         let certificate = params.self_signed(&key).unwrap();
         Self { chain: vec![certificate.der().clone()], key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
@@ -156,4 +162,18 @@ pub async fn serve_once(
         tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.map(|_| ())
     });
     (address, task)
+}
+
+/// The first flight of a real client.
+pub fn client_hello(alpn: &[u8]) -> Vec<u8> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let mut client = rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("node").unwrap()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
 }
