@@ -123,6 +123,20 @@ impl Engine for SledEngine {
     }
 }
 
+impl Drop for SledEngine {
+    fn drop(&mut self) {
+        // After an input/output error sled panics when it is dropped (it syncs and unwraps). Everything acknowledged is synced already.
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let dropped = guarded(|| {
+            drop(open);
+            Ok(())
+        });
+        if let Err(error) = dropped {
+            tracing::warn!(%error, "sled did not close cleanly");
+        }
+    }
+}
+
 /// The final effect of a batch on one tree: a stored value, or none for a removal.
 type Effects = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 

@@ -32,12 +32,14 @@ impl Anchor {
     /// Makes the anchor of a new store, durable with its name.
     pub(super) fn create(path: &Path, head: &Head, keys: &Keys) -> Result<Self, StoreError> {
         refuse_lost_engine(path)?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(io("create anchor"))?;
+        // Written aside and renamed, so that an anchor is whole from its first moment: one that is not was damaged.
+        let aside = path.with_extension("new");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&aside).map_err(io("create anchor"))?;
         file.set_len(FILE_BYTES).map_err(io("size anchor"))?;
         let mut anchor = Self { file, path: path.to_owned(), newest: Slot::of(head, keys) };
         anchor.write(head, keys)?;
-        anchor.sync()?;
         anchor.file.sync_all().map_err(io("sync anchor"))?;
+        std::fs::rename(&aside, path).map_err(io("name anchor"))?;
         if let Some(dir) = path.parent() {
             sync_dir(dir).map_err(io("sync directory"))?;
         }
@@ -139,25 +141,25 @@ impl Slot {
     }
 }
 
-/// A creation that was cut short leaves an anchor at commit 0, or an empty one. Any other anchor beside an empty engine means that the
-/// engine's files are gone, or that the configuration names another engine than before.
+/// A creation that was cut short leaves an anchor at commit 0. Any other anchor beside an empty engine means that the engine's files are
+/// gone, or that the configuration names another engine than before.
 fn refuse_lost_engine(path: &Path) -> Result<(), StoreError> {
-    let bytes = match std::fs::metadata(path) {
+    let mut start = [0; 17];
+    let read = match File::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io("read anchor")(error)),
-        Ok(metadata) if metadata.len() > FILE_BYTES => Vec::from(MAGIC),
-        Ok(_) => std::fs::read(path).map_err(io("read anchor"))?,
+        Ok(file) => file.read_exact_at(&mut start, 0).and_then(|()| {
+            let mut other = [0; SLOT_BYTES];
+            file.read_exact_at(&mut other, offset(1)).map(|()| other)
+        }),
     };
-    let is_start = |slot: &[u8]| {
-        slot.iter().all(|byte| *byte == 0)
-            || slot.strip_prefix(MAGIC).is_some_and(|rest| rest.get(..9) == Some(&[VERSION, 0, 0, 0, 0, 0, 0, 0, 0]))
-    };
-    if bytes.chunks(usize::try_from(SLOT_DISTANCE).unwrap_or(usize::MAX)).all(is_start) {
+    let at_commit_0 = start.strip_prefix(MAGIC) == Some(&[VERSION, 0, 0, 0, 0, 0, 0, 0, 0]);
+    if at_commit_0 && read.is_ok_and(|other| other.iter().all(|byte| *byte == 0)) {
         return Ok(());
     }
     Err(StoreError::Anchor {
         path: path.display().to_string(),
-        detail: "it knows of commits, but the engine is empty: its files are gone or the configuration names another engine",
+        detail: "it knows of commits or is damaged, but the engine is empty: its files are gone or the configuration names another engine",
     })
 }
 

@@ -1,4 +1,5 @@
-//! `hostile`: damaged files of a stopped node, opened in a child process with limited memory and time.
+//! `hostile`: damaged files of a stopped node, opened in a child process with limited memory and time. `forged`: the same, the engine's
+//! own checksums made right again where that is known how ([`crate::forge`]).
 //!
 //! Allowed outcomes: a typed error, or exactly the data that was written. An image that opens is also written to and opened again.
 //! Counted as failures: other data, a process that dies (signal, abort, memory), a hang. A panic inside an engine that comes back as a
@@ -50,7 +51,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     }
     let counts: Vec<String> = tally.iter().map(|(class, count)| format!("{class}={count}")).collect();
     println!(
-        "hostile engine={} images={} {} seed={} from={} seconds={}",
+        "{} engine={} images={} {} seed={} from={} seconds={}",
+        arguments.command,
         arguments.engine,
         arguments.count,
         counts.join(" "),
@@ -84,8 +86,9 @@ struct Opener {
 impl Opener {
     fn start(arguments: &Arguments, dir: &Path, from: u64, to: u64) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let command = format!("{}-child", arguments.command);
         let mut child = Command::new(program)
-            .args(["hostile-child", "--engine", arguments.engine.as_str(), "--seed", &arguments.seed.to_string()])
+            .args([command.as_str(), "--engine", arguments.engine.as_str(), "--seed", &arguments.seed.to_string()])
             .args(["--from", &from.to_string(), "--count", &to.saturating_sub(from).to_string(), "--dir"])
             .arg(dir)
             .stdout(Stdio::piped())
@@ -138,7 +141,7 @@ pub(crate) fn child(arguments: &Arguments) -> Result<(), String> {
     for case in arguments.from..arguments.from.saturating_add(arguments.count) {
         let mut seeded = Seeded::new(arguments.seed ^ 0x4057, case);
         let mut image = golden.clone();
-        let story = mutate(&mut image, &mut seeded);
+        let story = mutate(&mut image, arguments.command == "forged-child", &mut seeded);
         let work = dir.join(format!("case-{case}"));
         let outcome = attempt(arguments, &work, &image, &golden, &expected);
         std::fs::remove_dir_all(&work).map_err(|error| error.to_string())?;

@@ -8,6 +8,7 @@
 
 mod arguments;
 mod files;
+mod forge;
 mod hostile;
 mod kill;
 mod model;
@@ -19,7 +20,8 @@ use std::process::ExitCode;
 
 use arguments::Arguments;
 
-const USAGE: &str = "usage: storage-torment kill|power|torn|hostile [--engine sled|redb] [--count N] [--from N] [--seed N] [--dir DIR]";
+const USAGE: &str =
+    "usage: storage-torment kill|power|torn|hostile|forged [--engine sled|redb] [--count N] [--from N] [--seed N] [--dir DIR]";
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
@@ -34,8 +36,8 @@ fn main() -> ExitCode {
         "kill-child" => kill::child(&arguments),
         "power" => power::run(&arguments),
         "torn" => torn::run(&arguments),
-        "hostile" => hostile::run(&arguments),
-        "hostile-child" => hostile::child(&arguments),
+        "hostile" | "forged" => hostile::run(&arguments),
+        "hostile-child" | "forged-child" => hostile::child(&arguments),
         other => Err(format!("unknown trial {other:?}\n{USAGE}")),
     };
     match outcome {

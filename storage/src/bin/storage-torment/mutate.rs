@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use crate::arguments::Seeded;
 use crate::files::Image;
+use crate::forge::forge;
 
 /// Damages `image` and says how. Files are chosen by size, the anchor now and then.
-pub(crate) fn mutate(image: &mut Image, seeded: &mut Seeded) -> String {
+pub(crate) fn mutate(image: &mut Image, forging: bool, seeded: &mut Seeded) -> String {
     let rounds = if seeded.below(4) == 0 { 1u64.saturating_add(seeded.below(4)) } else { 1 };
     let mut story = Vec::new();
     for _ in 0..rounds {
         let Some(path) = choose(image, seeded) else { continue };
         let Some(bytes) = image.get_mut(&path) else { continue };
-        story.push(format!("{}: {}", path.display(), damage(bytes, seeded)));
+        let forged = if forging { forge(&path, bytes, seeded) } else { None };
+        let told = forged.unwrap_or_else(|| damage(bytes, seeded));
+        story.push(format!("{}: {told}", path.display()));
     }
     story.join("; ")
 }
