@@ -217,10 +217,7 @@ struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
-        let (head, tail) = self
-            .0
-            .split_first_chunk::<N>()
-            .ok_or(FormatError::Truncated { need_bytes: N, have_bytes: self.0.len() })?;
+        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(FormatError::Truncated { need_bytes: N, have_bytes: self.0.len() })?;
         self.0 = tail;
         Ok(*head)
     }

@@ -420,9 +420,9 @@ mod tests {
     fn refuses_voters_without_a_seat_unless_they_vote_already() {
         let voters = |set: &[u64]| Membership::new_with_defaults(vec![set.iter().copied().collect()], []);
         let mut eligible = Eligible { seats: None, in_force: BTreeSet::from([1, 2, 9]) };
-        assert_eq!(eligible.strangers(&voters(&[1, 2, 7])), []);
+        assert_eq!(eligible.strangers(&voters(&[1, 2, 7])), Vec::<u64>::new());
         eligible.seats = Some(BTreeSet::from([Seat(1), Seat(2), Seat(3)]));
-        assert_eq!(eligible.strangers(&voters(&[1, 2, 3, 9])), []);
+        assert_eq!(eligible.strangers(&voters(&[1, 2, 3, 9])), Vec::<u64>::new());
         assert_eq!(eligible.strangers(&voters(&[1, 7, 70_000])), [7, 70_000]);
     }
 

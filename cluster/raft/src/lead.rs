@@ -15,7 +15,11 @@ use dstack_protocol::Seat;
 
 /// How a proposal on this node ended.
 pub(crate) enum Proposal {
-    Applied { index: u64, term: u64, response: Vec<u8> },
+    Applied {
+        index: u64,
+        term: u64,
+        response: Vec<u8>,
+    },
     /// Nothing was appended.
     NotLeader(Option<Seat>),
     /// Appended, perhaps; whether it is committed will show.
@@ -33,9 +37,7 @@ pub(crate) async fn propose<SM: RaftStateMachine<TypeConfig>>(
     };
     match result {
         Ok(done) => Proposal::Applied { index: done.log_id.index, term: done.log_id.leader_id.term, response: done.data.0 },
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-            Proposal::NotLeader(forward.leader_id.and_then(seat_of))
-        }
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Proposal::NotLeader(forward.leader_id.and_then(seat_of)),
         Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Proposal::Unknown,
         // Neither can come from a command; both say that nothing was appended.
         Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
@@ -53,10 +55,7 @@ pub(crate) enum ReadIndex {
     Stopped(String),
 }
 
-pub(crate) async fn read_index<SM: RaftStateMachine<TypeConfig>>(
-    raft: &Raft<TypeConfig, SM>,
-    patience: Duration,
-) -> ReadIndex {
+pub(crate) async fn read_index<SM: RaftStateMachine<TypeConfig>>(raft: &Raft<TypeConfig, SM>, patience: Duration) -> ReadIndex {
     // The quorum round, not the lease: a lease trusts clocks that the host can bend.
     let Ok(result) = tokio::time::timeout(patience, raft.get_read_linearizer(ReadPolicy::ReadIndex)).await else {
         return ReadIndex::NoQuorum;

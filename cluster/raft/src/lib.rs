@@ -8,10 +8,12 @@
 //! - [`handle`], [`error`], [`status`], [`config`]: what the node uses.
 //! - [`transport`], [`guard`]: what peers may ask, and what is refused.
 //! - [`format`], [`rpc`]: bytes on disk and between nodes.
+//! - [`peers`]: RPCs over attested connections; [`audit_log`]: leaves in segment files.
 
 #![forbid(unsafe_code)]
 
 mod apply;
+pub mod audit_log;
 pub mod config;
 pub mod contract;
 mod disk;
@@ -23,6 +25,7 @@ mod lead;
 pub mod machine;
 pub mod metrics;
 mod network;
+pub mod peers;
 mod receive;
 pub mod rpc;
 mod server;

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use crate::{
     format, guard, metrics,
     rpc::{
-        self, AppendRequest, AppendResponse, AppendResponseWire, SnapshotChunk, SnapshotResponseWire, TransferResponseWire,
-        VoteRequest, VoteResponse, VoteWire,
+        self, AppendRequest, AppendResponse, AppendResponseWire, SnapshotChunk, SnapshotResponseWire, TransferResponseWire, VoteRequest,
+        VoteResponse, VoteWire,
     },
     transport::{RpcKind, SNAPSHOT_CHUNK_BYTES, Transport, TransportError},
     types::{LogId, TypeConfig, Vote, node_id, seat_of},
@@ -90,12 +90,7 @@ impl<T: Transport> Peer<T> {
         (*self.term.borrow()).max(own.leader_id.term)
     }
 
-    async fn ask_vote(
-        &self,
-        kind: RpcKind,
-        request: &VoteRequest,
-        option: &RPCOption,
-    ) -> Result<VoteResponse, RPCError<TypeConfig>> {
+    async fn ask_vote(&self, kind: RpcKind, request: &VoteRequest, option: &RPCOption) -> Result<VoteResponse, RPCError<TypeConfig>> {
         let body = rpc::encode_vote_request(request).map_err(|error| broken(&error))?;
         let bytes = self.call(kind, body, option.soft_ttl()).await?;
         let response = rpc::decode_vote_response(&bytes).map_err(|error| broken(&error))?;
@@ -103,13 +98,7 @@ impl<T: Transport> Peer<T> {
         Ok(response)
     }
 
-    async fn send_snapshot(
-        &self,
-        vote: &Vote,
-        meta: &[u8],
-        data: &[u8],
-        option: &RPCOption,
-    ) -> Result<Vote, StreamingError<TypeConfig>> {
+    async fn send_snapshot(&self, vote: &Vote, meta: &[u8], data: &[u8], option: &RPCOption) -> Result<Vote, StreamingError<TypeConfig>> {
         let failed = |error: &dyn std::error::Error| StreamingError::Network(NetworkError::from_string(error));
         let digest: [u8; 32] = Sha256::digest(data).into();
         let wire_vote = VoteWire::try_from(vote).map_err(|error| failed(&error))?;
@@ -146,11 +135,7 @@ impl<T: Transport> Peer<T> {
 impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
     type SnapshotData = Arc<Vec<u8>>;
 
-    async fn append_entries(
-        &mut self,
-        request: AppendRequest,
-        option: RPCOption,
-    ) -> Result<AppendResponse, RPCError<TypeConfig>> {
+    async fn append_entries(&mut self, request: AppendRequest, option: RPCOption) -> Result<AppendResponse, RPCError<TypeConfig>> {
         let body = rpc::encode_append(&request).map_err(|error| broken(&error))?;
         let bytes = self.call(RpcKind::Append, body, option.soft_ttl()).await?;
         let wire: AppendResponseWire = rpc::decode(&bytes).map_err(|error| broken(&error))?;
@@ -176,14 +161,13 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let meta = format::encode_snapshot_meta(&snapshot.meta)
-            .map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
+        let meta =
+            format::encode_snapshot_meta(&snapshot.meta).map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
         let answered = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             answered = self.send_snapshot(&vote, &meta, &snapshot.snapshot, &option) => answered?,
         };
-        guard::check_term(&answered, self.our_term(&vote))
-            .map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
+        guard::check_term(&answered, self.our_term(&vote)).map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
         Ok(SnapshotResponse::new(answered))
     }
 
@@ -199,10 +183,9 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
             TransferResponseWire::VoteChanged(actual) => {
                 Err(TransferLeaderError::VoteChanged { expected: *request.from_leader(), actual: actual.into() })
             }
-            TransferResponseWire::LogNotFlushed(actual) => Err(TransferLeaderError::LogNotFlushed {
-                expected: request.last_log_id().copied(),
-                actual: actual.map(LogId::from),
-            }),
+            TransferResponseWire::LogNotFlushed(actual) => {
+                Err(TransferLeaderError::LogNotFlushed { expected: request.last_log_id().copied(), actual: actual.map(LogId::from) })
+            }
         })
     }
 }

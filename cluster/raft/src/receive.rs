@@ -44,10 +44,7 @@ pub(crate) fn receive(slot: &mut Option<Incoming>, vote: Vote, chunk: &SnapshotC
         return refused("chunk of a wrong size");
     }
     let same = slot.as_ref().is_some_and(|incoming| {
-        incoming.vote == vote
-            && incoming.digest == chunk.digest
-            && incoming.total_bytes == chunk.total_bytes
-            && incoming.meta == chunk.meta
+        incoming.vote == vote && incoming.digest == chunk.digest && incoming.total_bytes == chunk.total_bytes && incoming.meta == chunk.meta
     });
     if chunk.offset == 0 {
         let meta = chunk.meta.to_vec();

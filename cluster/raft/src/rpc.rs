@@ -323,10 +323,7 @@ mod tests {
         AppendRequest {
             vote: Vote { leader_id: LeaderId { term: 3, node_id: 2 }, committed: true },
             prev_log_id: Some(log_id(2, 8)),
-            entries: vec![
-                Entry::new(log_id(3, 9), Payload::Blank),
-                Entry::new(log_id(3, 10), Payload::Normal(Command(vec![7; 300]))),
-            ],
+            entries: vec![Entry::new(log_id(3, 9), Payload::Blank), Entry::new(log_id(3, 10), Payload::Normal(Command(vec![7; 300])))],
             leader_commit: Some(log_id(2, 8)),
         }
     }

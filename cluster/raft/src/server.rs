@@ -228,17 +228,11 @@ impl<M: Machine, O: AppliedObserver<M>> Server<M, O> {
         let patience = Duration::from_millis(u64::from(request.patience_ms)).min(PATIENCE_MAX);
         // A longer command could not be stored: it would stop the leader instead of its proposer.
         if request.command.len() > COMMAND_BYTES_MAX {
-            return Err(Refused::TooLarge {
-                kind: RpcKind::Propose,
-                got_bytes: request.command.len(),
-                max_bytes: COMMAND_BYTES_MAX,
-            });
+            return Err(Refused::TooLarge { kind: RpcKind::Propose, got_bytes: request.command.len(), max_bytes: COMMAND_BYTES_MAX });
         }
         let outcome = lead::propose(&self.raft, request.command.to_vec(), patience).await;
         let wire = match &outcome {
-            Proposal::Applied { index, term, response } => {
-                rpc::ProposeResponse::Applied { index: *index, term: *term, response }
-            }
+            Proposal::Applied { index, term, response } => rpc::ProposeResponse::Applied { index: *index, term: *term, response },
             Proposal::NotLeader(leader) => rpc::ProposeResponse::NotLeader(leader.map(|seat| seat.0)),
             Proposal::Unknown => rpc::ProposeResponse::Unknown,
             Proposal::Stopped(detail) => return Err(Refused::Stopped { detail: detail.clone() }),

@@ -43,9 +43,8 @@ pub const RESPONSE_BYTES_MAX: usize = 1 << 20;
 const ENVELOPE_BYTES: usize = 64 << 10;
 const SMALL_BYTES: usize = 4 << 10;
 
-const _: () = assert!(
-    APPEND_BYTES_TARGET + COMMAND_BYTES_MAX + APPEND_ENTRIES_MAX * (ENTRY_OVERHEAD_BYTES + 8) + ENVELOPE_BYTES <= FRAME_BYTES_MAX
-);
+const _: () =
+    assert!(APPEND_BYTES_TARGET + COMMAND_BYTES_MAX + APPEND_ENTRIES_MAX * (ENTRY_OVERHEAD_BYTES + 8) + ENVELOPE_BYTES <= FRAME_BYTES_MAX);
 
 impl RpcKind {
     /// All kinds.

@@ -1,0 +1,124 @@
+//! Raft RPCs over attested node connections.
+//! Owns: the way of an RPC through HTTP/2: `POST /raft/v1/<kind>`, 200 and the answer, or a refusal as `code`, newline, text.
+//! Never: decides who may connect; [`dstack_ratls`] proves the peer's seat, [`crate::guard`] judges what it says.
+//! Source: architecture.md §2 (HELLO, RPCs), dependencies.md §7 pitfall 7.
+
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Extension, Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use dstack_protocol::{Seat, limits::FRAME_BYTES_MAX};
+use dstack_ratls::{NodePeer, PeerError, peer_client::PeerClient};
+
+use crate::{
+    contract::{AppliedObserver, Machine},
+    guard::Refused,
+    handle::RaftHandle,
+    transport::{RpcKind, Transport, TransportError},
+};
+
+/// Where the RPCs are served.
+pub const PATH: &str = "/raft/v1";
+/// Longest refusal text that is kept.
+const REFUSAL_CHARS_MAX: usize = 512;
+
+/// The other seats, reached over RA-TLS. Seats without a client are unreachable.
+#[derive(Debug, Default)]
+pub struct Peers {
+    clients: RwLock<BTreeMap<Seat, PeerClient>>,
+}
+
+impl Peers {
+    /// No peers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reaches `seat` through `client`, which must expect that seat in the peer's HELLO.
+    pub fn set(&self, seat: Seat, client: PeerClient) {
+        self.clients.write().unwrap_or_else(PoisonError::into_inner).insert(seat, client);
+    }
+
+    /// Forgets `seat`.
+    pub fn remove(&self, seat: Seat) {
+        self.clients.write().unwrap_or_else(PoisonError::into_inner).remove(&seat);
+    }
+
+    fn client(&self, seat: Seat) -> Option<PeerClient> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).get(&seat).cloned()
+    }
+}
+
+impl Transport for Peers {
+    async fn call(&self, to: Seat, kind: RpcKind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, TransportError> {
+        let started = Instant::now();
+        let unreachable = |detail: String| TransportError::Unreachable { to: to.0, detail };
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let client = self.client(to).ok_or_else(|| unreachable("address unknown".to_owned()))?;
+        // First the connection alone: until it stands, the peer has certainly seen nothing of the call.
+        match tokio::time::timeout(timeout, client.peer()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(unreachable(error.to_string())),
+            Err(_) => return Err(unreachable(format!("not connected within {timeout_ms} ms"))),
+        }
+        let left = timeout.saturating_sub(started.elapsed());
+        let (status, answer) = client.post(&format!("{PATH}/{kind}"), body, left).await.map_err(|error| match error {
+            PeerError::Timeout { .. } => TransportError::Timeout { to: to.0, timeout_ms },
+            error if error.surely_not_done() => unreachable(error.to_string()),
+            error => TransportError::Broken { to: to.0, detail: error.to_string() },
+        })?;
+        if status == StatusCode::OK.as_u16() {
+            if answer.len() > kind.response_bytes_max() {
+                return Err(TransportError::Broken { to: to.0, detail: format!("answer of {} bytes to {kind}", answer.len()) });
+            }
+            return Ok(answer.to_vec());
+        }
+        let text: String = String::from_utf8_lossy(&answer).chars().take(REFUSAL_CHARS_MAX).collect();
+        let (code, detail) = text.split_once('\n').unwrap_or((text.as_str(), ""));
+        let code = if code.is_empty() { format!("http.{status}") } else { code.to_owned() };
+        Err(TransportError::Refused { to: to.0, code, detail: detail.to_owned() })
+    }
+}
+
+/// The routes that answer the other seats; to be merged into the router of node connections.
+pub fn router<M: Machine, O: AppliedObserver<M>, T: Transport>(handle: RaftHandle<M, O, T>) -> Router {
+    Router::new()
+        .route(&format!("{PATH}/{{kind}}"), post(answer::<M, O, T>))
+        .layer(DefaultBodyLimit::max(FRAME_BYTES_MAX))
+        .with_state(handle)
+}
+
+async fn answer<M: Machine, O: AppliedObserver<M>, T: Transport>(
+    State(handle): State<RaftHandle<M, O, T>>,
+    Extension(peer): Extension<NodePeer>,
+    Path(kind): Path<String>,
+    body: Bytes,
+) -> Response {
+    let Some(kind) = RpcKind::from_name(&kind) else {
+        return (StatusCode::NOT_FOUND, "raft.unknown\nno such rpc").into_response();
+    };
+    match handle.handle(kind, peer.hello.seat, &body).await {
+        Ok(bytes) => bytes.into_response(),
+        Err(refused) => (status(&refused), format!("{}\n{refused}", refused.code())).into_response(),
+    }
+}
+
+fn status(refused: &Refused) -> StatusCode {
+    match refused {
+        Refused::NotThePeer { .. } => StatusCode::FORBIDDEN,
+        Refused::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        Refused::Malformed(_) | Refused::TermTooFar { .. } | Refused::Impossible { .. } => StatusCode::BAD_REQUEST,
+        Refused::Fork(_) | Refused::Voters { .. } | Refused::Snapshot { .. } => StatusCode::CONFLICT,
+        Refused::Abstaining { .. } | Refused::Stopped { .. } => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
