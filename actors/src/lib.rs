@@ -1,1 +1,27 @@
 //! Thin supervised actix shells around the cores.
+//!
+//! Owns: the actors of a node and the ports they reach the rest through. Never: a rule (the cores hold those), a socket, a file.
+//! Every mailbox is bounded and a full one refuses early with a retry hint. Source: architecture.md §6, style.md §6.
+//!
+//! | actor | core | runs on |
+//! | --- | --- | --- |
+//! | [`verifier`] | attest | its own threads |
+//! | [`policy`] | release, policy | an arbiter |
+//! | [`share_holder`] | threshold | its own threads; the only one that touches a share |
+//! | [`recorder`] | audit | an arbiter; batches intents |
+//! | [`release`] | release | an arbiter, one actor per request |
+//! | [`ceremony`] | threshold | an arbiter |
+//! | [`holder`] | | joins verifier, policy and share holder for a peer's ask and go |
+#![forbid(unsafe_code)]
+
+pub mod board;
+pub mod ceremony;
+pub mod holder;
+pub mod mailbox;
+pub mod metrics;
+pub mod policy;
+pub mod ports;
+pub mod recorder;
+pub mod release;
+pub mod share_holder;
+pub mod verifier;

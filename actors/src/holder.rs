@@ -1,0 +1,167 @@
+//! A holder's side: `ask` early, `go` when the intent is committed.
+//!
+//! Owns: what was asked and not yet answered, bounded. Never: answers without a committed row, or by another node's word.
+//! Source: threshold.md §2.2 "Holder".
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use actix::Addr;
+use dstack_attest::VerifiedIdentity;
+use dstack_protocol::limits::HOLDER_WAIT_MS_MAX;
+use dstack_protocol::release::{Ask, Go, Out};
+use dstack_protocol::{NodeIndex, Refusal, RefusalCode};
+use dstack_release::session::check_evidence_hash;
+
+use crate::mailbox::of_mailbox;
+use crate::metrics;
+use crate::policy::{self, Clear, Policy, Precheck};
+use crate::ports::{Log, Now, read};
+use crate::share_holder::ShareHolderPool;
+use crate::verifier::VerifierPool;
+
+/// Asks kept until their `go`.
+pub const PENDING_MAX: usize = 8192;
+/// Judged sessions kept, so that later asks come without evidence.
+pub const SESSIONS_MAX: usize = 4096;
+
+#[derive(Clone)]
+struct Pending {
+    ask: Arc<Ask>,
+    identity: Arc<VerifiedIdentity>,
+}
+
+struct Bounded<V> {
+    by_key: HashMap<[u8; 32], V>,
+    oldest_first: VecDeque<[u8; 32]>,
+    max: usize,
+}
+
+impl<V: Clone> Bounded<V> {
+    fn new(max: usize) -> Self {
+        Self { by_key: HashMap::new(), oldest_first: VecDeque::new(), max }
+    }
+
+    fn put(&mut self, key: [u8; 32], value: V) {
+        if self.by_key.insert(key, value).is_none() {
+            self.oldest_first.push_back(key);
+        }
+        while self.oldest_first.len() > self.max {
+            if let Some(oldest) = self.oldest_first.pop_front() {
+                self.by_key.remove(&oldest);
+            }
+        }
+    }
+
+    fn get(&self, key: &[u8; 32]) -> Option<V> {
+        self.by_key.get(key).cloned()
+    }
+}
+
+/// See the module text. Cheap to share.
+pub struct Holder {
+    log: Arc<dyn Log>,
+    now: Now,
+    verifier: VerifierPool,
+    policy: Addr<Policy>,
+    shares: ShareHolderPool,
+    pending: Mutex<Bounded<Pending>>,
+    sessions: Mutex<Bounded<Arc<VerifiedIdentity>>>,
+}
+
+impl Holder {
+    /// A holder with nothing asked.
+    #[must_use]
+    pub fn new(log: Arc<dyn Log>, now: Now, verifier: VerifierPool, policy: Addr<Policy>, shares: ShareHolderPool) -> Self {
+        Self {
+            log,
+            now,
+            verifier,
+            policy,
+            shares,
+            pending: Mutex::new(Bounded::new(PENDING_MAX)),
+            sessions: Mutex::new(Bounded::new(SESSIONS_MAX)),
+        }
+    }
+
+    /// The share holder.
+    #[must_use]
+    pub fn shares(&self) -> &ShareHolderPool {
+        &self.shares
+    }
+
+    /// Judges evidence, or finds the session it judged before.
+    ///
+    /// # Errors
+    /// [`RefusalCode::NeedEvidence`] when it is neither sent nor known; the verifier's refusal.
+    pub async fn identify(&self, ask: &Ask) -> Result<Arc<VerifiedIdentity>, Refusal> {
+        let hash = ask.request.evidence_hash;
+        if ask.evidence.is_empty() {
+            let known = lock(&self.sessions).get(&hash);
+            let fresh = known.filter(|identity| identity.earliest_expiry() > (self.now)());
+            return fresh.ok_or_else(|| Refusal::new(RefusalCode::NeedEvidence, "evidence judged here before, or sent", "neither"));
+        }
+        check_evidence_hash(&ask.request, &ask.evidence)?;
+        let identity = self.verifier.verify(Arc::from(ask.evidence.as_slice())).await?;
+        lock(&self.sessions).put(hash, Arc::clone(&identity));
+        Ok(identity)
+    }
+
+    /// Takes a request early: verifies and judges it beside the commit.
+    ///
+    /// # Errors
+    /// The first rule broken.
+    pub async fn ask(&self, ask: Ask) -> Result<(), Refusal> {
+        let identity = self.identify(&ask).await?;
+        let mut ask = ask;
+        ask.evidence.clear();
+        let ask = Arc::new(ask);
+        let message = Precheck { ask: Arc::clone(&ask), identity: Arc::clone(&identity) };
+        self.policy.send(message).await.map_err(|error| of_mailbox(policy::NAME, error))??;
+        let id = ask.request.intent(NodeIndex(0)).id();
+        lock(&self.pending).put(id, Pending { ask, identity });
+        Ok(())
+    }
+
+    /// Answers a request whose intent is committed at `go.pos`.
+    ///
+    /// # Errors
+    /// [`RefusalCode::NotYet`] when this node has not applied that position within 500 ms; else the first rule broken.
+    pub async fn go(&self, go: Go) -> Result<Out, Refusal> {
+        let answer = self.answer(go).await;
+        metrics::partial(metrics::outcome(&answer));
+        answer
+    }
+
+    async fn answer(&self, go: Go) -> Result<Out, Refusal> {
+        let pending = lock(&self.pending).get(&go.intent_id);
+        let Some(Pending { ask, identity }) = pending else {
+            return Err(Refusal::new(RefusalCode::IntentUnknown, "an ask before its go", "none").retry_after(50));
+        };
+        self.applied(go.pos).await?;
+        let clearance = self.policy.send(Clear { ask, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))??;
+        self.shares.evaluate(clearance).await
+    }
+
+    async fn applied(&self, pos: u64) -> Result<(), Refusal> {
+        let mut applied = self.log.applied();
+        let reached = async {
+            while read(&*self.log, |state| state.size)? <= pos {
+                applied.changed().await.map_err(|_| crate::mailbox::gone("raft"))?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(Duration::from_millis(HOLDER_WAIT_MS_MAX), reached).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let size = read(&*self.log, |state| state.size)?;
+                Err(Refusal::new(RefusalCode::NotYet, format!("position {pos} applied"), format!("{size} leaves applied")).retry_after(100))
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

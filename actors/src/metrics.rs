@@ -1,0 +1,50 @@
+//! Metrics of this crate. Owns: their names and closed label sets.
+
+use std::time::Duration;
+
+use dstack_protocol::RefusalCode;
+
+/// `(name, kind, labels, meaning)` of every metric here.
+pub const METRICS: &[(&str, &str, &str, &str)] = &[
+    ("kms_actors_overload_total", "counter", "actor", "Messages refused because a mailbox was full."),
+    (
+        "kms_actors_stage_seconds",
+        "histogram",
+        "stage",
+        "Time of one stage of a release: verify, decide, record, partials, evaluate, total.",
+    ),
+    ("kms_actors_releases_total", "counter", "outcome", "Releases coordinated here; outcome is ok or the refusal's code."),
+    ("kms_actors_partials_total", "counter", "outcome", "Partials asked of this holder; outcome is ok or the refusal's code."),
+    ("kms_actors_batch_intents", "histogram", "", "Intents in one proposal."),
+    ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
+];
+
+/// Text of an outcome.
+pub(crate) fn outcome<T>(result: &Result<T, dstack_protocol::Refusal>) -> &'static str {
+    result.as_ref().err().map_or("ok", |refusal| RefusalCode::text(refusal.code))
+}
+
+pub(crate) fn overload(actor: &'static str) {
+    metrics::counter!("kms_actors_overload_total", "actor" => actor).increment(1);
+}
+
+/// Notes how long a stage took.
+pub fn stage(stage: &'static str, took: Duration) {
+    metrics::histogram!("kms_actors_stage_seconds", "stage" => stage).record(took.as_secs_f64());
+}
+
+pub(crate) fn release(outcome: &'static str) {
+    metrics::counter!("kms_actors_releases_total", "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn partial(outcome: &'static str) {
+    metrics::counter!("kms_actors_partials_total", "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn batch(intents: usize) {
+    metrics::histogram!("kms_actors_batch_intents").record(u32::try_from(intents).map_or(f64::MAX, f64::from));
+}
+
+pub(crate) fn running(change: f64) {
+    metrics::gauge!("kms_actors_releases_running").increment(change);
+}

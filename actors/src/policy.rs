@@ -1,0 +1,92 @@
+//! The actor that judges requests against the applied state.
+//!
+//! Owns: reading the state at one moment and handing it to the core. Never: a rule. Source: architecture.md §4, §6.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::{Actor, Context, Handler, Message};
+use dstack_attest::VerifiedIdentity;
+use dstack_protocol::release::{Ask, Go};
+use dstack_protocol::{ClusterId, Refusal};
+use dstack_release::clearance::{Clearance, HolderView, clear, precheck};
+
+use crate::metrics;
+use crate::ports::{Certificates, Log, Now, read};
+
+/// Messages that may wait.
+pub const CAPACITY: usize = 1024;
+/// Name in refusals and metrics.
+pub const NAME: &str = "policy";
+
+/// See the module text.
+pub struct Policy {
+    /// Cluster.
+    pub cluster_id: ClusterId,
+    /// Applied state.
+    pub log: Arc<dyn Log>,
+    /// Certificates at hand.
+    pub certificates: Arc<dyn Certificates>,
+    /// Own clock.
+    pub now: Now,
+}
+
+impl Actor for Policy {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(CAPACITY);
+    }
+}
+
+impl actix::Supervised for Policy {}
+
+impl Policy {
+    fn view<T>(&self, judge: impl FnOnce(HolderView<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let began = Instant::now();
+        let now = (self.now)();
+        let certified = |pos| self.certificates.certifies_beacon(pos);
+        let verdict =
+            read(&*self.log, |state| judge(HolderView { cluster_id: &self.cluster_id, state, now, beacon_certified: &certified }))?;
+        metrics::stage("decide", began.elapsed());
+        verdict
+    }
+}
+
+/// Everything but the committed row: asked before anything is recorded, and by a holder that is asked early.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refusal>")]
+pub struct Precheck {
+    /// The request.
+    pub ask: Arc<Ask>,
+    /// What its evidence proved.
+    pub identity: Arc<VerifiedIdentity>,
+}
+
+impl Handler<Precheck> for Policy {
+    type Result = Result<(), Refusal>;
+
+    fn handle(&mut self, message: Precheck, _context: &mut Self::Context) -> Self::Result {
+        self.view(|view| precheck(&message.ask, &message.identity, view))
+    }
+}
+
+/// The whole judgement of a holder against the committed row.
+#[derive(Message)]
+#[rtype(result = "Result<Clearance, Refusal>")]
+pub struct Clear {
+    /// The request.
+    pub ask: Arc<Ask>,
+    /// Where its intent is.
+    pub go: Go,
+    /// What its evidence proved.
+    pub identity: Arc<VerifiedIdentity>,
+}
+
+impl Handler<Clear> for Policy {
+    type Result = Result<Clearance, Refusal>;
+
+    fn handle(&mut self, message: Clear, _context: &mut Self::Context) -> Self::Result {
+        self.view(|view| clear(&message.ask, &message.go, &message.identity, view))
+    }
+}
