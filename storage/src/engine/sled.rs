@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use sled::transaction::{TransactionError, Transactional};
 
@@ -57,6 +58,17 @@ impl SledEngine {
     pub fn open(config: &EngineConfig) -> Result<Self, EngineError> {
         let open = guarded(|| Open::new(config))?;
         Ok(Self { config: config.clone(), open: RwLock::new(Some(open)), writing: Mutex::new(()) })
+    }
+
+    /// After an error a thread of sled's pool may hold the files, and their lock, a moment longer.
+    fn open_when_released(&self) -> Result<Open, EngineError> {
+        for _ in 0..REOPEN_TRIES {
+            match Open::new(&self.config) {
+                Err(EngineError::InUse { .. }) => std::thread::sleep(REOPEN_PAUSE),
+                answer => return answer,
+            }
+        }
+        Open::new(&self.config)
     }
 
     fn with<T>(&self, run: impl FnOnce(&Open) -> Result<T, EngineError>) -> Result<T, EngineError> {
@@ -117,7 +129,7 @@ impl Engine for SledEngine {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         guarded(|| {
             drop(open.take());
-            *open = Some(Open::new(&self.config)?);
+            *open = Some(self.open_when_released()?);
             Ok(())
         })
     }
@@ -359,5 +371,8 @@ fn failed(error: sled::Error) -> EngineError {
 const CHUNKS: &str = "chunks";
 const TAG_INLINE: u8 = 0;
 const TAG_CHUNKED: u8 = 1;
+/// How often, and how far apart, [`Engine::reopen`] tries to get the files' lock back.
+const REOPEN_TRIES: u32 = 50;
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 /// Largest value kept in one sled record, see the module's text.
 const INLINE_BYTES_MAX: usize = 4096;
