@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use toml::Value;
 
 use crate::shell::Shell;
+use crate::tools;
 use crate::workspace::read_toml;
 
 /// Runs each target for some seconds.
@@ -16,12 +17,10 @@ pub(crate) fn run(shell: &Shell, seconds: u64, only: Option<&str>) -> anyhow::Re
     if targets.is_empty() {
         bail!("no such fuzz target: {}", only.unwrap_or("any"));
     }
-    if !shell.works(shell.cargo(&["fuzz", "--version"])) {
-        bail!("cargo-fuzz is missing: `cargo install --locked cargo-fuzz`");
-    }
+    let tool = tools::fuzz(shell)?;
     for target in targets {
         let time = format!("-max_total_time={seconds}");
-        let mut command = shell.cargo(&["fuzz", "run", target, "--", &time, "-rss_limit_mb=2048"]);
+        let mut command = shell.command(&tool, &["fuzz", "run", target, "--", &time, "-rss_limit_mb=2048"]);
         // cargo-fuzz passes unstable flags; the stable compiler accepts them when told so.
         command.env("RUSTC_BOOTSTRAP", "1");
         shell.run(command)?;
