@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn a_node_that_reconnects_displaces_only_itself() {
         let admission = Admission::new(small());
-        let mut node = |key: u8| {
+        let node = |key: u8| {
             let mut slot = admission.admit(ip(key)).unwrap_or_else(|_| panic!());
             let outcome = slot.advance_node((u16::from(key), [key; 32]));
             (slot, outcome)

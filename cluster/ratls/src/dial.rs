@@ -81,6 +81,12 @@ impl Fault {
         }
     }
 
+    /// True where the peer said no, as far as is known yet.
+    pub(crate) fn is_refusal(&self) -> bool {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*first, Some(PeerError::RefusedByPeer { .. } | PeerError::Untrusted { .. }))
+    }
+
     /// Where the peer is.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address

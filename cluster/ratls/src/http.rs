@@ -123,12 +123,14 @@ where
 {
     let mut connection = std::pin::pin!(connection);
     let mut look = tokio::time::interval((limits.idle_timeout / 4).max(Duration::from_millis(10)));
+    let mut aged = std::pin::pin!(tokio::time::sleep(limits.age_max));
     let drain_for = loop {
         tokio::select! {
             biased;
             () = end.now.cancelled() => return,
             outcome = connection.as_mut() => return finished(outcome),
             () = end.drain.cancelled() => break end.drain_timeout,
+            () = aged.as_mut() => break limits.request_timeout,
             _ = look.tick() => {
                 if activity.idle_for() >= limits.idle_timeout {
                     break Duration::from_secs(1);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dstack_protocol::limits::{CLIENT_BODY_BYTES_MAX, FRAME_BYTES_MAX};
+use dstack_protocol::limits::{CLIENT_BODY_BYTES_MAX, FRAME_BYTES_MAX, SESSION_MS_MAX};
 
 /// Limits of one [`crate::Server`]. The defaults suit a node with 20,000 descriptors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct HttpLimits {
     pub request_timeout: Duration,
     /// Without any request under way.
     pub idle_timeout: Duration,
+    /// After this the connection finishes its requests and ends, so that the peer's evidence is verified anew.
+    pub age_max: Duration,
     /// Body of a request, bytes.
     pub body_bytes_max: usize,
     /// Requests at once on one HTTP/2 connection.
@@ -75,7 +77,7 @@ impl Default for Limits {
             connections_per_node_max: 4,
             attested_max: 4096,
             anonymous_max: 512,
-            per_source_max: 1024,
+            per_source_max: 256,
             handshakes_per_second_max: 1000,
             greeting_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
@@ -84,6 +86,8 @@ impl Default for Limits {
                 header_timeout: Duration::from_secs(5),
                 request_timeout: Duration::from_secs(60),
                 idle_timeout: Duration::from_secs(300),
+                // Twice what the connecting side keeps one for: normally that side renews, without a failed request.
+                age_max: Duration::from_secs(7200),
                 body_bytes_max: FRAME_BYTES_MAX,
                 streams_max: 256,
             },
@@ -100,6 +104,8 @@ impl HttpLimits {
             header_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
+            // A session's length (threshold.md §2.2).
+            age_max: Duration::from_millis(SESSION_MS_MAX),
             body_bytes_max: CLIENT_BODY_BYTES_MAX,
             streams_max: 32,
         }

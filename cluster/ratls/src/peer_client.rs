@@ -150,20 +150,47 @@ impl PeerClient {
     }
 
     async fn send(&self, path: &str, body: Bytes) -> Result<(u16, Bytes), PeerError> {
-        let mut connection = self.connection().await?;
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(format!("https://{}{path}", self.address))
             .body(Full::new(body))
             .map_err(|error| PeerError::Protocol { address: self.address, reason: error.to_string() })?;
-        let answer = async {
-            connection.requests.ready().await?;
-            connection.requests.send_request(request).await
-        };
-        let response = answer.await.map_err(|error| connection.fault.classify(&error))?;
-        let status = response.status().as_u16();
-        let body = collect(response.into_body(), &connection.fault, self.dialer.limits.answer_bytes_max).await?;
-        Ok((status, body))
+        let mut may_reopen = true;
+        loop {
+            let mut connection = self.connection().await?;
+            let failed = match connection.requests.ready().await {
+                Ok(()) => match connection.requests.try_send_request(request).await {
+                    Ok(response) => {
+                        let status = response.status().as_u16();
+                        let body = collect(response.into_body(), &connection.fault, self.dialer.limits.answer_bytes_max).await?;
+                        return Ok((status, body));
+                    }
+                    Err(mut failure) => match failure.take_message() {
+                        Some(unsent) => {
+                            request = unsent;
+                            failure.into_error()
+                        }
+                        None => return Err(connection.fault.classify(failure.error())),
+                    },
+                },
+                Err(error) => error,
+            };
+            // The connection ended before the request was sent, as when the peer drains: one new one may take it. A peer
+            // that refuses us ends each at once, and is not asked again.
+            if !may_reopen || connection.fault.is_refusal() {
+                return Err(connection.fault.classify(&failed));
+            }
+            may_reopen = false;
+            self.forget(&connection).await;
+        }
+    }
+
+    /// Drops a connection that ended, unless another caller has replaced it already.
+    async fn forget(&self, ended: &Connection) {
+        let mut state = self.state.lock().await;
+        if matches!(&*state, State::Up(connection) if connection.since == ended.since) {
+            *state = State::Down { since: None };
+        }
     }
 
     /// The open connection, or a new one. Callers wait for the one that is being opened; while the peer is known to be

@@ -145,3 +145,29 @@ async fn shutdown_lets_requests_finish() {
     assert_eq!(text(running.await.unwrap().unwrap()), "waited 700");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_accepting_side_ends_old_connections_without_a_failed_request() {
+    let world = World::new();
+    let mut limits = dstack_ratls::Limits::default();
+    limits.node_http.age_max = Duration::from_millis(200);
+    let server = world.server(2, limits).await;
+    let peer = world.dialer(1).peer(server.address, Default::default());
+    let began = std::time::Instant::now();
+    let (mut done, mut failed) = (0, 0);
+    while began.elapsed() < 3 * SECOND {
+        match peer.post("/slow", "5", 5 * SECOND).await {
+            Ok(answer) => {
+                assert_eq!(text(answer), "waited 5");
+                done += 1;
+            }
+            Err(error) => {
+                println!("{error}");
+                failed += 1;
+            }
+        }
+    }
+    assert!(done > 100, "{done}");
+    assert_eq!(failed, 0);
+    server.stop().await;
+}
