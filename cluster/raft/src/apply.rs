@@ -114,7 +114,6 @@ impl<M: Machine, O: AppliedObserver<M>> StateMachine<M, O> {
     fn apply_batch(&mut self, batch: Vec<Result<EntryResponder<TypeConfig>, io::Error>>) -> Result<Batch<M>, io::Error> {
         let replayed = !*self.state.live.borrow();
         let state = Arc::clone(&self.state);
-        let mut machine = state.write()?;
         let mut done = Batch { leaves: Vec::new(), told: Vec::new(), answers: Vec::new(), checkpoint: None };
         for item in batch {
             let (entry, responder) = item?;
@@ -127,6 +126,8 @@ impl<M: Machine, O: AppliedObserver<M>> StateMachine<M, O> {
                     Vec::new()
                 }
                 Payload::Normal(command) => {
+                    // Locked for one command at a time: some take milliseconds, and readers wait.
+                    let mut machine = state.write()?;
                     let applied = machine.apply(&command.0);
                     done.leaves.extend(applied.leaves);
                     done.told.push((AppliedAt { index: log_id.index, term: log_id.leader_id.term, replayed }, applied.effects));

@@ -80,6 +80,11 @@ impl RaftConfig {
             max_payload_entries: 512,
             backoff: format!("{}ms", self.backoff_ms),
             enable_pre_vote: Some(true),
+            // A leader that comes back on an older disk would write other entries under log ids that it used before.
+            enable_leader_restore: Some(false),
+            // A follower on an older disk says so by its conflicts. It is sent everything again and abstains until it has caught up
+            // (architecture.md §7, "Rollback of a disk"); without this its conflicts would stop the leader.
+            allow_log_reversion: Some(true),
             ..Config::default()
         };
         config.validate().map_err(|error| ConfigError::Value { detail: error.to_string() })

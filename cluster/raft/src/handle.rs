@@ -133,12 +133,13 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
         state.go_live();
         raft.run();
 
+        let gate = Arc::new(Gate::new(!votes));
         let (leadership_is, leadership) = watch::channel(Leadership::default());
         let tasks = vec![
             tokio::spawn(follow_leadership(raft.clone(), leadership_is, term_is)),
             tokio::spawn(store_checkpoints(raft.clone(), state.watch_checkpoint())),
+            tokio::spawn(stop_at_fork(raft.clone(), gate.watch_fork())),
         ];
-        let gate = Arc::new(Gate::new(!votes));
         let server = Server { seat, raft, state, gate, disk, incoming: tokio::sync::Mutex::new(None) };
         Ok(Self { shared: Arc::new(Shared { server, transport, leadership, tasks: Mutex::new(tasks) }) })
     }
@@ -517,6 +518,18 @@ async fn follow_leadership<M: Machine, O: AppliedObserver<M>>(
         if watched.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// A node whose leader contradicts an applied entry takes no further part (architecture.md §2).
+async fn stop_at_fork<M: Machine, O: AppliedObserver<M>>(
+    raft: Raft<TypeConfig, StateMachine<M, O>>,
+    mut fork: watch::Receiver<Option<Fork>>,
+) {
+    if fork.wait_for(Option::is_some).await.is_ok()
+        && let Err(error) = raft.shutdown().await
+    {
+        warn!(%error, "raft core ended by a panic");
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -90,16 +90,35 @@ impl Transport for Peers {
     }
 }
 
-/// The routes that answer the other seats; to be merged into the router of node connections.
-pub fn router<M: Machine, O: AppliedObserver<M>, T: Transport>(handle: RaftHandle<M, O, T>) -> Router {
+/// Whether a peer's node key may speak for its seat. Its HELLO proves only that it holds the key and claims the seat.
+///
+/// architecture.md §2: a key that the log has not admitted for that seat may only send its Admit and receive the log. So this
+/// answers false for a seat that the state gives to another key, and for keys it does not know, except while this node itself has
+/// no state: then it knows nobody and takes the log from whom its configuration names.
+pub type Speaks = Arc<dyn Fn(&NodePeer) -> bool + Send + Sync>;
+
+/// The routes that answer the other seats; to be merged into the router of node connections. Peers that `speaks` refuses may only
+/// propose: what they propose, the machine judges.
+pub fn router<M: Machine, O: AppliedObserver<M>, T: Transport>(handle: RaftHandle<M, O, T>, speaks: Speaks) -> Router {
     Router::new()
         .route(&format!("{PATH}/{{kind}}"), post(answer::<M, O, T>))
         .layer(DefaultBodyLimit::max(FRAME_BYTES_MAX))
-        .with_state(handle)
+        .with_state(Served { handle, speaks })
+}
+
+struct Served<M: Machine, O: AppliedObserver<M>, T: Transport> {
+    handle: RaftHandle<M, O, T>,
+    speaks: Speaks,
+}
+
+impl<M: Machine, O: AppliedObserver<M>, T: Transport> Clone for Served<M, O, T> {
+    fn clone(&self) -> Self {
+        Self { handle: self.handle.clone(), speaks: Arc::clone(&self.speaks) }
+    }
 }
 
 async fn answer<M: Machine, O: AppliedObserver<M>, T: Transport>(
-    State(handle): State<RaftHandle<M, O, T>>,
+    State(Served { handle, speaks }): State<Served<M, O, T>>,
     Extension(peer): Extension<NodePeer>,
     Path(kind): Path<String>,
     body: Bytes,
@@ -107,6 +126,9 @@ async fn answer<M: Machine, O: AppliedObserver<M>, T: Transport>(
     let Some(kind) = RpcKind::from_name(&kind) else {
         return (StatusCode::NOT_FOUND, "raft.unknown\nno such rpc").into_response();
     };
+    if kind != RpcKind::Propose && !speaks(&peer) {
+        return (StatusCode::FORBIDDEN, "raft.not-admitted\nthis node key is not admitted for its seat").into_response();
+    }
     match handle.handle(kind, peer.hello.seat, &body).await {
         Ok(bytes) => bytes.into_response(),
         Err(refused) => (status(&refused), format!("{}\n{refused}", refused.code())).into_response(),

@@ -16,7 +16,7 @@ use dstack_raft::{
     peers::{self, Peers},
 };
 use dstack_ratls::{
-    AttestJudge, CertificateSource, CertifiedIdentity, HelloIdentity, Limits, Now, Server,
+    AttestJudge, CertificateSource, CertifiedIdentity, HelloIdentity, HelloSigner as _, Limits, Now, Server,
     attest_judge::TrustMaterial,
     hello::ExpectedPeer,
     peer_client::{PeerDialer, PeerLimits},
@@ -97,8 +97,12 @@ fn now() -> Now {
     Arc::new(|| NOW)
 }
 
+fn node_key(seat: u16) -> SigningKey {
+    SigningKey::from_bytes(&[seat as u8; 32])
+}
+
 fn hello(seat: u16) -> HelloIdentity {
-    HelloIdentity { cluster_id: CLUSTER, seat: Seat(seat), signer: Arc::new(SigningKey::from_bytes(&[seat as u8; 32])) }
+    HelloIdentity { cluster_id: CLUSTER, seat: Seat(seat), signer: Arc::new(node_key(seat)) }
 }
 
 impl World {
@@ -149,7 +153,7 @@ impl World {
             limits: Limits::default(),
             judge_threads: 1,
             hello: hello(seat),
-            node_router: peers::router(raft.clone()),
+            node_router: peers::router(raft.clone(), Arc::new(|peer| peer.hello.node_key == node_key(peer.hello.seat.0).node_key())),
             client_router: axum::Router::new(),
         };
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), setup).await.unwrap();
@@ -213,6 +217,17 @@ async fn three_nodes_agree_over_attested_connections() {
     let refused = liar.peers.call(Seat(victim.seat), RpcKind::Append, forged, PATIENCE).await;
     let Err(TransportError::Refused { to, code, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!((to, code.as_str()), (victim.seat, "raft.not-the-peer"));
+
+    // Attested code that claims a member's seat with a key that was not admitted for it: it may propose and nothing else.
+    let claim = HelloIdentity { signer: Arc::new(node_key(99)), ..hello(liar.seat) };
+    let dialer = PeerDialer::new(world.source(99), world.judge(), now(), claim, PeerLimits::default()).unwrap();
+    let stranger = Peers::new();
+    stranger.set(Seat(victim.seat), dialer.peer(victim.address, ExpectedPeer::default()));
+    for kind in RpcKind::ALL {
+        let answer = stranger.call(Seat(victim.seat), kind, vec![], PATIENCE).await;
+        let expected = if kind == RpcKind::Propose { "raft.malformed" } else { "raft.not-admitted" };
+        assert!(matches!(&answer, Err(TransportError::Refused { code, .. }) if code == expected), "{kind}: {answer:?}");
+    }
 
     // The leader dies with its connections; the others go on.
     let at = nodes.iter().position(|node| Seat(node.seat) == leader).unwrap();

@@ -173,3 +173,35 @@ async fn acknowledged_writes_survive_crashes_of_changing_leaders() {
         assert!(state.map.contains_key(key), "acknowledged {key} is lost");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_disk_is_sent_everything_again_by_the_same_leader() {
+    let mut cluster = Cluster::formed(3, EngineKind::Memory).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let term = cluster.node(leader).status().leadership.term;
+    let wiped = (1..=3).find(|seat| *seat != leader).unwrap();
+    for number in 0..10 {
+        cluster.set(leader, &format!("k{number}"), "v").await.unwrap();
+    }
+    cluster.assert_equal(&[1, 2, 3]).await;
+    cluster.kill(wiped).await;
+    cluster.nodes.get_mut(&wiped).unwrap().wipe();
+    cluster.restart_abstaining(wiped).await;
+    cluster.set(leader, "after", "v").await.unwrap();
+    assert_eq!(cluster.assert_equal(&[1, 2, 3]).await.map.len(), 11);
+    // Nobody had to elect anyone, and the leader did not stop over a follower that lost what it had acknowledged.
+    assert_eq!(cluster.node(leader).status().leadership.term, term);
+    assert_eq!(cluster.leader(&[1, 2, 3]).await, leader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_restarts_is_elected_again_before_it_leads() {
+    let mut cluster = Cluster::formed(1, EngineKind::Redb).await;
+    cluster.set(1, "a", "1").await.unwrap();
+    let term = cluster.node(1).status().leadership.term;
+    cluster.kill(1).await;
+    cluster.restart(1).await;
+    cluster.set(1, "b", "2").await.unwrap();
+    // A new term: log ids of the old one are never used again.
+    assert!(cluster.node(1).status().leadership.term > term);
+}

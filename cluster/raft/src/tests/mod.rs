@@ -224,6 +224,13 @@ impl Node {
         self.running.as_ref().unwrap().get().unwrap()
     }
 
+    /// Takes away everything it has on disk.
+    pub(crate) fn wipe(&mut self) {
+        assert!(self.running.is_none());
+        self.memory = None;
+        self.dir = Some(tempfile::tempdir().unwrap());
+    }
+
     /// Ends the node as a crash would: nothing is handed over.
     pub(crate) async fn kill(&mut self) {
         if let Some(cell) = self.running.take() {
