@@ -30,7 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("guest", &["client", "attest", "audit", "ratls", "runtime", "tee"]),
     ("util", &["client", "attest", "audit", "ratls", "runtime", "tee"]),
-    ("cli", &["client", "attest", "audit", "ratls", "runtime", "policy", "threshold"]),
+    ("cli", &["client", "attest", "audit", "ratls", "runtime", "policy", "threshold", "storage"]),
     ("deploy", &["client", "attest", "audit", "ratls", "runtime"]),
 ];
 
