@@ -8,6 +8,7 @@ use dstack_audit::{
     AuditError, Frontier, Hash, LeafNodes, MemoryTree, consistency_proof, empty_root, inclusion_proof, leaf_hash, node_hash, root_at,
     verify_consistency, verify_inclusion,
 };
+use dstack_protocol::Wire;
 use proptest::prelude::*;
 
 const LEAVES: [&str; 8] = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"];
@@ -293,6 +294,24 @@ proptest! {
         let mut longer = proof.clone();
         longer.push([0; 32]);
         prop_assert!(judge(&longer, &old_root, &new_root).is_err());
+    }
+
+    #[test]
+    fn a_frontier_has_one_encoding(count in 0_usize..300, seed: u8, extra in proptest::collection::vec(any::<u8>(), 1..40)) {
+        let mut frontier = Frontier::new();
+        frontier.append_batch(&leaves(count, seed)).unwrap();
+        let bytes = frontier.encode();
+        prop_assert_eq!(bytes.len(), 8 + 32 * frontier.peaks().len());
+        prop_assert_eq!(Frontier::decode(&bytes), Ok(frontier));
+        prop_assert!(Frontier::decode(&bytes[..bytes.len() - 1]).is_err());
+        prop_assert!(Frontier::decode(&[&bytes[..], &extra].concat()).is_err());
+    }
+
+    #[test]
+    fn any_bytes_decode_to_a_frontier_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        if let Ok(frontier) = Frontier::decode(&bytes) {
+            prop_assert_eq!(frontier.encode(), bytes);
+        }
     }
 
     #[test]
