@@ -251,12 +251,13 @@ impl Batch {
     }
 }
 
-/// Which engine; the word used in the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Which engine; the word used in the configuration. The default is redb: ADR 0001 has the case that sled fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum EngineKind {
-    /// sled 0.34.7, hardened.
+    /// sled 0.34.7, hardened. Not for disks that an adversary can write to (ADR 0001).
     Sled,
     /// redb 4.
+    #[default]
     Redb,
     /// Nothing durable: tests and trials.
     Memory,

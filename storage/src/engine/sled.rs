@@ -11,6 +11,9 @@
 //! * **Errors.** sled keeps its first error for good and panics on some damaged files: [`Engine::reopen`] drops and opens it anew, and
 //!   a panic becomes [`EngineError::Panicked`].
 //!
+//!
+//! Not the default: on files whose checksums an adversary made right again sled can loop and take memory without bound (ADR 0001). It
+//! remains for disks that only fail, and as the second implementation that keeps the trait honest.
 //! Never: sled's merge operators, blobs, compression, background flusher.
 
 use std::collections::BTreeMap;

@@ -36,7 +36,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         while next < to {
             let outcome = child.next_outcome();
             if FAILURES.iter().any(|failure| outcome.starts_with(failure)) {
-                failures.push(format!("{outcome}\n  replay: {}", arguments.replay(next)));
+                let kept = keep(arguments, dir.path(), next)?;
+                failures.push(format!("{outcome}\n  replay: storage-torment open --engine {} --dir {kept}", arguments.engine));
                 eprintln!("{}", failures.last().map_or("", String::as_str));
             }
             let class = outcome.split(':').next().unwrap_or_default().to_owned();
@@ -61,6 +62,30 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         begun.elapsed().as_secs()
     );
     if failures.is_empty() { Ok(()) } else { Err(format!("{} of {} images", failures.len(), arguments.count)) }
+}
+
+/// Writes the image of a failed case anew, where it stays: nonces are random, so the same seed gives other files the next time.
+fn keep(arguments: &Arguments, dir: &Path, case: u64) -> Result<String, String> {
+    let (image, story) = damaged(arguments, &read(&dir.join("golden"))?, case);
+    let kept =
+        std::env::temp_dir().join(format!("storage-torment-failed-{}-{}-{}-{case}", arguments.command, arguments.engine, arguments.seed));
+    write(&kept, &image)?;
+    Ok(format!("{}  # {story}", kept.display()))
+}
+
+/// The image of `case`, and what was done to it.
+fn damaged(arguments: &Arguments, golden: &Image, case: u64) -> (Image, String) {
+    let mut seeded = Seeded::new(arguments.seed ^ 0x4057, case);
+    let mut image = golden.clone();
+    let story = mutate(&mut image, arguments.command.starts_with("forged"), &mut seeded);
+    (image, story)
+}
+
+/// `open`: opens one kept image, in this process, without a time limit.
+pub(crate) fn open_one(arguments: &Arguments) -> Result<(), String> {
+    let store = open(arguments, arguments.dir.as_deref().ok_or("--dir is missing")?).map_err(|error| error.to_string())?;
+    println!("opened: commit {}, log ends at {:?}", store.sequence(), store.last());
+    Ok(())
 }
 
 /// A stopped node's files, and what they hold.
@@ -107,19 +132,37 @@ impl Opener {
         Ok(Self { child, outcomes })
     }
 
+    /// The next line. A child that used [`IMAGE_CPU_MAX`] for one image loops; one that says nothing for [`IMAGE_TIME_MAX`] waits for ever.
     fn next_outcome(&mut self) -> String {
-        match self.outcomes.recv_timeout(IMAGE_TIME_MAX) {
-            Ok(outcome) => outcome,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let _it_is_gone_either_way = self.child.kill();
-                format!("hang: no outcome in {} s", IMAGE_TIME_MAX.as_secs())
+        let begun = Instant::now();
+        let cpu_before = cpu_time(self.child.id());
+        loop {
+            match self.outcomes.recv_timeout(Duration::from_secs(1)) {
+                Ok(outcome) => return outcome,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let cpu = cpu_time(self.child.id()).saturating_sub(cpu_before);
+                    if cpu > IMAGE_CPU_MAX || begun.elapsed() > IMAGE_TIME_MAX {
+                        let _it_is_gone_either_way = self.child.kill();
+                        return format!("hang: no outcome after {} s, {} s of them computing", begun.elapsed().as_secs(), cpu.as_secs());
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return match self.child.wait() {
+                        Ok(status) => format!("died: {status}"),
+                        Err(error) => format!("died: {error}"),
+                    };
+                }
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => match self.child.wait() {
-                Ok(status) => format!("died: {status}"),
-                Err(error) => format!("died: {error}"),
-            },
         }
     }
+}
+
+/// Processor time of a process, from `/proc` (in ticks of 10 ms, as on every Linux this runs on).
+fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks.saturating_mul(10))
 }
 
 impl Drop for Opener {
@@ -139,9 +182,7 @@ pub(crate) fn child(arguments: &Arguments) -> Result<(), String> {
     let golden = read(&dir.join("golden"))?;
     let expected = Model::after(arguments.seed, GOLDEN_OPERATIONS);
     for case in arguments.from..arguments.from.saturating_add(arguments.count) {
-        let mut seeded = Seeded::new(arguments.seed ^ 0x4057, case);
-        let mut image = golden.clone();
-        let story = mutate(&mut image, arguments.command == "forged-child", &mut seeded);
+        let (image, story) = damaged(arguments, &golden, case);
         let work = dir.join(format!("case-{case}"));
         let outcome = attempt(arguments, &work, &image, &golden, &expected);
         std::fs::remove_dir_all(&work).map_err(|error| error.to_string())?;
@@ -226,5 +267,6 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 const FAILURES: [&str; 4] = ["wrong-data", "died", "hang", "trial-failed"];
 const GOLDEN_OPERATIONS: u64 = 60;
 const IMAGES_PER_CHILD: u64 = 100;
-const IMAGE_TIME_MAX: Duration = Duration::from_secs(20);
+const IMAGE_CPU_MAX: Duration = Duration::from_secs(15);
+const IMAGE_TIME_MAX: Duration = Duration::from_secs(120);
 const MEMORY_BYTES_MAX: u64 = 2 << 30;

@@ -83,6 +83,12 @@ impl Writer {
         Ok(Self { child, acknowledged, newest })
     }
 
+    /// How many operations are known to be acknowledged at this moment.
+    pub(crate) fn acknowledged_now(&mut self) -> u64 {
+        self.newest = self.acknowledged.try_iter().fold(self.newest, u64::max);
+        self.newest
+    }
+
     /// Kills it and answers how many operations it acknowledged.
     pub(crate) fn kill(&mut self) -> Result<u64, String> {
         self.child.kill().map_err(|error| error.to_string())?;

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use arguments::Arguments;
 
 const USAGE: &str =
-    "usage: storage-torment kill|power|torn|hostile|forged [--engine sled|redb] [--count N] [--from N] [--seed N] [--dir DIR]";
+    "usage: storage-torment kill|power|torn|hostile|forged|open [--engine sled|redb] [--count N] [--from N] [--seed N] [--dir DIR]";
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         "torn" => torn::run(&arguments),
         "hostile" | "forged" => hostile::run(&arguments),
         "hostile-child" | "forged-child" => hostile::child(&arguments),
+        "open" => hostile::open_one(&arguments),
         other => Err(format!("unknown trial {other:?}\n{USAGE}")),
     };
     match outcome {

@@ -3,7 +3,7 @@
 
 use crate::arguments::{Arguments, Seeded};
 use crate::files::{Image, TempDir, read, write};
-use crate::model::{Model, check, execute, open_segments, open_store};
+use crate::model::{Model, Operation, audit_entry, check, execute, open_segments, open_store};
 
 /// Tears `count` writes.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
@@ -13,7 +13,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         let mut seeded = Seeded::new(arguments.seed ^ 0x7047, case);
         let seed = seeded.next();
         let operations = 5u64.saturating_add(seeded.below(60));
-        let (before, after) = images(arguments, dir.path(), seed, operations)?;
+        let (before, after, operations) = images(arguments, dir.path(), seed, operations)?;
         let sector = if case % 2 == 0 { 512 } else { 4096 };
         let percent = [30, 50, 90].get(seeded.size_below(3)).copied().unwrap_or(50);
         write(dir.path(), &mix(&before, &after, sector, percent, &mut seeded))?;
@@ -25,29 +25,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// All files after `operations` operations and after one more, which is a single commit.
-fn images(arguments: &Arguments, dir: &std::path::Path, seed: u64, operations: u64) -> Result<(Image, Image), String> {
+/// All files after `operations` operations (or a few more) and after one more, which is a single commit; how many those are.
+fn images(arguments: &Arguments, dir: &std::path::Path, seed: u64, operations: u64) -> Result<(Image, Image, u64), String> {
     write(dir, &Image::new())?;
     std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
     let store = open_store(arguments.engine, dir)?;
     let mut segments = open_segments(dir)?;
     let mut model = Model::default();
-    for number in 0..operations {
+    let mut number = 0;
+    // A snapshot is several commits with a sync after each: such a one is never the torn one.
+    while number < operations || matches!(model.operation(seed, number), Operation::Snapshot(..)) {
         let operation = model.operation(seed, number);
         model.apply(&operation);
         execute(&store, &operation)?;
-        segments.append(&[(number, crate::model::audit_entry(seed, number))]).map_err(|error| error.to_string())?;
+        segments.append(&[(number, audit_entry(seed, number))]).map_err(|error| error.to_string())?;
+        number = number.saturating_add(1);
     }
     let before = read(dir)?;
-    execute(&store, &model.operation(seed, operations))?;
-    segments.append(&[(operations, crate::model::audit_entry(seed, operations))]).map_err(|error| error.to_string())?;
+    execute(&store, &model.operation(seed, number))?;
+    segments.append(&[(number, audit_entry(seed, number))]).map_err(|error| error.to_string())?;
     let mut after = read(dir)?;
     // The anchor is written when the engine's flush is over: it cannot be ahead of a batch that was torn.
     let anchor = std::path::Path::new("store/anchor");
     if let Some(old) = before.get(anchor) {
         after.insert(anchor.to_owned(), old.clone());
     }
-    Ok((before, after))
+    Ok((before, after, number))
 }
 
 /// `before` with `percent` of the sectors that changed taken from `after`.
