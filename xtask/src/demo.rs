@@ -1,15 +1,27 @@
 //! The story of the README: three nodes, two apps, one killed leader, one refused change.
 //!
-//! Owns: building what the story runs. The subcommand `demo` comes with the story itself:
-//! `pub(crate) fn run(shell: &Shell, keep: bool) -> anyhow::Result<()>`, which calls `setup::for_tests`, then [`Binaries::build`], starts
-//! three nodes with software TEEs, ends by itself and leaves no process and no file behind; `keep` leaves the cluster up until an
-//! interrupt and prints `AGENT_SOCK=…` and `KMS_URLS=…` when it is ready. Never: links a crate of the product; it runs binaries.
+//! Owns: installing and building what the story runs; `dstack-testkit demo` tells it. Never: links a crate of the product.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
+use crate::setup;
 use crate::shell::Shell;
+
+/// Sets up, builds, and becomes the story: an interrupt or SIGTERM to us is one to it, and it leaves nothing running.
+pub(crate) fn run(shell: &Shell, keep: bool) -> anyhow::Result<()> {
+    setup::for_demo(shell)?;
+    let binaries = Binaries::build(shell)?;
+    let mut story = shell.command(binaries.path("dstack-testkit"), &["demo", "--examples"]);
+    story.arg(shell.root().join("examples"));
+    if keep {
+        story.arg("--keep");
+    }
+    let cause = story.exec();
+    Err(cause).context("cannot start dstack-testkit")
+}
 
 /// The programs that the story runs, built in the dev profile.
 pub(crate) struct Binaries {
@@ -21,7 +33,7 @@ impl Binaries {
 
     /// Builds all of them in one run of cargo.
     pub(crate) fn build(shell: &Shell) -> anyhow::Result<Self> {
-        let mut command = shell.cargo(&["build", "--locked"]);
+        let mut command = shell.cargo(&["build", "--locked", "--workspace"]);
         for name in Self::NAMES {
             command.args(["--bin", name]);
         }

@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod ci;
+mod demo;
 mod deny;
 mod docs;
 mod fuzz;
@@ -33,6 +34,12 @@ struct Arguments {
 enum Command {
     /// Install what the other commands need and say what was installed
     Setup,
+    /// The story of the README on this machine: three nodes, two apps, a killed leader, a refused change
+    Demo {
+        /// Leave the cluster up until interrupted
+        #[arg(long)]
+        keep: bool,
+    },
     /// Read-only: format, lints, tidy, dependency rules, documentation
     Check,
     /// Only the rules of the tree itself: arrows, module docs, lengths, words, generated files
@@ -84,6 +91,7 @@ fn main() -> ExitCode {
 fn run(shell: &Shell, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup => setup::run(shell),
+        Command::Demo { keep } => demo::run(shell, keep),
         Command::Check => check::run(shell).map(drop),
         Command::Tidy => tidy::run(shell).map(drop),
         Command::Test { packages, filters } => test::run(shell, &packages, &filters).map(drop),

@@ -31,6 +31,7 @@ const DEBIAN: &[Debian] = &[
         reason: "file systems that lose power or run full, in tests of storage",
         required: false,
     },
+    Debian { package: "faketime", probe: "faketime", reason: "a node with a wrong clock, in a test", required: false },
 ];
 
 /// Installs everything and says what was missing.
@@ -44,7 +45,12 @@ pub(crate) fn run(shell: &Shell) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Only what building and testing need; `test` and `demo` call it.
+/// Only what building needs; `demo` calls it.
+pub(crate) fn for_demo(shell: &Shell) -> anyhow::Result<()> {
+    debian(shell)
+}
+
+/// Only what building and testing need; `test` calls it.
 pub(crate) fn for_tests(shell: &Shell) -> anyhow::Result<()> {
     debian(shell)?;
     tools::nextest(shell)

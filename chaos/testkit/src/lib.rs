@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod der;
+pub mod cluster;
 pub mod device;
 mod error;
 pub mod eventlog;

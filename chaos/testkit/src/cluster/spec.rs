@@ -1,0 +1,69 @@
+//! What a cluster is made of. Owns: defaults for tests: three TDX nodes, two operators of whom one suffices, no timelock, two guests.
+//! Never: starts anything.
+
+use std::path::PathBuf;
+
+/// Kind of an emulated machine, in the words of `dstack-testkit tee`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineKind {
+    /// Intel TDX.
+    Tdx,
+    /// AWS Nitro Enclave.
+    Nitro,
+}
+
+impl MachineKind {
+    /// Its name on command lines and in plans.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tdx => "tdx",
+            Self::Nitro => "nitro",
+        }
+    }
+}
+
+/// A cluster to be.
+#[derive(Debug, Clone)]
+pub struct ClusterSpec {
+    /// How many nodes: 1, or 3 and more.
+    pub nodes: u16,
+    /// Machines of all nodes.
+    pub kind: MachineKind,
+    /// Storage engine.
+    pub engine: &'static str,
+    /// Operators; each gets a key file.
+    pub operators: u8,
+    /// Approvals that a change needs.
+    pub approvals: u8,
+    /// Seconds between the approval of a change and its effect.
+    pub timelock_s: u64,
+    /// Machines for workloads, by name.
+    pub guests: Vec<(String, MachineKind)>,
+    /// Another node program than the one that was built.
+    pub node_program: Option<PathBuf>,
+    /// More of a node's `[node]` section.
+    pub more_config: String,
+    /// Environment of every node.
+    pub environment: Vec<(String, String)>,
+    /// Where everything is kept; a temporary directory by default.
+    pub dir: Option<PathBuf>,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            kind: MachineKind::Tdx,
+            engine: "sled",
+            operators: 2,
+            approvals: 1,
+            timelock_s: 0,
+            guests: vec![("web".to_owned(), MachineKind::Tdx), ("signer".to_owned(), MachineKind::Nitro)],
+            node_program: None,
+            more_config: String::new(),
+            environment: Vec::new(),
+            dir: None,
+        }
+    }
+}
