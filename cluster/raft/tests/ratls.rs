@@ -186,11 +186,8 @@ async fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_agree_over_attested_connections() {
     let world = World::new();
-    let mut nodes = vec![
-        world.node(1, EngineKind::Sled).await,
-        world.node(2, EngineKind::Redb).await,
-        world.node(3, EngineKind::Memory).await,
-    ];
+    let mut nodes =
+        vec![world.node(1, EngineKind::Sled).await, world.node(2, EngineKind::Redb).await, world.node(3, EngineKind::Memory).await];
     world.connect(&nodes);
     nodes[0].raft.initialize(&(1..=3).map(Seat).collect()).await.unwrap();
     for number in 0..30u64 {
@@ -236,10 +233,7 @@ async fn three_nodes_agree_over_attested_connections() {
     dead.raft.stop().await;
     tokio::time::timeout(PATIENCE, dead.server).await.unwrap().unwrap();
     nodes[0].raft.propose(b"after".to_vec(), PATIENCE).await.unwrap();
-    eventually("the same journal", || {
-        nodes.iter().all(|node| node.raft.with_state(|journal| journal.commands.len()).unwrap() == 31)
-    })
-    .await;
+    eventually("the same journal", || nodes.iter().all(|node| node.raft.with_state(|journal| journal.commands.len()).unwrap() == 31)).await;
     for node in nodes {
         node.raft.shutdown(Duration::from_secs(1)).await;
         node.shutdown.cancel();
