@@ -1,3 +1,5 @@
-//! Binary dstack: operators and app owners.
+//! Binary dstack: operators and app owners. Everything is in the library, so that tests reach it.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    dstack_cli::run()
+}

@@ -1,0 +1,112 @@
+//! `dstack policy`: propose, approve, revoke, show. Owns: making and signing actions of the operator quorum.
+//! Never: decides whether an action is valid; nodes do, each by itself. Source: architecture.md §9.
+
+mod approve;
+mod draft;
+mod entry;
+mod propose;
+mod revoke;
+mod words;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use dstack_protocol::rpc::PATH_POLICY;
+use dstack_protocol::{AppId, RefusalCode};
+use serde_json::Value;
+
+use crate::args;
+use crate::failure::{Done, Failure};
+use crate::nodes::{CallError, NodeArguments, Nodes, block_on};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Propose an app's policy; the first registers the app.
+    #[command(after_help = propose::HELP)]
+    Propose(Box<propose::Arguments>),
+    /// Show what a pending action does, and approve it.
+    #[command(after_help = approve::HELP)]
+    Approve(approve::Arguments),
+    /// Revoke at once: an app, a measurement, a platform, a seat, a generation.
+    #[command(after_help = revoke::HELP)]
+    Revoke(revoke::Arguments),
+    /// Undo a revocation; needs k approvals and waits for the timelock.
+    Unrevoke(revoke::Arguments),
+    /// Send entries that were signed offline.
+    Submit(Submit),
+    /// An app's policy and version, as a node tells them.
+    Show(Show),
+}
+
+#[derive(Args)]
+pub(crate) struct Submit {
+    #[command(flatten)]
+    nodes: NodeArguments,
+    /// Entry files that `--sign-only` wrote, sent in this order.
+    #[arg(required = true)]
+    entries: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    nodes: NodeArguments,
+    /// App id, hex.
+    #[arg(value_parser = args::app_id)]
+    app_id: AppId,
+}
+
+/// How long a command goes on trying.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(crate) fn run(command: Command) -> Done {
+    match command {
+        Command::Propose(arguments) => propose::run(&arguments),
+        Command::Approve(arguments) => approve::run(&arguments),
+        Command::Revoke(arguments) => revoke::run(&arguments, revoke::Way::Revoke),
+        Command::Unrevoke(arguments) => revoke::run(&arguments, revoke::Way::Undo),
+        Command::Submit(arguments) => submit(&arguments),
+        Command::Show(arguments) => show(&arguments),
+    }
+}
+
+fn submit(arguments: &Submit) -> Done {
+    let nodes = Nodes::new(&arguments.nodes)?;
+    let entries = arguments.entries.iter().map(|path| entry::load(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut out = String::new();
+    for entry in &entries {
+        let state = block_on(entry::send(&nodes, entry))?;
+        out += &format!("action={}\nstate={state}\n", hex::encode(entry::action_id(entry)));
+    }
+    Ok(out)
+}
+
+fn show(arguments: &Show) -> Done {
+    let nodes = Nodes::new(&arguments.nodes)?;
+    let policy = block_on(async { policy(&nodes, &arguments.app_id).await.map_err(|error| error.failure()) })?;
+    match policy {
+        Some(policy) => Ok(format!("{policy:#}\n")),
+        None => Err(Failure::wrong(format!("app {} is not registered", arguments.app_id), RefusalCode::AppUnknown.fix())),
+    }
+}
+
+/// What a node tells about an app; `None` if it is not registered.
+async fn policy(nodes: &Nodes, app_id: &AppId) -> Result<Option<Value>, CallError> {
+    let answer = match nodes.get_any(&format!("{PATH_POLICY}/{app_id}"), TIMEOUT).await {
+        Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::AppUnknown => return Ok(None),
+        other => other?,
+    };
+    serde_json::from_slice(&answer.body)
+        .map(Some)
+        .map_err(|error| CallError::Answer { address: "the node".to_owned(), what: format!("a policy that is not JSON: {error}") })
+}
+
+/// Version of an app's object: 0 where it was never touched.
+async fn version(nodes: &Nodes, app_id: &AppId) -> Result<u64, CallError> {
+    let Some(policy) = policy(nodes, app_id).await? else {
+        return Ok(0);
+    };
+    let missing = || CallError::Answer { address: "the node".to_owned(), what: "a policy without a version".to_owned() };
+    policy.get("version").and_then(Value::as_u64).ok_or_else(missing)
+}
