@@ -159,6 +159,10 @@ impl fmt::Debug for AttestJudge {
 
 impl InForce {
     fn new(material: TrustMaterial, version: u64) -> Self {
+        // Issue 2, item 4: whoever trusts a software root says so.
+        for root in material.roots.iter().filter(|root| root.is_software()) {
+            tracing::warn!(root = hex::encode(root.spki_sha256()), "a software root is trusted: nothing under it is backed by hardware");
+        }
         let collateral_id = sha256(&[material.collateral.bytes()]);
         Self { material, collateral_id, version }
     }

@@ -125,7 +125,7 @@ async fn endure(limits: Limits, flood: impl FnOnce(SocketAddr) -> Vec<Order>) ->
     let shutdown = CancellationToken::new();
     let admin_task = tokio::spawn(admin.run(Router::new().route("/healthz", get(async || "ok")), shutdown.clone()));
     let kept = world.dialer(1).peer(server.address, Default::default());
-    text(kept.post("/echo", "x", SECOND).await.unwrap());
+    text(kept.post("/echo", "x", 5 * SECOND).await.unwrap());
 
     let (memory_before, began, mut seen) = (resident(), Instant::now(), Seen::default());
     let mut flooders: Vec<Child> = flood(server.address).into_iter().map(Order::start).collect();
@@ -208,7 +208,7 @@ async fn out_of_descriptors() {
     let world = World::new();
     let server = world.server(2, Default::default()).await;
     let peer = world.dialer(1).peer(server.address, Default::default());
-    text(peer.post("/echo", "x", SECOND).await.unwrap());
+    text(peer.post("/echo", "x", 5 * SECOND).await.unwrap());
     let maximum = getrlimit(Resource::Nofile).maximum;
     // Our own ends count as well: of 100 descriptors a few dozen connections find no second one.
     setrlimit(Resource::Nofile, Rlimit { current: Some(100), maximum }).unwrap();

@@ -204,3 +204,31 @@ async fn the_legacy_pair_of_extensions_is_read() {
     assert!(accepted(twice).await.is_err());
     server.stop().await;
 }
+
+/// A judge with a bug that foreign bytes can reach.
+struct Buggy;
+
+impl dstack_ratls::EvidenceJudge for Buggy {
+    fn judge(
+        &self,
+        certificate: &dstack_ratls::PeerCertificate<'_>,
+    ) -> Result<std::sync::Arc<dstack_attest::VerifiedIdentity>, JudgeError> {
+        panic!("evidence of {} bytes", certificate.evidence.len())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parser_that_panics_refuses_one_handshake_and_nothing_else() {
+    // The hook of our binaries: were the panic on any other thread, this process would end here.
+    dstack_runtime::hardening::install_panic_hook();
+    let world = World::new();
+    let server =
+        world.server_judging("127.0.0.1:0".parse().unwrap(), 2, Default::default(), world.source(), std::sync::Arc::new(Buggy)).await;
+    let peer = world.dialer(1).peer(server.address, Default::default());
+    for _ in 0..3 {
+        let certificate = RawCertificate::with_evidence(|spki| bound_evidence(&world, spki));
+        assert!(verdict_on(server.address, Some(certificate), b"http/1.1").await.unwrap_err().contains("alert"));
+        whoami(&peer).await.unwrap();
+    }
+    server.stop().await;
+}

@@ -134,7 +134,7 @@ impl rustls::client::ResolvesClientCert for Always {
 pub async fn verdict_on(address: SocketAddr, certificate: Option<RawCertificate>, alpn: &[u8]) -> Result<usize, String> {
     let mut stream = connect(address, &rustls::version::TLS13, certificate, alpn).await.map_err(|error| error.to_string())?;
     let mut buffer = [0u8; 64];
-    match tokio::time::timeout(Duration::from_secs(2), stream.read(&mut buffer)).await {
+    match tokio::time::timeout(Duration::from_secs(6), stream.read(&mut buffer)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => Err(error.to_string()),
         // Silence: it waits for our request, so it has accepted us.

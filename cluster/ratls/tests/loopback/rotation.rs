@@ -17,7 +17,7 @@ async fn rotation_drops_nothing_and_new_connections_see_the_new_key() {
     let client_source = dstack_ratls::CertificateSource::new(world.node_certificate(60 * SECOND));
     let dialer = world.dialer_with(hello(1), Arc::clone(&client_source), Default::default());
     let kept = dialer.peer(server.address, Default::default());
-    text(kept.post("/echo", "x", SECOND).await.unwrap());
+    text(kept.post("/echo", "x", 5 * SECOND).await.unwrap());
 
     // Twenty rotations on both sides while requests run without a pause.
     let stop = CancellationToken::new();
@@ -43,9 +43,9 @@ async fn rotation_drops_nothing_and_new_connections_see_the_new_key() {
 
     // The first certificates are over; the connection made with them goes on, new ones use the new.
     world.advance(61 * SECOND);
-    text(kept.post("/echo", "x", SECOND).await.unwrap());
+    text(kept.post("/echo", "x", 5 * SECOND).await.unwrap());
     let fresh = dialer.peer(server.address, Default::default());
-    text(fresh.post("/echo", "x", SECOND).await.unwrap());
+    text(fresh.post("/echo", "x", 5 * SECOND).await.unwrap());
     server.stop().await;
 }
 

@@ -14,7 +14,9 @@ use dstack_ratls::attest_judge::{Beacons, TrustMaterial};
 use dstack_ratls::client::{ClientDialer, ClientRequest};
 use dstack_ratls::peer_client::{PeerClient, PeerDialer, PeerLimits};
 use dstack_ratls::server::{ServerHandle, Setup};
-use dstack_ratls::{AttestJudge, CertificateSource, CertifiedIdentity, ClientPeer, HelloIdentity, Limits, NodePeer, Now, Server};
+use dstack_ratls::{
+    AttestJudge, CertificateSource, CertifiedIdentity, ClientPeer, EvidenceJudge, HelloIdentity, Limits, NodePeer, Now, Server,
+};
 use dstack_secret::Secret;
 use dstack_testkit::{Host, Measured, SoftwareRoots, Validity};
 use ed25519_dalek::SigningKey;
@@ -103,10 +105,21 @@ impl World {
     }
 
     pub async fn server_at(&self, address: SocketAddr, seat: u16, limits: Limits, source: Arc<CertificateSource>) -> Running {
+        self.server_judging(address, seat, limits, source, self.judge()).await
+    }
+
+    pub async fn server_judging(
+        &self,
+        address: SocketAddr,
+        seat: u16,
+        limits: Limits,
+        source: Arc<CertificateSource>,
+        client_judge: Arc<dyn EvidenceJudge>,
+    ) -> Running {
         let setup = Setup {
             source: Arc::clone(&source),
             node_judge: self.judge(),
-            client_judge: self.judge(),
+            client_judge,
             now: self.now(),
             limits,
             judge_threads: 2,
