@@ -1,1 +1,38 @@
-//! Find a node, verify it, ask, combine.
+//! Find a node, verify it, ask, combine: the native client of the cluster (mode C).
+//!
+//! Owns: the pin, the list of nodes with their health, the session and its evidence, the release of keys, their check values.
+//! Never: trusts a node for more than availability. Keys are combined here, proven against the pinned `PK_prf`, and used only with a
+//! receipt that every contributing holder vouches for. Never: sends a check value or a key anywhere.
+//! Source: threshold.md §1.3, §1.4, §1.6, §2.2, §2.3, §2.7; architecture.md §4.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`pin`] | `{cluster_id, PK_prf}` out of the measured app-compose.json |
+//! | [`nodes`] | addresses, health, order |
+//! | [`client`] | [`KmsClient`]: sessions, requests, failover |
+//! | [`release`] | what a release answers |
+//! | [`kcv`] | check values kept beside what the keys protect |
+//! | [`trust`] | what nodes' evidence is judged by |
+
+#![forbid(unsafe_code)]
+
+mod channel;
+pub mod client;
+pub mod error;
+mod gather;
+pub mod kcv;
+pub mod metrics;
+pub mod nodes;
+pub mod pin;
+mod race;
+pub mod release;
+mod session;
+pub mod trust;
+
+pub use client::{EvidenceOf, KmsClient, Settings};
+pub use error::{BadPartial, ClientError, NodeFault};
+pub use kcv::{KcvError, KcvStore};
+pub use nodes::{NodeUrl, Nodes, UrlError};
+pub use pin::{Pin, PinError};
+pub use release::ReleasedKeys;
+pub use trust::{Trust, TrustError};
