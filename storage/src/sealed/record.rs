@@ -189,3 +189,76 @@ pub(super) const VERSION: u8 = 1;
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
 const HEADER_BYTES: usize = 1 + 8 + 8 + NONCE_BYTES;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> Keys {
+        Keys::derive(&RecordKey::new(Secret::from_fn(|bytes| bytes.fill(0x42))), &StoreId([7; 16]))
+    }
+
+    const STAMP: Stamp = Stamp { index: 3, term: 2 };
+
+    /// Written by version 1 of this crate with the key 42…42 in the store 07…07; never to be written anew.
+    const GOLDEN: &str = "0100000000000000030000000000000002c1f04ee391279b495cba70b0814e54492a509d90e624e9a6726dfcdd2807506fbfc717f10f0b9ad9866d9ee248e615096b88c46b";
+
+    fn unhex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_record_of_version_1_can_still_be_opened() {
+        let opened = keys().open(Tree::Log, &3u64.to_be_bytes(), &unhex(GOLDEN)).unwrap();
+        assert_eq!((opened.stamp, opened.value.as_slice()), (STAMP, b"golden entry".as_slice()));
+    }
+
+    #[test]
+    fn a_record_opens_at_its_place_only() {
+        let keys = keys();
+        let stored = keys.seal(Tree::Log, b"key", STAMP, b"value").unwrap();
+        assert_eq!(keys.open(Tree::Log, b"key", &stored).unwrap().value, b"value");
+        assert_ne!(stored, keys.seal(Tree::Log, b"key", STAMP, b"value").unwrap(), "a nonce is used once");
+        let refused = |tree, key: &[u8], stored: &[u8]| keys.open(tree, key, stored).unwrap_err();
+        let at = |tree, key: &[u8], detail| StoreError::Tampered { tree, key: hex(key), detail };
+        assert_eq!(refused(Tree::Vote, b"key", &stored), at(Tree::Vote, b"key", "does not authenticate"));
+        assert_eq!(refused(Tree::Log, b"kez", &stored), at(Tree::Log, b"kez", "does not authenticate"));
+        for bit in 0..stored.len() * 8 {
+            let mut damaged = stored.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(keys.open(Tree::Log, b"key", &damaged).is_err(), "bit {bit}");
+        }
+        for cut in 0..stored.len() {
+            assert!(keys.open(Tree::Log, b"key", &stored[..cut]).is_err(), "cut at {cut}");
+        }
+        let other = Keys::derive(&RecordKey::new(Secret::from_fn(|bytes| bytes.fill(0x42))), &StoreId([8; 16]));
+        assert!(other.open(Tree::Log, b"key", &stored).is_err(), "another store, the same key");
+    }
+
+    #[test]
+    fn a_newer_header_is_refused_by_version() {
+        let mut header = StoreId([1; 16]).encode();
+        assert_eq!(StoreId::parse(&header), Ok(StoreId([1; 16])));
+        header[0] = 2;
+        assert_eq!(StoreId::parse(&header), Err(StoreError::Version { found: 2, supported: 1 }));
+        assert!(StoreId::parse(&header[..5]).is_err());
+        assert!(StoreId::parse(&[]).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let keys = keys();
+            let mut versioned = bytes.clone();
+            if let Some(first) = versioned.first_mut() {
+                *first = VERSION;
+            }
+            for bytes in [&bytes, &versioned] {
+                proptest::prop_assert!(keys.open(Tree::Log, b"key", bytes).is_err());
+                let _ = keys.fingerprint(Tree::Log, b"key", bytes);
+                let _ = StoreId::parse(bytes);
+                let _ = super::super::head::Head::decode(bytes);
+            }
+        }
+    }
+}

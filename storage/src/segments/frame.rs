@@ -260,4 +260,16 @@ mod tests {
             );
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 85..300)) {
+            proptest::prop_assert!(FileHeader::decode(bytes[..82].try_into().unwrap(), &Checksum::Plain).is_err());
+            bytes[..5].copy_from_slice(b"AUDB\x01");
+            if let Some(header) = FrameHeader::decode(bytes[..85].try_into().unwrap()) {
+                let _ = decode_body(&header, &bytes[85..]);
+                proptest::prop_assert!(!header.authenticates(&bytes[85..], &Checksum::Plain));
+            }
+        }
+    }
 }
