@@ -6,13 +6,13 @@ use std::time::Duration;
 use crate::transport::RpcKind;
 
 /// Names and help texts, for the generated list of metrics.
-pub const METRICS: &[(&str, &str)] = &[
-    (RPC_REFUSED, "Raft RPCs of peers that were refused, by rpc and reason"),
-    (RPC_FAILED, "Raft RPCs to peers that gave no answer, by rpc"),
-    (PROPOSE_SECONDS, "Time from a proposal to its answer, by outcome"),
-    (TERM, "Current Raft term"),
-    (APPLIED, "Index of the last applied log entry"),
-    (LEADER, "1 on the leader, 0 elsewhere"),
+pub const METRICS: &[(&str, &str, &str, &str)] = &[
+    (RPC_REFUSED, "counter", "rpc reason", "Raft RPCs of peers that were refused."),
+    (RPC_FAILED, "counter", "rpc", "Raft RPCs to peers that gave no answer."),
+    (PROPOSE_SECONDS, "histogram", "outcome", "Time from a proposal to its answer."),
+    (TERM, "gauge", "", "Current Raft term."),
+    (APPLIED, "gauge", "", "Index of the last applied log entry."),
+    (LEADER, "gauge", "", "1 on the leader, 0 elsewhere."),
 ];
 
 const RPC_REFUSED: &str = "kms_raft_rpc_refused_total";

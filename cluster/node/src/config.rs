@@ -1,0 +1,224 @@
+//! Configuration of a node: raw from file, environment and flags, checked once.
+//!
+//! Owns: keys, defaults, relations. Trust roots, members and policy have no default. Source: style.md §8.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use dstack_protocol::{Seat, TcbStatus};
+use dstack_runtime::config::Loader;
+use dstack_runtime::telemetry::LogFormat;
+use dstack_storage::EngineKind;
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    cluster: RawCluster,
+    node: RawNode,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCluster {
+    genesis: PathBuf,
+    collateral: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    seat: u16,
+    data_dir: PathBuf,
+    listen: SocketAddr,
+    admin_listen: SocketAddr,
+    device: String,
+    #[serde(default)]
+    software_roots: Vec<PathBuf>,
+    #[serde(default = "default_engine")]
+    engine: String,
+    #[serde(default = "default_format")]
+    log_format: LogFormat,
+    #[serde(default = "default_level")]
+    log_level: String,
+    #[serde(default = "default_tcb")]
+    node_tcb_allowed: Vec<String>,
+    #[serde(default = "default_certificate_s")]
+    certificate_lifetime_s: u64,
+    #[serde(default = "default_releases")]
+    releases_max: usize,
+    #[serde(default = "default_checkpoint")]
+    checkpoint_every_entries: u64,
+    #[serde(default)]
+    heartbeat_ms: Option<u64>,
+    #[serde(default)]
+    election_min_ms: Option<u64>,
+    #[serde(default)]
+    election_max_ms: Option<u64>,
+}
+
+fn default_engine() -> String {
+    "redb".to_owned()
+}
+fn default_format() -> LogFormat {
+    LogFormat::Json
+}
+fn default_level() -> String {
+    "info,openraft=warn".to_owned()
+}
+fn default_tcb() -> Vec<String> {
+    vec![TcbStatus::UpToDate.name().to_owned()]
+}
+fn default_certificate_s() -> u64 {
+    3000
+}
+fn default_releases() -> usize {
+    512
+}
+fn default_checkpoint() -> u64 {
+    5000
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Genesis document file.
+    pub(crate) genesis: PathBuf,
+    /// Collateral bundle file.
+    pub(crate) collateral: PathBuf,
+    /// This node's seat.
+    pub(crate) seat: Seat,
+    /// Where everything durable is.
+    pub(crate) data_dir: PathBuf,
+    /// RA-TLS listener.
+    pub(crate) listen: SocketAddr,
+    /// Plain HTTP listener for metrics and health.
+    pub(crate) admin_listen: SocketAddr,
+    /// Device, as `dstack_tee::open` takes it.
+    pub(crate) device: String,
+    /// Software roots trusted; the genesis document must name them too.
+    pub(crate) software_roots: Vec<PathBuf>,
+    /// Storage engine.
+    pub(crate) engine: EngineKind,
+    /// Log format.
+    pub(crate) log_format: LogFormat,
+    /// Log filter.
+    pub(crate) log_level: String,
+    /// TCB statuses that nodes may have.
+    pub(crate) node_tcb_allowed: Vec<TcbStatus>,
+    /// Lifetime of this node's certificate, seconds; below the age at which its evidence expires.
+    pub(crate) certificate_lifetime_s: u64,
+    /// Releases coordinated at once.
+    pub(crate) releases_max: usize,
+    /// Log entries after which the leader asks for a checkpoint.
+    pub(crate) checkpoint_every_entries: u64,
+    /// Raft timing.
+    pub(crate) raft: dstack_raft::RaftConfig,
+}
+
+/// A configuration with the text that `--check-config` prints.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// Checked.
+    pub(crate) config: Config,
+    /// In force, as TOML.
+    pub(crate) effective: String,
+}
+
+impl Config {
+    /// Loads file and environment, checks.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Loaded> {
+        let loaded = Loader::new().file(path).environment("DSTACK_KMS").load::<Raw>()?;
+        let effective = loaded.effective();
+        Ok(Loaded { config: Self::checked(loaded.raw)?, effective })
+    }
+
+    fn checked(raw: Raw) -> anyhow::Result<Self> {
+        let Raw { cluster, node } = raw;
+        if node.seat == 0 {
+            bail!("node.seat: seats are 1..=n");
+        }
+        if node.listen == node.admin_listen && node.listen.port() != 0 {
+            bail!("node.admin_listen: must differ from node.listen");
+        }
+        if !(60..=3600).contains(&node.certificate_lifetime_s) {
+            bail!("node.certificate_lifetime_s: 60 to 3600, Nitro evidence lives one hour; got {}", node.certificate_lifetime_s);
+        }
+        if node.releases_max == 0 || node.checkpoint_every_entries < 100 {
+            bail!("node.releases_max must be at least 1 and node.checkpoint_every_entries at least 100");
+        }
+        let engine = node.engine.parse::<EngineKind>().map_err(|error| anyhow::anyhow!("node.engine: {error}"))?;
+        let mut node_tcb_allowed = Vec::new();
+        for name in &node.node_tcb_allowed {
+            match TcbStatus::from_name(name) {
+                Some(TcbStatus::Revoked | TcbStatus::None) | None => {
+                    bail!("node.node_tcb_allowed: `{name}` is no status that may be allowed")
+                }
+                Some(status) => node_tcb_allowed.push(status),
+            }
+        }
+        let defaults = dstack_raft::RaftConfig::default();
+        let raft = dstack_raft::RaftConfig {
+            heartbeat_ms: node.heartbeat_ms.unwrap_or(defaults.heartbeat_ms),
+            election_min_ms: node.election_min_ms.unwrap_or(defaults.election_min_ms),
+            election_max_ms: node.election_max_ms.unwrap_or(defaults.election_max_ms),
+            ..defaults
+        };
+        Ok(Self {
+            genesis: cluster.genesis,
+            collateral: cluster.collateral,
+            seat: Seat(node.seat),
+            data_dir: node.data_dir,
+            listen: node.listen,
+            admin_listen: node.admin_listen,
+            device: node.device,
+            software_roots: node.software_roots,
+            engine,
+            log_format: node.log_format,
+            log_level: node.log_level,
+            node_tcb_allowed,
+            certificate_lifetime_s: node.certificate_lifetime_s,
+            releases_max: node.releases_max,
+            checkpoint_every_entries: node.checkpoint_every_entries,
+            raft,
+        })
+    }
+
+    /// Reads a file that the configuration names.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(change: &str) -> anyhow::Result<Config> {
+        let text = format!(
+            "[cluster]\ngenesis='g'\ncollateral='c'\n[node]\nseat=1\ndata_dir='d'\nlisten='127.0.0.1:1'\nadmin_listen='127.0.0.1:2'\ndevice='software:/s'\n{change}"
+        );
+        let dir = std::env::temp_dir().join(format!("dstack-kms-config-{}-{}", std::process::id(), change.len()));
+        std::fs::write(&dir, text)?;
+        let loaded = Config::load(&dir).map(|loaded| loaded.config);
+        std::fs::remove_file(&dir)?;
+        loaded
+    }
+
+    #[test]
+    fn defaults_hold_and_wrong_values_are_named() {
+        assert_eq!(raw("").unwrap().engine, EngineKind::Redb);
+        assert_eq!(raw("engine='sled'").unwrap().engine, EngineKind::Sled);
+        for (change, word) in [
+            ("engine='mysql'", "engine"),
+            ("certificate_lifetime_s=7200", "certificate_lifetime_s"),
+            ("node_tcb_allowed=['Revoked']", "node_tcb_allowed"),
+            ("unknown=1", "unknown"),
+            ("releases_max=0", "releases_max"),
+        ] {
+            let error = format!("{:#}", raw(change).unwrap_err());
+            assert!(error.contains(word), "{change}: {error}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Heads: sign after applying, push, collect certificates, notice forks.
+//!
+//! Owns: tallies, certificates beside the log, what this node's own heads were. Never: un-applies; a contradiction stops the node
+//! and keeps both sides. Source: threshold.md §2.6 "Heads"; architecture.md §2.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dstack_actors::ports::{Certificates, Log, Peers, read};
+use dstack_audit::{CertifiedHead, Fork, HeadTally, HeadVote, SignerSet};
+use dstack_protocol::log::{Head, HeadCert, SignedHead};
+use dstack_protocol::rpc::{PATH_PEER_CERTIFICATE, PATH_PEER_HEAD};
+use dstack_protocol::{ClusterId, NodeIndex, Refusal, RefusalCode, Seat, Wire};
+use dstack_threshold::message::NodeKey;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::files::write_durably;
+
+/// Certificates and own heads kept in memory.
+const KEPT_MAX: usize = 4096;
+/// Signatures kept for sizes that this node has not applied yet.
+const EARLY_MAX: usize = 1024;
+const PUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// See the module text.
+pub(crate) struct Heads {
+    cluster_id: ClusterId,
+    seat: Seat,
+    node_key: Arc<NodeKey>,
+    log: Arc<dyn Log>,
+    peers: Arc<dyn Peers>,
+    others: Vec<Seat>,
+    dir: PathBuf,
+    book: Mutex<Book>,
+    fork: watch::Sender<Option<String>>,
+}
+
+#[derive(Default)]
+struct Book {
+    own: BTreeMap<u64, Head>,
+    tallies: BTreeMap<u64, HeadTally>,
+    early: BTreeMap<(u64, NodeIndex), SignedHead>,
+    certified: BTreeMap<u64, CertifiedHead>,
+    /// Certificates that came before this node applied their size: compared on getting there.
+    ahead: BTreeMap<u64, HeadCert>,
+    /// Signers that deviated; an alarm each, once.
+    deviated: BTreeSet<(u64, NodeIndex)>,
+}
+
+impl Heads {
+    /// Certificates live in `dir`.
+    pub(crate) fn new(
+        cluster_id: ClusterId,
+        seat: Seat,
+        node_key: Arc<NodeKey>,
+        log: Arc<dyn Log>,
+        peers: Arc<dyn Peers>,
+        others: Vec<Seat>,
+        dir: PathBuf,
+    ) -> Arc<Self> {
+        let (fork, _) = watch::channel(None);
+        Arc::new(Self { cluster_id, seat, node_key, log, peers, others, dir, book: Mutex::default(), fork })
+    }
+
+    /// Set once, when this node saw two histories that cannot both be true.
+    pub(crate) fn watch_fork(&self) -> watch::Receiver<Option<String>> {
+        self.fork.subscribe()
+    }
+
+    /// This node applied up to a head that is due: signs, counts, pushes.
+    pub(crate) async fn due(&self, head: Head) {
+        let Some(own) = self.note_own(head) else { return };
+        let signed = SignedHead { head, index: own, sig: self.node_key.sign(&head.signed_bytes(&self.cluster_id)) };
+        self.take(signed);
+        let early: Vec<SignedHead> = {
+            let mut book = self.book();
+            let sizes: Vec<(u64, NodeIndex)> =
+                book.early.range((head.size, NodeIndex(0))..=(head.size, NodeIndex(u16::MAX))).map(|(k, _)| *k).collect();
+            sizes.iter().filter_map(|key| book.early.remove(key)).collect()
+        };
+        early.into_iter().for_each(|signed| self.take(signed));
+        if let Some(ahead) = self.book().ahead.remove(&head.size) {
+            self.certificate(&ahead);
+        }
+        futures::future::join_all(self.others.iter().map(|seat| self.push(*seat, signed))).await;
+    }
+
+    async fn push(&self, seat: Seat, signed: SignedHead) {
+        // A node that was away asks for the certificate itself.
+        for pause_ms in [0u64, 200, 1000] {
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            match self.peers.post(seat, PATH_PEER_HEAD, signed.encode(), PUSH_TIMEOUT).await {
+                Ok(_) => return,
+                Err(refusal) if refusal.code == RefusalCode::Fork => return self.note_fork_elsewhere(seat),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn note_fork_elsewhere(&self, seat: Seat) {
+        error!(peer_id = seat.0, "a peer has stopped on a fork");
+    }
+
+    /// This node's index, once it may sign; notes the head as its own.
+    fn note_own(&self, head: Head) -> Option<NodeIndex> {
+        let key = self.node_key.public();
+        let seat = self.seat;
+        let index = read(&*self.log, |state| state.seats.get(&seat).filter(|row| row.node_key == key).map(|row| row.index)).ok().flatten();
+        let mut book = self.book();
+        book.own.insert(head.size, head);
+        while book.own.len() > KEPT_MAX {
+            book.own.pop_first();
+        }
+        index
+    }
+
+    /// Takes a pushed signature.
+    ///
+    /// # Errors
+    /// A signature that does not verify is refused; one for a size not applied yet is kept.
+    pub(crate) fn pushed(&self, signed: SignedHead) -> Result<(), Refusal> {
+        if self.fork.borrow().is_some() {
+            return Err(Refusal::new(RefusalCode::Fork, "one log", "this node has stopped on a fork"));
+        }
+        let signers = self.signers(signed.head.members_version)?;
+        signers
+            .verify_head(&self.cluster_id, &signed)
+            .map_err(|error| Refusal::new(RefusalCode::BadMessageSignature, "a head signed by who it names", error.to_string()))?;
+        let applied = read(&*self.log, |state| state.size)?;
+        if signed.head.size > applied {
+            let mut book = self.book();
+            if book.early.len() >= EARLY_MAX {
+                book.early.pop_first();
+            }
+            book.early.insert((signed.head.size, signed.index), signed);
+            return Ok(());
+        }
+        self.take(signed);
+        Ok(())
+    }
+
+    fn take(&self, signed: SignedHead) {
+        let Ok(signers) = self.signers(signed.head.members_version) else { return };
+        let vote = {
+            let mut book = self.book();
+            let size = signed.head.size;
+            let deviates = book.own.get(&size).is_some_and(|own| *own != signed.head);
+            if deviates && book.deviated.insert((size, signed.index)) {
+                // A lone deviating signature stops nothing; it names its signer.
+                error!(index = signed.index.0, size, "a signer signed another head than this node applied");
+                crate::status::deviation();
+            }
+            let cluster_id = self.cluster_id;
+            let tally = book.tallies.entry(size).or_insert_with(|| HeadTally::new(cluster_id, signers, size));
+            let vote = tally.add(signed);
+            while book.tallies.len() > KEPT_MAX {
+                book.tallies.pop_first();
+            }
+            vote
+        };
+        match vote {
+            Ok(HeadVote::Certified(certified)) => self.keep(certified, true),
+            Ok(HeadVote::Equivocation { culprit, .. }) => {
+                error!(index = culprit.0, "a signer signed two heads of one size");
+                crate::status::deviation();
+            }
+            Ok(HeadVote::Counted) | Err(_) => {}
+        }
+    }
+
+    /// Takes a certificate from a peer or from disk. False if it does not verify.
+    pub(crate) fn certificate(&self, certificate: &HeadCert) -> bool {
+        let Ok(signers) = self.signers(certificate.head.members_version) else { return false };
+        let Ok(certified) = signers.certify(&self.cluster_id, certificate) else { return false };
+        let applied = read(&*self.log, |state| state.size).unwrap_or(0);
+        if certificate.head.size > applied {
+            let mut book = self.book();
+            if book.ahead.len() < EARLY_MAX {
+                book.ahead.insert(certificate.head.size, certificate.clone());
+            }
+            return true;
+        }
+        self.keep(certified, true);
+        true
+    }
+
+    /// Compares with the own log and what was certified before, then keeps.
+    fn keep(&self, certified: CertifiedHead, store: bool) {
+        let size = certified.head().size;
+        let fork = {
+            let book = self.book();
+            let known = book.certified.get(&size).and_then(|known| Fork::between(known, &certified));
+            known.or_else(|| {
+                let own = book.own.get(&size)?;
+                let signed_ours: Vec<NodeIndex> = book
+                    .tallies
+                    .get(&size)
+                    .map(|tally| tally.votes().filter(|vote| vote.head == *own).map(|vote| vote.index).collect())
+                    .unwrap_or_default();
+                Fork::with_own_log(own, &signed_ours, &certified)
+            })
+        };
+        if let Some(fork) = fork {
+            return self.stop(&fork);
+        }
+        let bytes = certified.certificate().encode();
+        {
+            let mut book = self.book();
+            if book.certified.insert(size, certified).is_some() {
+                return;
+            }
+            while book.certified.len() > KEPT_MAX {
+                book.certified.pop_first();
+            }
+        }
+        if store && let Err(error) = write_durably(&self.path(size), &bytes) {
+            warn!(reason = format!("{error:#}"), size, "certificate not kept on disk");
+        }
+    }
+
+    /// `FORK`: keeps both sides, names who signed both, stops serving.
+    fn stop(&self, fork: &Fork) {
+        let culprits: Vec<u16> = fork.culprits().iter().map(|index| index.0).collect();
+        error!(%fork, ?culprits, "FORK: this node stops");
+        let evidence = format!("{fork}\n\n{fork:#?}\n");
+        if let Err(error) = write_durably(&self.dir.with_file_name("FORK.txt"), evidence.as_bytes()) {
+            error!(reason = format!("{error:#}"), "evidence of the fork could not be written");
+        }
+        self.fork.send_replace(Some(fork.to_string()));
+    }
+
+    /// A certificate at hand.
+    pub(crate) fn certificate_of(&self, size: u64) -> Option<HeadCert> {
+        self.book().certified.get(&size).map(|certified| certified.certificate().clone())
+    }
+
+    /// Highest certified size.
+    pub(crate) fn certified_size(&self) -> u64 {
+        self.book().certified.keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// Loads certificates of beacons that the state still keeps.
+    pub(crate) fn load(&self) {
+        let sizes = self.wanted();
+        let mut loaded = 0usize;
+        for size in sizes {
+            let bytes = std::fs::read(self.path(size)).ok();
+            if let Some(Ok(certificate)) = bytes.map(|bytes| HeadCert::decode(&bytes))
+                && let Ok(signers) = self.signers(certificate.head.members_version)
+                && let Ok(certified) = signers.certify(&self.cluster_id, &certificate)
+            {
+                self.keep(certified, false);
+                loaded += 1;
+            }
+        }
+        info!(loaded, "certificates loaded");
+    }
+
+    /// Beacons of the state without a certificate here: asks peers for them.
+    pub(crate) async fn fetch_missing(&self) {
+        for size in self.wanted().into_iter().rev().take(16) {
+            if self.book().certified.contains_key(&size) {
+                continue;
+            }
+            for seat in &self.others {
+                let answer = self.peers.post(*seat, PATH_PEER_CERTIFICATE, size.to_be_bytes().to_vec(), PUSH_TIMEOUT).await;
+                if let Ok(bytes) = answer
+                    && let Ok(certificate) = HeadCert::decode(&bytes)
+                    && certificate.head.size == size
+                    && self.certificate(&certificate)
+                {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn wanted(&self) -> Vec<u64> {
+        read(&*self.log, |state| state.beacons.keys().map(|pos| pos.saturating_add(1)).collect()).unwrap_or_default()
+    }
+
+    fn signers(&self, version: u64) -> Result<SignerSet, Refusal> {
+        let (signers, f) = read(&*self.log, |state| (state.members.get(&version).map(|members| members.signers.clone()), state.genesis.f))?;
+        let unknown = || Refusal::new(RefusalCode::NotReady, "a members version applied here", version.to_string()).retry_after(200);
+        SignerSet::new(version, f, signers.ok_or_else(unknown)?)
+            .map_err(|error| Refusal::new(RefusalCode::Internal, "signers", error.to_string()))
+    }
+
+    fn path(&self, size: u64) -> PathBuf {
+        self.dir.join(format!("{size}.cert"))
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Certificates for Heads {
+    fn certifies_beacon(&self, pos: u64) -> bool {
+        self.book().certified.contains_key(&pos.saturating_add(1))
+    }
+}

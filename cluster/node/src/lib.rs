@@ -1,1 +1,0 @@
-//! Binary dstack-kms: one node of the cluster.

@@ -1,0 +1,190 @@
+//! The native API for clients and operators.
+//!
+//! Owns: routes under `/v1`. Never: gives a key; a release answers with partials sealed to the client.
+//! Source: architecture.md §4, `dstack_protocol::rpc`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Extension, Path, State};
+use axum::http::HeaderMap;
+use axum::routing::{get, post};
+use dstack_actors::ports::read;
+use dstack_protocol::command::Command;
+use dstack_protocol::genesis::GenesisCertificate;
+use dstack_protocol::governance::{Entry, Object};
+use dstack_protocol::limits::CLIENT_BODY_BYTES_MAX;
+use dstack_protocol::policy::{AppPolicy, PathRule};
+use dstack_protocol::release::Ask;
+use dstack_protocol::rpc::{
+    BeaconAnswer, PATH_ACTION, PATH_BEACON, PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE, PATH_STATUS,
+    REQUEST_ID_HEADER, ReleaseAsk,
+};
+use dstack_protocol::{AppId, Generation, Refusal, RefusalCode, RootTag, Wire, binding};
+use dstack_ratls::ClientPeer;
+use serde_json::{Value, json};
+use tracing::{Instrument as _, info};
+
+use crate::node::Services;
+use crate::responses::{Answer, Encoded, Refused};
+use crate::status;
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(8);
+/// Longest request id kept from a client, characters.
+const REQUEST_ID_CHARS_MAX: usize = 64;
+
+/// Routes of client connections.
+pub(crate) fn router(services: Arc<Services>) -> Router {
+    Router::new()
+        .route(PATH_BEACON, get(beacon))
+        .route(PATH_RELEASE, post(release))
+        .route(PATH_GENESIS_CERTIFICATE, get(genesis_certificate))
+        .route(PATH_GOVERNANCE, post(governance))
+        .route(&format!("{PATH_ACTION}/{{id}}"), get(action))
+        .route(&format!("{PATH_POLICY}/{{app_id}}"), get(policy))
+        .route(PATH_STATUS, get(status_json))
+        .fallback(unknown)
+        .layer(DefaultBodyLimit::max(CLIENT_BODY_BYTES_MAX))
+        .with_state(services)
+}
+
+async fn unknown() -> Refused {
+    Refused(Refusal::new(RefusalCode::UnknownMethod, "a documented path", "another"))
+}
+
+async fn beacon(State(services): State<Arc<Services>>) -> Answer {
+    services.serving()?;
+    // The latest that has a certificate: an uncertified beacon does not count.
+    let found = read(&*services.log, |state| {
+        let certified = |pos: &u64| dstack_actors::ports::Certificates::certifies_beacon(&*services.heads, *pos);
+        state.beacons.iter().rev().find(|(pos, _)| certified(pos)).map(|(pos, row)| (*pos, row.value, row.log_time))
+    })?;
+    let no_cert = || Refusal::new(RefusalCode::NoCert, "a beacon with a head certificate", "none yet").retry_after(300);
+    let (beacon_pos, beacon, log_time) = found.ok_or_else(no_cert)?;
+    let answer = BeaconAnswer { cluster_id: *services.birth.cluster_id(), generation: Generation(0), beacon_pos, beacon, log_time };
+    Ok(Encoded(answer.encode()))
+}
+
+async fn release(State(services): State<Arc<Services>>, Extension(peer): Extension<ClientPeer>, headers: HeaderMap, body: Bytes) -> Answer {
+    services.serving()?;
+    let request = ReleaseAsk::decode(&body)?;
+    let not_a_session = |got: &str| Refusal::new(RefusalCode::NotASession, "a session certificate with evidence", got);
+    let attested = peer.attested.ok_or_else(|| not_a_session("no certificate"))?;
+    let session_pos = attested.session.ok_or_else(|| not_a_session("a certificate in dstack's own binding"))?;
+    let ask =
+        Ask { request: request.request, sig: request.sig, session_pos, spki: attested.spki.to_vec(), evidence: attested.evidence.to_vec() };
+    let request_id = request_id(&headers);
+    let (app_id, req_hash) = (ask.request.app_id, hex::encode(ask.request.req_hash()));
+    let span = tracing::info_span!("release", %app_id, request_id, req_hash);
+    let coordinator = services.coordinator.clone();
+    let answer = async move { coordinator.release(ask, &request.exclude).await }.instrument(span.clone()).await;
+    span.in_scope(|| match &answer {
+        Ok(answer) => info!(outcome = "released", pos = answer.receipt.record.pos, partials = answer.outs.len(), "release"),
+        Err(refusal) => info!(outcome = "refused", code = %refusal.code, expected = refusal.expected, got = refusal.got, "release"),
+    });
+    Ok(Encoded(answer?.encode()))
+}
+
+/// The client's request id, made harmless for logs.
+fn request_id(headers: &HeaderMap) -> String {
+    let text = headers.get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(REQUEST_ID_CHARS_MAX).collect()
+}
+
+async fn genesis_certificate(State(services): State<Arc<Services>>) -> Answer {
+    let found = read(&*services.log, |state| {
+        let root = state.roots.get(&(Generation(0), RootTag::Prf))?;
+        Some((root.public_key.0.clone(), root.transcript))
+    })?;
+    let not_ready = || Refusal::new(RefusalCode::NotReady, "root `prf` in force", "the key generation is not complete").retry_after(500);
+    let (public_key, transcript) = found.ok_or_else(not_ready)?;
+    let report_data = binding::genesis_certificate(services.birth.cluster_id(), Generation(0), RootTag::Prf, &public_key, &transcript);
+    let device = Arc::clone(&services.evidence);
+    // One at a time: the device is slow, and this is asked by operators only.
+    let _turn = services.device_turn.lock().await;
+    let evidence = tokio::task::spawn_blocking(move || device.evidence(report_data)).await;
+    let failed = |what: String| Refusal::new(RefusalCode::Internal, "evidence from this node's device", what);
+    let evidence = evidence.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
+    let certificate =
+        GenesisCertificate { seat: services.seat, generation: Generation(0), root: RootTag::Prf, public_key, transcript, evidence };
+    Ok(Encoded(certificate.encode()))
+}
+
+async fn governance(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
+    services.serving()?;
+    let entry = Entry::decode(&body)?;
+    if matches!(entry, Entry::Activate { .. }) {
+        return Err(Refusal::new(RefusalCode::TimelockRunning, "an entry of operators", "activation: nodes do that by themselves").into());
+    }
+    // Anybody may bring an entry, but what no operator signed costs no log entry.
+    services.check_entry(&entry)?;
+    let answer = services.log.propose(Command::Governance(entry), PATIENCE).await?;
+    if let Some(code) = answer.outcomes.first().and_then(|outcome| RefusalCode::from_number(outcome.code)) {
+        return Err(Refusal::new(code, "an entry that the log accepts", "rejected; it is recorded").into());
+    }
+    Ok(Encoded(answer.encode()))
+}
+
+async fn action(State(services): State<Arc<Services>>, Path(id): Path<String>) -> Answer {
+    let mut action_id = [0u8; 16];
+    hex::decode_to_slice(&id, &mut action_id).map_err(|_| Refusal::new(RefusalCode::Malformed, "16 bytes of hex", id.clone()))?;
+    let action = read(&*services.log, |state| state.governance.pending.get(&action_id).map(|row| row.action.clone()))?;
+    let action = action.ok_or_else(|| Refusal::new(RefusalCode::UnknownAction, "a pending action", id))?;
+    Ok(Encoded(action.encode()))
+}
+
+async fn policy(State(services): State<Arc<Services>>, Path(app_id): Path<String>) -> Result<Json<Value>, Refused> {
+    let app_id = AppId::from_hex(&app_id).ok_or_else(|| Refusal::new(RefusalCode::Malformed, "20 bytes of hex", app_id.clone()))?;
+    // An operator builds on what it reads here, so it reads what is committed.
+    services
+        .raft
+        .linearizable_read(PATIENCE)
+        .await
+        .map_err(|error| Refusal::new(RefusalCode::NoQuorum, "a linearizable read", error.to_string()))?;
+    let shown = read(&*services.log, |state| {
+        let object = Object::App(app_id);
+        let version = state.governance.versions.get(&object).copied().unwrap_or(0);
+        let row = state.apps.get(&app_id);
+        let policy = row.and_then(|row| state.policies.get(&row.policy_hash)).and_then(|blob| AppPolicy::decode(&blob.0).ok());
+        let pending: Vec<String> =
+            state.governance.pending.iter().filter(|(_, row)| row.action.object == object).map(|(id, _)| hex::encode(id)).collect();
+        json!({
+            "app_id": app_id.to_string(),
+            "version": version,
+            "registered": row.is_some(),
+            "revoked": state.governance.revoked.contains(&object),
+            "policy_hash": row.map(|row| hex::encode(row.policy_hash)),
+            "policy": policy.as_ref().map(policy_json),
+            "pending_actions": pending,
+            "log_time_ms": state.log_time.0,
+        })
+    })?;
+    Ok(Json(shown))
+}
+
+fn policy_json(policy: &AppPolicy) -> Value {
+    let hashes = |list: &[[u8; 32]]| list.iter().map(hex::encode).collect::<Vec<_>>();
+    json!({
+        "name": policy.name,
+        "platforms": policy.platforms.iter().map(|p| p.name()).collect::<Vec<_>>(),
+        "compose_hashes": hashes(&policy.compose_hashes),
+        "any_os_image": policy.any_os_image,
+        "os_images": hashes(&policy.os_images),
+        "tcb_allowed": policy.tcb_allowed.iter().map(|s| s.name()).collect::<Vec<_>>(),
+        "classes": policy.classes.iter().map(|c| c.name()).collect::<Vec<_>>(),
+        "paths": policy.paths.iter().map(|rule| match rule {
+            PathRule::Exact(path) => json!({ "exact": path }),
+            PathRule::Prefix(path) => json!({ "prefix": path }),
+        }).collect::<Vec<_>>(),
+        "rate_per_second": policy.rate.per_second,
+        "rate_burst": policy.rate.burst,
+        "session_ms": policy.session_ms,
+        "allow_legacy": policy.allow_legacy,
+    })
+}
+
+async fn status_json(State(services): State<Arc<Services>>) -> Json<Value> {
+    Json(status::json(&services))
+}

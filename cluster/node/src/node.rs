@@ -1,0 +1,489 @@
+//! A node from start to stop.
+//!
+//! Owns: who is made of what, in which order things start and end. Never: a rule.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Arbiter, Supervisor};
+use anyhow::{Context as _, bail};
+use dstack_actors::board::Board;
+use dstack_actors::ceremony::{self, Ceremony};
+use dstack_actors::holder::Holder;
+use dstack_actors::mailbox::Gate;
+use dstack_actors::policy::Policy;
+use dstack_actors::ports::{Evidence, Log, Now, Peers, read};
+use dstack_actors::recorder::Recorder;
+use dstack_actors::release::Coordinator;
+use dstack_actors::share_holder::ShareHolderPool;
+use dstack_actors::verifier::VerifierPool;
+use dstack_attest::{CollateralBundle, TrustRoots};
+use dstack_audit::{LeafNodes, make_receipt};
+use dstack_policy::governance as quorum;
+use dstack_protocol::governance::Entry;
+use dstack_protocol::log::{Record, RecordKind};
+use dstack_protocol::receipt::Receipt;
+use dstack_protocol::release::Intent;
+use dstack_protocol::{Refusal, RefusalCode, Seat, UnixMillis, Wire};
+use dstack_raft::audit_log::AuditLog;
+use dstack_raft::machine::{Birth, Effect, KmsMachine};
+use dstack_raft::peers::Peers as RaftPeers;
+use dstack_raft::{MembersError, Parts, RaftHandle};
+use dstack_ratls::hello::ExpectedPeer;
+use dstack_ratls::peer_client::{PeerDialer, PeerLimits};
+use dstack_ratls::plain::{PlainLimits, PlainServer};
+use dstack_ratls::server::{Server, Setup};
+use dstack_ratls::{CertificateSource, HelloIdentity, Limits};
+use dstack_runtime::clock::{Clock as _, SystemClock};
+use dstack_runtime::shutdown::Shutdown;
+use dstack_runtime::telemetry::Metrics;
+use dstack_storage::{LogStore, LogWriter, RecordKey, StoreConfig};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::admission::Admission;
+use crate::beacons::Beacons;
+use crate::config::Config;
+use crate::files::SealedShares;
+use crate::heads::Heads;
+use crate::identity::{Identity, Signer};
+use crate::observer::{Noted, Observer};
+use crate::ports::{PeerNodes, Raft, RaftLog};
+use crate::timelocks::Timelocks;
+use crate::trust::Trust;
+use crate::{admin, checkpoints, native_api, peer_api};
+
+/// Requests that may wait for the storage writer.
+const WRITER_QUEUE: usize = 1024;
+/// Leaves that a receipt is rebuilt from at most, after a restart.
+const REBUILD_LEAVES_MAX: u64 = 100_000;
+const CERTIFICATE_AHEAD: Duration = Duration::from_secs(600);
+const HANDOVER: Duration = Duration::from_secs(3);
+
+/// Everything that the routes of a node use.
+pub(crate) struct Services {
+    /// This node's seat.
+    pub(crate) seat: Seat,
+    /// What the cluster was born from.
+    pub(crate) birth: Arc<Birth>,
+    /// Raft.
+    pub(crate) raft: Raft,
+    /// The log.
+    pub(crate) log: Arc<dyn Log>,
+    /// Other nodes.
+    pub(crate) peers: Arc<PeerNodes>,
+    /// Their seats.
+    pub(crate) others: Vec<Seat>,
+    /// Whom this node believes.
+    pub(crate) trust: Trust,
+    /// This node's device.
+    pub(crate) evidence: Arc<dyn Evidence>,
+    /// One request to the device at a time from the API.
+    pub(crate) device_turn: tokio::sync::Mutex<()>,
+    /// A holder's side.
+    pub(crate) holder: Arc<Holder>,
+    /// A coordinator's side.
+    pub(crate) coordinator: Coordinator,
+    /// Heads and certificates.
+    pub(crate) heads: Arc<Heads>,
+    /// Beacons.
+    pub(crate) beacons: Arc<Beacons>,
+    /// Timelocks.
+    pub(crate) timelocks: Arc<Timelocks>,
+    /// Own clock.
+    pub(crate) now: Now,
+    /// Oldest issue date of the collateral in force.
+    pub(crate) collateral_issued: Option<UnixMillis>,
+}
+
+impl Services {
+    /// Whether this node answers anything that rests on the log.
+    ///
+    /// # Errors
+    /// [`RefusalCode::Fork`] once it has stopped.
+    pub(crate) fn serving(&self) -> Result<(), Refusal> {
+        match self.heads.watch_fork().borrow().clone() {
+            Some(fork) => Err(Refusal::new(RefusalCode::Fork, "one log", fork)),
+            None => Ok(()),
+        }
+    }
+
+    /// Tries a governance entry on a copy of the state, so that what no operator signed costs no log entry.
+    ///
+    /// # Errors
+    /// What the log would say.
+    pub(crate) fn check_entry(&self, entry: &Entry) -> Result<(), Refusal> {
+        let verdict = read(&*self.log, |state| {
+            let mut copy = state.governance.clone();
+            let clocks = dstack_raft::machine::view::clock_keys(state);
+            let context = quorum::Context {
+                cluster_id: self.birth.cluster_id(),
+                log_time: state.log_time,
+                clocks: &clocks,
+                threshold: usize::from(state.genesis.t),
+            };
+            quorum::apply(&mut copy, entry, context).map(drop)
+        })?;
+        verdict.map_err(|code| Refusal::new(code, "an entry that the log accepts", "rejected before it was proposed"))
+    }
+}
+
+/// Runs a node until a signal or a fork.
+pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("signals")?;
+    let birth = Arc::new(
+        Birth::new(&Config::read(&config.genesis)?, &Config::read(&config.collateral)?).map_err(anyhow::Error::msg).context("genesis")?,
+    );
+    let genesis = birth.genesis();
+    let Some(grant) = genesis.seats.iter().find(|grant| grant.seat == config.seat) else {
+        bail!("node.seat: the genesis document has no seat {}", config.seat);
+    };
+    info!(cluster_id = %birth.cluster_id(), node_id = config.seat.0, address = grant.address, "node starts");
+    let clock = Arc::new(SystemClock::new());
+    let now: Now = {
+        let clock = Arc::clone(&clock);
+        Arc::new(move || clock.now())
+    };
+    let incarnation = now().0;
+    let trust = Trust::load(&config, &birth)?;
+    let collateral_issued = collateral_issued(&config, &birth, now())?;
+
+    let mut identity = {
+        let (device, dir, cluster_id, seat) = (config.device.clone(), config.data_dir.clone(), *birth.cluster_id(), config.seat);
+        tokio::task::spawn_blocking(move || Identity::open(&device, &dir, &cluster_id, seat)).await.context("device thread")??
+    };
+    let evidence = identity.evidence();
+    let lifetime = Duration::from_secs(config.certificate_lifetime_s);
+    let first = {
+        let (device, at) = (Arc::clone(&evidence), now());
+        tokio::task::spawn_blocking(move || Identity::certificate(&*device, at, lifetime))
+            .await
+            .context("device thread")?
+            .context("certificate")?
+    };
+    let source = CertificateSource::new(first);
+    let hello =
+        HelloIdentity { cluster_id: *birth.cluster_id(), seat: config.seat, signer: Arc::new(Signer(Arc::clone(&identity.node_key))) };
+
+    let others: Vec<Seat> = genesis.seats.iter().map(|grant| grant.seat).filter(|seat| *seat != config.seat).collect();
+    let dialer =
+        PeerDialer::new(Arc::clone(&source), Arc::clone(&trust.nodes) as _, Arc::clone(&now), hello.clone(), PeerLimits::default())
+            .context("peer connections")?;
+    let raft_peers = Arc::new(RaftPeers::new());
+    let mut clients = BTreeMap::new();
+    let mut known_addresses = std::collections::HashSet::new();
+    for grant in genesis.seats.iter().filter(|grant| grant.seat != config.seat) {
+        let address = resolve(&grant.address)?;
+        known_addresses.insert(address.ip());
+        let expected = ExpectedPeer { seat: Some(grant.seat), node_key: None };
+        // Raft has a connection of its own: heartbeats never wait behind a batch of partials.
+        raft_peers.set(grant.seat, dialer.peer(address, expected));
+        clients.insert(grant.seat, dialer.peer(address, expected));
+    }
+    let peers = Arc::new(PeerNodes::new(clients, runtime.clone()));
+
+    let (store, audit) = open_store(&config, identity.record_key.take()).await?;
+    let board = Arc::new(Board::default());
+    let (observer, noted, applied) = Observer::new(Arc::clone(&board));
+    let parts = Parts {
+        seat: config.seat,
+        config: config.raft,
+        writer: Arc::new(LogWriter::start(store, WRITER_QUEUE).context("storage writer")?),
+        machine: KmsMachine::new(Arc::clone(&birth)),
+        sink: Box::new(audit.clone()),
+        observer: Arc::new(observer),
+        transport: raft_peers,
+        // Confirming a position after a restart is a later issue; until then a restarted node votes at once.
+        votes: true,
+    };
+    let raft: Raft = RaftHandle::start(parts).await.context("raft")?;
+    let log: Arc<dyn Log> = Arc::new(RaftLog::new(raft.clone(), applied, runtime.clone()));
+    trust.applied().connect(Arc::clone(&log));
+
+    let services = assemble(&config, &birth, &raft, &log, &peers, others, &trust, &identity, &board, &audit, &now, collateral_issued);
+    services.heads.load();
+
+    let stop = shutdown.token();
+    let limits = Limits::default();
+    let setup = Setup {
+        source: Arc::clone(&source),
+        node_judge: Arc::clone(&trust.nodes) as _,
+        client_judge: Arc::clone(&trust.clients) as _,
+        now: Arc::clone(&now),
+        limits,
+        judge_threads: 2,
+        hello,
+        node_router: peer_api::router(Arc::clone(&services)),
+        client_router: native_api::router(Arc::clone(&services)),
+    };
+    let server = Server::bind(config.listen, setup).await.context("listener")?;
+    server.handle().set_known_peers(known_addresses);
+    let admin_server = PlainServer::bind(config.admin_listen, PlainLimits::default()).await.context("admin listener")?;
+    info!(listen = %config.listen, admin_listen = %config.admin_listen, "listening");
+    let serving = runtime.spawn(server.run(stop.clone()));
+    let admin_stop = tokio_util::sync::CancellationToken::new();
+    let admin_serving = runtime.spawn(admin_server.run(admin::router(Arc::clone(&services), metrics), admin_stop.clone()));
+
+    initialize(&raft, &birth).await?;
+    let admission = Arc::new(Admission {
+        birth: Arc::clone(&birth),
+        seat: config.seat,
+        node_key: Arc::clone(&identity.node_key),
+        incarnation,
+        log: Arc::clone(&log),
+        evidence: Arc::clone(&evidence),
+        trust: trust.clone(),
+        now: Arc::clone(&now),
+    });
+    let issue: dstack_ratls::source::Issue = {
+        let device = Arc::clone(&evidence);
+        Arc::new(move |at| Identity::certificate(&*device, at, lifetime))
+    };
+    let ahead = CERTIFICATE_AHEAD.min(lifetime / 2);
+    let tasks = [
+        runtime.spawn(admission.run()),
+        runtime.spawn(Arc::clone(&services.beacons).run()),
+        runtime.spawn(Arc::clone(&services.timelocks).run()),
+        runtime.spawn(checkpoints::run(raft.clone(), Arc::clone(&log), config.checkpoint_every_entries)),
+        runtime.spawn(consume(Arc::clone(&services), noted)),
+        runtime.spawn(fetch_certificates(Arc::clone(&services))),
+        runtime.spawn(Arc::clone(&source).keep_fresh(issue, Arc::clone(&now), ahead, stop.clone())),
+    ];
+
+    let mut fork = services.heads.watch_fork();
+    let mut raft_fork = raft.watch_fork();
+    tokio::select! {
+        () = shutdown.requested() => info!("stopping"),
+        _ = fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &shutdown).await,
+        _ = raft_fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &shutdown).await,
+    }
+    // In order: no new connections and running requests finish; the leader hands over; the store closes; the admin listener last.
+    stop.cancel();
+    if serving.await.is_err() {
+        warn!("listener task failed");
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    raft.shutdown(HANDOVER).await;
+    admin_stop.cancel();
+    let _ = admin_serving.await;
+    info!("stopped");
+    Ok(())
+}
+
+/// `FORK`: the log is at rest, the admin listener still says why, until an operator ends the process.
+async fn stopped_by_fork(raft: &Raft, shutdown: &Shutdown) {
+    raft.stop().await;
+    shutdown.requested().await;
+}
+
+#[expect(clippy::too_many_arguments, reason = "the one place where a node is put together")]
+fn assemble(
+    config: &Config,
+    birth: &Arc<Birth>,
+    raft: &Raft,
+    log: &Arc<dyn Log>,
+    peers: &Arc<PeerNodes>,
+    others: Vec<Seat>,
+    trust: &Trust,
+    identity: &Identity,
+    board: &Arc<Board>,
+    audit: &AuditLog,
+    now: &Now,
+    collateral_issued: Option<UnixMillis>,
+) -> Arc<Services> {
+    let cluster_id = *birth.cluster_id();
+    let dyn_peers: Arc<dyn Peers> = Arc::clone(peers) as _;
+    let heads = Heads::new(
+        cluster_id,
+        config.seat,
+        Arc::clone(&identity.node_key),
+        Arc::clone(log),
+        Arc::clone(&dyn_peers),
+        others.clone(),
+        config.data_dir.join("certificates"),
+    );
+    let beacons = Arc::new(Beacons {
+        cluster_id,
+        seat: config.seat,
+        node_key: Arc::clone(&identity.node_key),
+        log: Arc::clone(log),
+        peers: Arc::clone(&dyn_peers),
+        others: others.clone(),
+        now: Arc::clone(now),
+    });
+    let timelocks = Arc::new(Timelocks {
+        cluster_id,
+        seat: config.seat,
+        node_key: Arc::clone(&identity.node_key),
+        log: Arc::clone(log),
+        peers: Arc::clone(&dyn_peers),
+        others: others.clone(),
+        began: std::sync::Mutex::default(),
+    });
+
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let verifier = VerifierPool::start(threads, 256, trust.client_evidence(), Arc::clone(now));
+    let shares = ShareHolderPool::start(threads, 1024, cluster_id);
+    let requests = Arbiter::new();
+    let records = Arbiter::new();
+    let policy = {
+        let (log, heads, now) = (Arc::clone(log), Arc::clone(&heads), Arc::clone(now));
+        Supervisor::start_in_arbiter(&records.handle(), move |_| Policy { cluster_id, log, certificates: heads, now })
+    };
+    let recorder = {
+        let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), rebuild(Arc::clone(log), audit.clone()));
+        Supervisor::start_in_arbiter(&records.handle(), move |_| Recorder::new(log, board, rebuild))
+    };
+    let holder = Arc::new(Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy.clone(), shares.clone()));
+    let parts = ceremony::Parts {
+        cluster_id,
+        seat: config.seat,
+        node_key: Arc::clone(&identity.node_key),
+        log: Arc::clone(log),
+        evidence: identity.evidence(),
+        judge: {
+            let (trust, now) = (trust.clone(), Arc::clone(now));
+            Arc::new(move |seat, evidence, report_data| trust.node_evidence(seat, evidence, report_data, now()))
+        },
+        shares,
+        files: Arc::new(SealedShares::new(config.data_dir.join("shares"), identity.sealing.clone())),
+        #[cfg(feature = "insecure-test-export")]
+        export: Arc::new(insecure_export),
+    };
+    let _ceremony = Supervisor::start_in_arbiter(&Arbiter::new().handle(), move |_| Ceremony::new(parts));
+    let coordinator = Coordinator {
+        seat: config.seat,
+        log: Arc::clone(log),
+        peers: dyn_peers,
+        holder: Arc::clone(&holder),
+        policy,
+        recorder,
+        now: Arc::clone(now),
+        arbiter: requests.handle(),
+        gate: Gate::new(dstack_actors::release::NAME, config.releases_max),
+    };
+    Arc::new(Services {
+        seat: config.seat,
+        birth: Arc::clone(birth),
+        raft: raft.clone(),
+        log: Arc::clone(log),
+        peers: Arc::clone(peers),
+        others,
+        trust: trust.clone(),
+        evidence: identity.evidence(),
+        device_turn: tokio::sync::Mutex::new(()),
+        holder,
+        coordinator,
+        heads,
+        beacons,
+        timelocks,
+        now: Arc::clone(now),
+        collateral_issued,
+    })
+}
+
+/// Appends a dealer constant to the file that the memory-search test names.
+#[cfg(feature = "insecure-test-export")]
+#[expect(clippy::disallowed_methods, reason = "a test's channel, not configuration")]
+fn insecure_export(constant: &[u8; 32]) {
+    use std::io::Write as _;
+    let Ok(path) = std::env::var("DSTACK_INSECURE_EXPORT_FILE") else { return };
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    if let Ok(mut file) = file {
+        let _test_will_notice = writeln!(file, "{}", hex::encode(constant));
+    }
+}
+
+async fn open_store(config: &Config, key: Option<RecordKey>) -> anyhow::Result<(Arc<LogStore>, AuditLog)> {
+    let Some(key) = key else {
+        bail!(
+            "this device has no key bound to its measurement; a node without one, which starts empty each time, comes with a later release"
+        );
+    };
+    let (dir, engine) = (config.data_dir.clone(), config.engine);
+    tokio::task::spawn_blocking(move || {
+        let store = LogStore::open(&StoreConfig::new(engine, dir.join("raft")), &key).context("store")?;
+        // Unkeyed checksums: `dstack audit verify` reads these files on any machine.
+        let audit = AuditLog::open(dir.join("audit"), None).context("audit log")?;
+        Ok((Arc::new(store), audit))
+    })
+    .await
+    .context("storage thread")?
+}
+
+fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
+    let mut found = address.to_socket_addrs().with_context(|| format!("address {address} of the genesis document"))?;
+    found.next().with_context(|| format!("address {address} of the genesis document resolves to nothing"))
+}
+
+fn collateral_issued(config: &Config, birth: &Birth, now: UnixMillis) -> anyhow::Result<Option<UnixMillis>> {
+    let bundle = CollateralBundle::parse(birth.collateral()).map_err(|error| anyhow::anyhow!("collateral bundle: {error}"))?;
+    let mut roots = TrustRoots::production();
+    for file in &config.software_roots {
+        roots = roots.with_software_root(&Config::read(file)?).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    }
+    // Expired collateral stops releases, not the node: it must still take part in the log.
+    match bundle.check(now, &roots) {
+        Ok(dates) => Ok(dates.values().map(|dates| dates.oldest_issue).min()),
+        Err(error) => {
+            tracing::error!(%error, "collateral does not hold: evidence will be refused");
+            Ok(None)
+        }
+    }
+}
+
+/// Forms the Raft cluster; harmless where it is formed.
+async fn initialize(raft: &Raft, birth: &Birth) -> anyhow::Result<()> {
+    let seats: BTreeSet<Seat> = birth.genesis().seats.iter().map(|grant| grant.seat).collect();
+    match raft.initialize(&seats).await {
+        Ok(()) | Err(MembersError::AlreadyFormed) => Ok(()),
+        Err(error) => Err(error).context("forming the cluster"),
+    }
+}
+
+/// Acts on what was applied.
+async fn consume(services: Arc<Services>, mut noted: mpsc::UnboundedReceiver<Noted>) {
+    while let Some(Noted { effect, replayed }) = noted.recv().await {
+        match effect {
+            Effect::HeadDue(head) => {
+                // Not awaited: a peer that is away must not hold back the next head.
+                let services = Arc::clone(&services);
+                tokio::spawn(async move { services.heads.due(head).await });
+            }
+            Effect::TimelockStarted(action_id) => services.timelocks.started(action_id),
+            Effect::Rejected { kind, code } if !replayed => {
+                tracing::debug!(kind = kind.name(), %code, "command rejected");
+            }
+            Effect::Changed(kind) if !replayed && kind != RecordKind::Beacon => {
+                tracing::debug!(kind = kind.name(), "applied");
+            }
+            Effect::Changed(_) | Effect::Rejected { .. } | Effect::BeaconApplied { .. } | Effect::IntentsRecorded(_) => {}
+        }
+    }
+}
+
+async fn fetch_certificates(services: Arc<Services>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        services.heads.fetch_missing().await;
+    }
+}
+
+/// A receipt from the audit log, for intents whose receipt the restart forgot.
+fn rebuild(log: Arc<dyn Log>, audit: AuditLog) -> dstack_actors::recorder::Rebuild {
+    Arc::new(move |intent: &Intent| -> Option<Receipt> {
+        let row = read(&*log, |state| state.intents.get(&intent.id()).cloned()).ok().flatten()?;
+        if row.size > REBUILD_LEAVES_MAX {
+            return None;
+        }
+        let record_at = |pos: u64| {
+            let leaf = audit.read_range(pos, 1, 1 << 20).ok()?.into_iter().next().filter(|leaf| leaf.pos == pos)?;
+            Record::decode(&leaf.record).ok()
+        };
+        let nodes = LeafNodes::new(|pos| record_at(pos).map(|record| record.leaf()));
+        make_receipt(intent.clone(), record_at(row.pos)?, &nodes, row.size).ok()
+    })
+}

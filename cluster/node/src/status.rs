@@ -1,0 +1,152 @@
+//! What a node says of itself: status JSON and gauges.
+//!
+//! Owns: their content. Never: a secret, an id of a guest.
+
+use dstack_actors::ports::read;
+use dstack_protocol::genesis::Genesis;
+use dstack_protocol::state::State;
+use dstack_protocol::{Generation, RefusalCode, RootTag};
+use dstack_raft::machine::{Formation, view};
+use serde_json::{Value, json};
+
+use crate::node::Services;
+
+/// `(name, kind, labels, meaning)` of every metric here.
+pub(crate) const METRICS: &[(&str, &str, &str, &str)] = &[
+    ("kms_node_refused_total", "counter", "code", "Requests refused, by code."),
+    ("kms_node_threshold_margin", "gauge", "", "Holders reachable now beyond the threshold; below 0 nothing is released."),
+    ("kms_node_share_epoch", "gauge", "", "Epoch of the share in use; 0 without one."),
+    ("kms_node_log_clock_skew_ms", "gauge", "", "Own clock minus log time, ms. Beyond 90 s this node does not serve."),
+    ("kms_node_collateral_age_seconds", "gauge", "", "Age of the collateral in force: since its oldest issue date."),
+    ("kms_node_log_leaves", "gauge", "", "Leaves of the log applied here."),
+    ("kms_node_certified_leaves", "gauge", "", "Highest certified size."),
+    (
+        "kms_node_head_deviations_total",
+        "counter",
+        "",
+        "Heads that deviate from this node's log, or that one signer signed twice. Alarm on any.",
+    ),
+    ("kms_node_ready", "gauge", "", "1 when this node serves releases."),
+];
+
+/// Counts a refusal.
+pub(crate) fn refused(code: RefusalCode) {
+    metrics::counter!("kms_node_refused_total", "code" => code.text()).increment(1);
+}
+
+/// Counts a deviating head.
+pub(crate) fn deviation() {
+    metrics::counter!("kms_node_head_deviations_total").increment(1);
+}
+
+fn formation_name(formation: Formation) -> &'static str {
+    match formation {
+        Formation::AwaitingGenesis => "awaiting-genesis",
+        Formation::AwaitingAdmissions => "awaiting-admissions",
+        Formation::AwaitingBeacon => "awaiting-beacon",
+        Formation::AwaitingRoot => "awaiting-root",
+        Formation::Formed => "formed",
+    }
+}
+
+/// Why this node does not serve releases; `None` when it does.
+pub(crate) fn not_ready(services: &Services) -> Option<String> {
+    if let Some(fork) = services.heads.watch_fork().borrow().clone() {
+        return Some(format!("FORK: {fork}"));
+    }
+    let raft = services.raft.status();
+    if let Err(reason) = &raft.running {
+        return Some(format!("raft stopped: {reason}"));
+    }
+    if raft.leadership.leader.is_none() {
+        return Some("no leader".to_owned());
+    }
+    let formation = read(&*services.log, |state| view::formation(Some(state))).unwrap_or(Formation::AwaitingGenesis);
+    if formation != Formation::Formed {
+        return Some(formation_name(formation).to_owned());
+    }
+    if services.birth.genesis().has_roots() && services.holder.shares().in_use().is_none() {
+        return Some("no share of the active epoch".to_owned());
+    }
+    let log_time = read(&*services.log, |state| state.log_time).unwrap_or_default();
+    dstack_release::clearance::check_clock(log_time, (services.now)()).err().map(|refusal| refusal.to_string())
+}
+
+/// The status document.
+pub(crate) fn json(services: &Services) -> Value {
+    let raft = services.raft.status();
+    let share = services.holder.shares().in_use();
+    let applied = read(&*services.log, |state| state_json(state, services)).unwrap_or_else(|_| json!({ "formation": "awaiting-genesis" }));
+    let not_ready = not_ready(services);
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "cluster_id": services.birth.cluster_id().to_string(),
+        "seat": services.seat.0,
+        "software_tee": services.trust.software,
+        "ready": not_ready.is_none(),
+        "not_ready": not_ready,
+        "raft": {
+            "term": raft.leadership.term,
+            "leader": raft.leadership.leader.map(|seat| seat.0),
+            "is_leader": raft.leadership.is_leader,
+            "last_index": raft.last_index,
+            "committed_index": raft.committed_index,
+            "applied_index": raft.applied_index,
+            "snapshot_index": raft.snapshot_index,
+            "voters": raft.voters.iter().map(|seat| seat.0).collect::<Vec<_>>(),
+        },
+        "share": share.map(|share| json!({ "index": share.index.0, "generation": share.generation.0, "epoch": share.epoch.0 })),
+        "certified_size": services.heads.certified_size(),
+        "fork": services.heads.watch_fork().borrow().clone(),
+        "state": applied,
+    })
+}
+
+fn state_json(state: &State, services: &Services) -> Value {
+    let root = state.roots.get(&(Generation(0), RootTag::Prf));
+    let now = (services.now)();
+    json!({
+        "formation": formation_name(view::formation(Some(state))),
+        "size": state.size,
+        "log_time_ms": state.log_time.0,
+        "clock_skew_ms": i64::try_from(now.0).unwrap_or(i64::MAX).saturating_sub(i64::try_from(state.log_time.0).unwrap_or(i64::MAX)),
+        "n": state.genesis.n,
+        "t": state.genesis.t,
+        "f": state.genesis.f,
+        "members_version": state.members_version,
+        "certificate_quorum": Genesis::certificate_quorum(state.seats.len(), state.genesis.f),
+        "seats": state.seats.iter().map(|(seat, row)| json!({ "seat": seat.0, "index": row.index.0, "incarnation": row.incarnation })).collect::<Vec<_>>(),
+        "epoch": state.epoch.0,
+        "pk_prf": root.map(|root| hex::encode(&root.public_key.0)),
+        "ceremony_attempts": state.attempts,
+        "ceremony_open": state.attempt.as_ref().map(|attempt| attempt.open.attempt),
+        "apps": state.apps.len(),
+        "open_intents": state.intents.len(),
+        "collateral_id": hex::encode(state.collateral_id),
+        "revoked": state.governance.revoked.len(),
+        "pending_actions": state.governance.pending.len(),
+        "timelock_s": state.governance.timelock_s,
+    })
+}
+
+/// Refreshes the gauges; called before each scrape.
+#[expect(clippy::cast_precision_loss, reason = "gauges are read by people; counts stay far below 2^52")]
+pub(crate) fn gauges(services: &Services) {
+    let share = services.holder.shares().in_use();
+    metrics::gauge!("kms_node_share_epoch").set(share.map_or(0.0, |share| share.epoch.0 as f64));
+    metrics::gauge!("kms_node_certified_leaves").set(services.heads.certified_size() as f64);
+    metrics::gauge!("kms_node_ready").set(if not_ready(services).is_none() { 1.0 } else { 0.0 });
+    let now = (services.now)();
+    if let Some(issued) = services.collateral_issued {
+        metrics::gauge!("kms_node_collateral_age_seconds").set(now.since(issued) as f64 / 1000.0);
+    }
+    let _before_genesis = read(&*services.log, |state| {
+        let skew = now.0 as f64 - state.log_time.0 as f64;
+        metrics::gauge!("kms_node_log_clock_skew_ms").set(skew);
+        metrics::gauge!("kms_node_log_leaves").set(state.size as f64);
+        let reachable =
+            services.others.iter().filter(|seat| dstack_actors::ports::Peers::latency(&*services.peers, **seat).is_some()).count();
+        let holders = reachable + usize::from(share.is_some());
+        metrics::gauge!("kms_node_threshold_margin").set(holders as f64 - f64::from(state.genesis.t));
+    });
+}

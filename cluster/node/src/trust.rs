@@ -1,0 +1,192 @@
+//! Whom this node believes: roots, collateral, measurements, platform identities.
+//!
+//! Owns: the judges of peers and clients, made from the genesis document and the applied state. Never: verifies by itself (`attest`).
+//! Source: architecture.md §2, §7 "Seats"; threshold.md §3.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context as _, bail};
+use dstack_actors::ports::Log;
+use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity};
+use dstack_protocol::state::State;
+use dstack_protocol::{ClusterId, Refusal, RefusalCode, Seat, TcbStatus, UnixMillis};
+use dstack_raft::machine::Birth;
+use dstack_ratls::attest_judge::{Beacons, TrustMaterial};
+use dstack_ratls::{AttestJudge, JudgeError, PeerRole};
+use dstack_runtime::guard;
+
+use crate::config::Config;
+
+/// Statuses that evidence may have at all; policies and the node's configuration choose among them.
+const TCB_EXAMINED: [TcbStatus; 6] = [
+    TcbStatus::UpToDate,
+    TcbStatus::SwHardeningNeeded,
+    TcbStatus::ConfigurationNeeded,
+    TcbStatus::ConfigurationAndSwHardeningNeeded,
+    TcbStatus::OutOfDate,
+    TcbStatus::OutOfDateConfigurationNeeded,
+];
+
+/// The applied state, once there is one; judges are made before Raft starts.
+#[derive(Default)]
+pub(crate) struct Applied(OnceLock<Arc<dyn Log>>);
+
+impl Applied {
+    /// Connects the state.
+    pub(crate) fn connect(&self, log: Arc<dyn Log>) {
+        let _second_time_is_the_same = self.0.set(log);
+    }
+
+    fn state<T>(&self, read: impl FnOnce(&State) -> T) -> Option<T> {
+        dstack_actors::ports::read(&**self.0.get()?, read).ok()
+    }
+}
+
+/// Beacons for the session rule of client certificates.
+struct AppliedBeacons {
+    cluster_id: ClusterId,
+    applied: Arc<Applied>,
+}
+
+impl Beacons for AppliedBeacons {
+    fn cluster_id(&self) -> ClusterId {
+        self.cluster_id
+    }
+    fn beacon(&self, beacon_pos: u64) -> Option<[u8; 32]> {
+        self.applied.state(|state| state.beacons.get(&beacon_pos).map(|row| row.value)).flatten()
+    }
+}
+
+/// Everything that judges.
+#[derive(Clone)]
+pub(crate) struct Trust {
+    birth: Arc<Birth>,
+    applied: Arc<Applied>,
+    node_tcb_allowed: Vec<TcbStatus>,
+    /// Judges nodes that connect to us, and those we connect to.
+    pub(crate) nodes: Arc<AttestJudge>,
+    /// Judges clients.
+    pub(crate) clients: Arc<AttestJudge>,
+    /// Whether a software root is trusted here.
+    pub(crate) software: bool,
+}
+
+impl Trust {
+    /// Reads the roots that the configuration names and checks them against the genesis document.
+    pub(crate) fn load(config: &Config, birth: &Arc<Birth>) -> anyhow::Result<Self> {
+        let genesis = birth.genesis();
+        let software = !config.software_roots.is_empty();
+        if software != !genesis.software_roots.is_empty() {
+            bail!(
+                "node.software_roots names {} roots, the genesis document {}: a software root is trusted only where both do",
+                config.software_roots.len(),
+                genesis.software_roots.len()
+            );
+        }
+        let applied = Arc::new(Applied::default());
+        let material = || -> anyhow::Result<TrustMaterial> {
+            Ok(TrustMaterial {
+                roots: roots(&config.software_roots, &genesis.software_roots)?,
+                collateral: CollateralBundle::parse(birth.collateral()).context("collateral bundle")?,
+                tcb: TcbPolicy::allowing(&TCB_EXAMINED),
+            })
+        };
+        let mut trust = Self {
+            birth: Arc::clone(birth),
+            applied: Arc::clone(&applied),
+            node_tcb_allowed: config.node_tcb_allowed.clone(),
+            nodes: Arc::new(AttestJudge::new(material()?)),
+            clients: Arc::new(AttestJudge::new(material()?)),
+            software,
+        };
+        let accepting = trust.clone();
+        let nodes = AttestJudge::new(material()?).with_acceptance(Box::new(move |role, identity| match role {
+            PeerRole::Node | PeerRole::Server => accepting.measured(identity).map_err(|refusal| refusal.to_string()),
+            PeerRole::Client => Ok(()),
+        }));
+        let beacons = Arc::new(AppliedBeacons { cluster_id: *birth.cluster_id(), applied });
+        trust.nodes = Arc::new(nodes);
+        trust.clients = Arc::new(AttestJudge::new(material()?).with_beacons(beacons));
+        Ok(trust)
+    }
+
+    /// Where the applied state comes from, once Raft runs.
+    pub(crate) fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// The verifier pool's judge: evidence of clients, guarded against the parser's panics.
+    pub(crate) fn client_evidence(&self) -> dstack_actors::ports::Judge {
+        let judge = Arc::clone(&self.clients);
+        Arc::new(move |evidence, now| identity(&judge, evidence, now))
+    }
+
+    /// Judges a node's evidence for a seat: identity of that seat, allowed measurement, `report_data` as expected.
+    pub(crate) fn node_evidence(&self, seat: Seat, evidence: &[u8], report_data: &[u8; 64], now: UnixMillis) -> Result<(), Refusal> {
+        let identity = identity(&self.nodes, evidence, now)?;
+        if identity.report_data() != report_data {
+            return Err(Refusal::new(RefusalCode::EvidenceInvalid, hex::encode(report_data), hex::encode(identity.report_data())));
+        }
+        self.measured(&identity)?;
+        self.of_seat(seat, &identity)
+    }
+
+    /// Whether the measurement is one that the log allows; before genesis is applied, one that the document allows.
+    fn measured(&self, identity: &VerifiedIdentity) -> Result<(), Refusal> {
+        let platform = identity.platform();
+        let key = (platform.byte(), identity.measurement().to_vec());
+        let allowed = self.applied.state(|state| state.governance.allowed_nodes.contains(&key)).unwrap_or_else(|| {
+            let mut nodes = self.birth.genesis().allowed_nodes.iter();
+            nodes.any(|node| node.platform == platform && node.measurement == key.1)
+        });
+        if !allowed {
+            let got = hex::encode(dstack_protocol::codec::sha256(&[identity.measurement()]));
+            let expected = format!("a node measurement that the log allows on {}", platform.name());
+            return Err(Refusal::new(RefusalCode::MeasurementNotAllowed, expected, format!("measurement with SHA-256 {got}")));
+        }
+        let status = identity.tcb_status();
+        if status != TcbStatus::None && !self.node_tcb_allowed.contains(&status) {
+            return Err(Refusal::new(RefusalCode::TcbNotAllowed, "a TCB status allowed for nodes", status.name()));
+        }
+        Ok(())
+    }
+
+    /// Whether the platform is the one that the seat is granted to.
+    pub(crate) fn of_seat(&self, seat: Seat, identity: &VerifiedIdentity) -> Result<(), Refusal> {
+        let grant = self.birth.genesis().seats.iter().find(|grant| grant.seat == seat);
+        let Some(grant) = grant else {
+            return Err(Refusal::new(RefusalCode::PlatformIdentity, "a seat of the genesis document", seat.to_string()));
+        };
+        if grant.platform_identity != identity.platform_identity() {
+            let got = hex::encode(identity.platform_identity());
+            return Err(Refusal::new(RefusalCode::PlatformIdentity, hex::encode(&grant.platform_identity), got));
+        }
+        Ok(())
+    }
+}
+
+fn identity(judge: &AttestJudge, evidence: &[u8], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, Refusal> {
+    match guard::run(|| judge.identity(evidence, now)) {
+        Ok(Ok(identity)) => Ok(identity),
+        Ok(Err(JudgeError::Evidence { class, detail })) => {
+            Err(Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", format!("{class}: {detail}")))
+        }
+        Ok(Err(error)) => Err(Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", error.to_string())),
+        Err(guard::Panicked) => Err(Refusal::new(RefusalCode::InternalParser, "a verdict", "the parser failed on these bytes")),
+    }
+}
+
+fn roots(files: &[PathBuf], named: &[[u8; 32]]) -> anyhow::Result<TrustRoots> {
+    let mut roots = TrustRoots::production();
+    for file in files {
+        let der = Config::read(file)?;
+        roots = roots.with_software_root(&der).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    }
+    for root in roots.iter().filter(|root| root.is_software()) {
+        if !named.contains(&root.spki_sha256()) {
+            bail!("software root with SPKI {} is not named by the genesis document", hex::encode(root.spki_sha256()));
+        }
+    }
+    Ok(roots)
+}

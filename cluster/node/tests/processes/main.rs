@@ -1,0 +1,10 @@
+//! Whole clusters of real processes over loopback sockets, with emulated TEEs. Each test has its own cluster and ends it.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod bad_input;
+mod faults;
+mod flood;
+mod genesis;
+mod memory;
+mod releases;
+mod workload;
