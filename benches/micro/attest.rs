@@ -1,0 +1,82 @@
+//! Judging evidence: cold, by the library alone, from the cache of verdicts; software evidence, and real where the vectors are.
+
+use std::cell::LazyCell;
+
+use criterion::Criterion;
+use dcap_qvl::QuoteCollateralV3;
+use dcap_qvl::verify::QuoteVerifier;
+use dstack_attest::{TcbPolicy, TdxCollateral, TrustRoots, VerifyContext, nitro, verify, verify_legacy};
+use dstack_benches::clock::CpuTime;
+use dstack_benches::tls_world::{NOW, material, roots};
+use dstack_benches::vectors::{real_document, real_td};
+use dstack_ratls::AttestJudge;
+use dstack_testkit::{Host, Measured};
+
+use crate::measure;
+
+const REPORT_DATA: [u8; 64] = [5; 64];
+
+pub(crate) fn all(criterion: &mut Criterion<CpuTime>) {
+    software(criterion);
+    real(criterion);
+}
+
+fn software(criterion: &mut Criterion<CpuTime>) {
+    let roots = roots();
+    let trust = material(&roots);
+    let context = VerifyContext { now: NOW, roots: &trust.roots, collateral: &trust.collateral, tcb: &trust.tcb };
+    let app = Measured::compose(br#"{"manifest_version":2,"name":"app"}"#);
+    let td = Host::tdx("machine", &roots).unwrap();
+    let evidence = td.evidence(&app, &REPORT_DATA, NOW).unwrap();
+    measure(criterion, "attest/verify_tdx/testkit", |bencher| bencher.iter(|| verify(&evidence, &context).unwrap()));
+
+    let quote = td.attest(&app, &REPORT_DATA, NOW).unwrap().quote;
+    let fmspc = dstack_attest::tdx::claimed_fmspc(&quote).unwrap();
+    let collateral = library_form(trust.collateral.tdx(&fmspc).unwrap());
+    let verifier = QuoteVerifier::new(roots.tdx_root_der().to_vec());
+    measure(criterion, "attest/dcap_qvl/testkit", |bencher| {
+        bencher.iter(|| verifier.verify(&quote, &collateral, NOW.0 / 1000).unwrap());
+    });
+
+    let judge = AttestJudge::new(material(&roots));
+    judge.identity(&evidence, NOW).unwrap();
+    measure(criterion, "attest/verdict_cached/testkit", |bencher| bencher.iter(|| judge.identity(&evidence, NOW).unwrap()));
+
+    let enclave = Host::nitro("enclave", &roots).unwrap().evidence(&app, &REPORT_DATA, NOW).unwrap();
+    measure(criterion, "attest/verify_nsm/testkit", |bencher| bencher.iter(|| verify(&enclave, &context).unwrap()));
+}
+
+fn real(criterion: &mut Criterion<CpuTime>) {
+    let (trust, tcb) = (TrustRoots::production(), TcbPolicy::default());
+    if let Some(td) = real_td() {
+        let context = VerifyContext { now: td.now, roots: &trust, collateral: &td.bundle, tcb: &tcb };
+        measure(criterion, "attest/verify_tdx/real", |bencher| {
+            bencher.iter(|| verify_legacy(&td.quote, &td.event_log, &context).unwrap());
+        });
+        let (collateral, verifier) = (library_form(&td.collateral), LazyCell::new(QuoteVerifier::new_prod));
+        measure(criterion, "attest/dcap_qvl/real", |bencher| {
+            let verifier = &*verifier;
+            bencher.iter(|| verifier.verify(&td.quote, &collateral, td.now.0 / 1000).unwrap());
+        });
+    }
+    if let Some(enclave) = real_document() {
+        measure(criterion, "attest/verify_nsm/real", |bencher| {
+            bencher.iter(|| nitro::verify(&enclave.document, &trust, enclave.now).unwrap());
+        });
+    }
+}
+
+fn library_form(collateral: &TdxCollateral) -> QuoteCollateralV3 {
+    QuoteCollateralV3 {
+        pck_crl_issuer_chain: collateral.pck_crl_issuer_chain.clone(),
+        root_ca_crl: collateral.root_ca_crl.clone(),
+        pck_crl: collateral.pck_crl.clone(),
+        tcb_info_issuer_chain: collateral.tcb_info_issuer_chain.clone(),
+        tcb_info: collateral.tcb_info.clone(),
+        tcb_info_signature: collateral.tcb_info_signature.clone(),
+        qe_identity_issuer_chain: collateral.qe_identity_issuer_chain.clone(),
+        qe_identity: collateral.qe_identity.clone(),
+        qe_identity_signature: collateral.qe_identity_signature.clone(),
+        pck_certificate_chain: None,
+    }
+}
