@@ -137,7 +137,11 @@ pub fn now() -> Now {
 
 impl Cluster {
     pub fn new() -> Arc<Self> {
-        let roots = SoftwareRoots::generate(now()()).unwrap();
+        Self::under(SoftwareRoots::generate(now()()).unwrap())
+    }
+
+    /// A cluster whose nodes run on machines under these roots.
+    pub fn under(roots: SoftwareRoots) -> Arc<Self> {
         let mut frontier = Frontier::new();
         for leaf in 0..7 {
             frontier.append(leaf_hash(&[leaf])).unwrap();
@@ -158,6 +162,7 @@ impl Cluster {
 
     pub fn material(&self) -> TrustMaterial {
         let roots = TrustRoots::none().with_software_root(self.roots.tdx_root_der()).unwrap();
+        let roots = roots.with_software_root(self.roots.nitro_root_der()).unwrap();
         TrustMaterial { roots, collateral: CollateralBundle::parse(self.roots.bundle()).unwrap(), tcb: TcbPolicy::default() }
     }
 
@@ -239,8 +244,8 @@ impl Cluster {
         let scalar = |text: &str| Scalar::from_canonical_bytes(hex::decode(text).unwrap().try_into().unwrap()).unwrap();
         let mut share = scalar(SECRET) + scalar(SLOPE) * Scalar::from(index);
         if holding == Holding::WrongShare {
-            // Not the same for all, or the errors of two could cancel out.
-            share += Scalar::from(index);
+            // On no line, or the errors of two would cancel out.
+            share += Scalar::from(1 + index * index);
         }
         let vk = RistrettoPoint::mul_base(&share).compress();
         let share = PrfShare::new(NodeIndex(index), Generation(0), EPOCH, Secret::take(&mut share.to_bytes()), vk.as_bytes()).unwrap();
