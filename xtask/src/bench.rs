@@ -1,13 +1,17 @@
 //! Benchmarks. Owns: how they are called. Never: judges a figure; `docs/performance.md` holds them with their conditions.
 
-use crate::shell::Shell;
+use crate::shell::{Shell, seconds};
 
-/// Runs all benchmarks, or each once to see that it works.
-pub(crate) fn run(shell: &Shell, once: bool, filter: Option<&str>) -> anyhow::Result<()> {
-    let mut command = shell.cargo(&["bench", "--locked", "--package", "dstack-benches", "--"]);
-    if once {
-        command.arg("--test");
-    }
-    command.args(filter);
-    shell.run(command).map(drop)
+/// Measures everything in the release profile: single parts, then releases on three local nodes.
+pub(crate) fn run(shell: &Shell, filter: Option<&str>) -> anyhow::Result<()> {
+    let mut micro = shell.cargo(&["bench", "--locked", "--package", "dstack-benches", "--bench", "micro", "--"]);
+    micro.args(filter);
+    shell.run(micro).map(drop)
+}
+
+/// Builds them in the dev profile and runs each once: whether they work, not how fast.
+pub(crate) fn once(shell: &Shell) -> anyhow::Result<String> {
+    // The whole workspace, so that features and with them artifacts are those of the tests.
+    let elapsed = shell.run(shell.cargo(&["test", "--locked", "--workspace", "--bench", "micro", "--", "--quiet"]))?;
+    Ok(format!("benches: each ran once, {}", seconds(elapsed)))
 }

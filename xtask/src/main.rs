@@ -97,7 +97,8 @@ fn run(shell: &Shell, command: Command) -> anyhow::Result<()> {
         Command::Test { packages, filters } => test::run(shell, &packages, &filters).map(drop),
         Command::Fix => check::fix(shell),
         Command::Ci => ci::run(shell),
-        Command::Bench { once, filter } => bench::run(shell, once, filter.as_deref()),
+        Command::Bench { once: true, .. } => bench::once(shell).map(drop),
+        Command::Bench { once: false, filter } => bench::run(shell, filter.as_deref()),
         Command::Fuzz { seconds, target } => fuzz::run(shell, seconds, target.as_deref()),
         Command::Docs => docs::write(shell),
     }
