@@ -7,7 +7,7 @@
 //! - [`contract`]: what Raft asks of the machine, the audit store and observers.
 //! - [`handle`], [`error`], [`status`], [`config`]: what the node uses.
 //! - [`transport`], [`guard`]: what peers may ask, and what is refused.
-//! - [`format`], [`rpc`]: bytes on disk and between nodes.
+//! - [`mod@format`], [`rpc`]: bytes on disk and between nodes.
 //! - [`peers`]: RPCs over attested connections; [`audit_log`]: leaves in segment files.
 
 #![forbid(unsafe_code)]
