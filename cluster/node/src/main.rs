@@ -85,7 +85,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// Every metric of this binary.
 fn catalogue() -> anyhow::Result<Catalogue> {
     Ok(Catalogue::new()
-        .with("runtime", dstack_runtime::telemetry::METRICS)?
         .with("ratls", dstack_ratls::metrics::METRICS)?
         .with("raft", dstack_raft::metrics::METRICS)?
         .with("actors", dstack_actors::metrics::METRICS)?

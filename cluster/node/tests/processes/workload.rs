@@ -80,6 +80,11 @@ impl Workload {
         Self { app_id: AppId(id), pin: Pin::of_compose(compose).unwrap(), device, trust, judge, now: Arc::new(move || clock.now()) }
     }
 
+    /// Evidence of the guest.
+    pub(crate) fn evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, String> {
+        self.device.evidence(report_data).map_err(|error| error.to_string())
+    }
+
     fn evidence_of(&self) -> EvidenceOf {
         let device = Arc::clone(&self.device);
         Arc::new(move |report_data| device.evidence(report_data).map_err(|error| error.to_string()))

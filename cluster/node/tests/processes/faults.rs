@@ -1,0 +1,118 @@
+//! Nodes that stop, in order or not, and clocks that are wrong.
+
+use std::time::Duration;
+
+use dstack_protocol::RefusalCode;
+use dstack_testkit::cluster::{Cluster, ClusterError, ClusterSpec, ENDING, FORMING, MachineKind, until};
+
+use crate::releases::audit_verifies;
+use crate::workload::{Workload, check_values, registered, runtime, wishes};
+
+#[test]
+fn sigterm_hands_leadership_over_and_lets_requests_finish() {
+    let mut cluster = Cluster::start(&ClusterSpec::default()).unwrap();
+    let runtime = runtime();
+    let app = registered(&cluster, "web", MachineKind::Tdx);
+    let web = Workload::boot(&cluster, "web", &app);
+    let client = std::sync::Arc::new(web.client(&cluster.kms_urls()));
+    let keys = runtime.block_on(async { check_values(&client.release(&web.app_id, &wishes()).await.unwrap()) });
+
+    // Releases without a pause while the leader stops; none may fail.
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let load = {
+        let (client, app_id, stop) = (client.clone(), web.app_id, stop.clone());
+        runtime.spawn(async move {
+            let mut all = Vec::new();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                all.push(client.release(&app_id, &wishes()).await.map(|released| check_values(&released)).map_err(|error| error.to_string()));
+            }
+            all
+        })
+    };
+    let leader = cluster.leader().unwrap();
+    let term = cluster.node(leader).status().unwrap()["raft"]["term"].as_u64().unwrap();
+    let status = cluster.node(leader).terminate(ENDING).unwrap().unwrap();
+    assert!(status.success(), "{status}: {}", cluster.node(leader).log_text());
+    let next = cluster.leader().unwrap();
+    assert_ne!(next, leader);
+    let after = cluster.node(next).status().unwrap();
+    assert!(after["raft"]["term"].as_u64().unwrap() > term);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let outcomes = runtime.block_on(load).unwrap();
+    assert!(!outcomes.is_empty());
+    for outcome in outcomes {
+        assert_eq!(outcome.unwrap(), keys);
+    }
+    let log = cluster.node(leader).log_text();
+    assert!(log.contains("stopping") && log.contains("stopped"), "{log}");
+    assert!(!cluster.node(leader).data_dir().join("audit").read_dir().unwrap().next().unwrap().unwrap().path().as_os_str().is_empty());
+    audit_verifies(&mut cluster);
+}
+
+#[test]
+fn without_a_majority_nothing_is_released_and_it_says_so() {
+    let mut cluster = Cluster::start(&ClusterSpec::default()).unwrap();
+    let runtime = runtime();
+    let app = registered(&cluster, "web", MachineKind::Tdx);
+    let web = Workload::boot(&cluster, "web", &app);
+    let keys = check_values(&runtime.block_on(web.keys(&cluster.kms_urls())));
+
+    cluster.node(2).kill();
+    cluster.node(3).kill();
+    let address = cluster.node(1).address;
+    let refusal = runtime.block_on(async {
+        let session = web.session(address).await;
+        session.ask(&session.signed(session.request())).await.unwrap_err()
+    });
+    let unavailable =
+        [RefusalCode::NoLeader, RefusalCode::NoQuorum, RefusalCode::DeadlineExceeded, RefusalCode::NotEnoughPartials, RefusalCode::NoCert];
+    assert!(unavailable.contains(&refusal.code) && refusal.code.retryable(), "{refusal}");
+    // Alive, not ready, and it says why.
+    until("node 1 not to be ready", FORMING, || match cluster.node(1).check_ready() {
+        Err(ClusterError::Unexpected { got, .. }) if got.starts_with("503") => Ok(()),
+        other => Err(ClusterError::Unexpected { from: "node 1".to_owned(), got: format!("{other:?}") }),
+    })
+    .unwrap();
+
+    cluster.start_all().unwrap();
+    cluster.wait_ready(FORMING).unwrap();
+    assert_eq!(check_values(&runtime.block_on(web.keys(&cluster.kms_urls()))), keys);
+}
+
+#[test]
+fn a_node_with_a_wrong_clock_refuses() {
+    let faketime = ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
+    let Some(library) = faketime.into_iter().find(|path| std::path::Path::new(path).exists()) else {
+        println!("skipped: libfaketime is not installed (`cargo xtask setup` installs it)");
+        return;
+    };
+    let mut cluster = Cluster::start(&ClusterSpec::default()).unwrap();
+    let runtime = runtime();
+    let app = registered(&cluster, "web", MachineKind::Tdx);
+    let web = Workload::boot(&cluster, "web", &app);
+    let keys = check_values(&runtime.block_on(web.keys(&cluster.kms_urls())));
+
+    // One node comes back 200 s ahead; its monotonic clock stays right.
+    cluster.node(3).terminate(ENDING).unwrap();
+    let shift = [("LD_PRELOAD", library), ("FAKETIME", "+200s"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+    cluster.node(3).environment = shift.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    cluster.node(3).start().unwrap();
+    until("node 3 to refuse", FORMING, || match cluster.node(3).check_ready() {
+        Err(ClusterError::Unexpected { got, .. }) if got.contains(RefusalCode::ClockSkew.text()) => Ok(()),
+        other => Err(ClusterError::Unexpected { from: "node 3".to_owned(), got: format!("{other:?}") }),
+    })
+    .unwrap();
+    let skew = until("its skew to be a metric", Duration::from_secs(10), || cluster.node(3).metric("kms_node_log_clock_skew_ms")).unwrap();
+    assert!(skew > 90_000.0, "{skew}");
+
+    // The others serve, and log time did not follow it.
+    let urls = format!("{},{}", cluster.node(1).url(), cluster.node(2).url());
+    assert_eq!(check_values(&runtime.block_on(web.keys(&urls))), keys);
+    let address = cluster.node(3).address;
+    let refusal = runtime.block_on(async {
+        let beacon = web.beacon(address).await;
+        let session = web.session_over(address, beacon, |data| data).await;
+        session.ask(&session.signed(session.request())).await.unwrap_err()
+    });
+    assert_eq!(refusal.code, RefusalCode::ClockSkew, "{refusal}");
+}
