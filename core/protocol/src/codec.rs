@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`].
     pub fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
-        self.array::<1>(field).map(|b| u8::from_be_bytes(b))
+        self.array(field).map(u8::from_be_bytes)
     }
 
     /// Two bytes, big-endian.

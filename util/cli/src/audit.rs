@@ -1,13 +1,14 @@
 //! `dstack audit verify`: the whole log of a node, offline. Owns: reading the node's files. Never: changes one of them.
-//! All rules are those of the audit crate and of the segment reader. Layout: `<data>/audit/` holds segments whose entries are
-//! `lp4(record) ‖ lp4(body)`, `<data>/certificates/` one file `<size>.cert` for each head certificate.
+//! All rules are those of the audit crate and of the segment reader. Layout: `<data>/audit/` holds one folder for each run of
+//! segments, named by its first position (a node that took a snapshot begins a new run); entries are `version(1)=1 ‖ record_len(2) ‖
+//! record ‖ body`. `<data>/certificates/` holds one file `<size>.cert` for each head certificate.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use dstack_audit::{AuditError, LogReport, LogVerifier};
 use dstack_protocol::codec::Reader;
-use dstack_protocol::limits::COMMAND_BYTES_MAX;
 use dstack_protocol::log::{HeadCert, RECORD_BYTES};
 use dstack_protocol::{DecodeError, Wire};
 use dstack_storage::segments::SegmentReader;
@@ -51,25 +52,53 @@ pub(crate) fn run(command: Command) -> Done {
     if !segments.is_dir() {
         return Err(Failure::unable(format!("{} is no folder", segments.display()), "give the data folder of a node"));
     }
-    let mut reader = SegmentReader::open(&segments, None).map_err(unreadable)?;
     let mut verifier = LogVerifier::new(folder.cluster_id, certificates);
-    for entry in reader.by_ref() {
-        let (position, bytes) = entry.map_err(unreadable)?;
-        let (record, body) = split(&bytes).map_err(|error| {
-            Failure::wrong(format!("entry {position}: {error}"), "the file was not written by a node; compare with another node")
-        })?;
-        verifier.push(record, Some(body)).map_err(|error| broken(&error))?;
+    let (mut torn_bytes, mut next) = (0, 0u64);
+    for (first, run) in runs(&segments)? {
+        if first == next {
+            let mut reader = SegmentReader::open(&run, None).map_err(unreadable)?;
+            for entry in reader.by_ref() {
+                let (position, bytes) = entry.map_err(unreadable)?;
+                let (record, body) = split(&bytes).map_err(|error| {
+                    Failure::wrong(format!("entry {position}: {error}"), "the file was not written by a node; compare with another node")
+                })?;
+                verifier.push(record, Some(body)).map_err(|error| broken(&error))?;
+                next = position.saturating_add(1);
+            }
+            torn_bytes = reader.torn_tail_bytes();
+        } else {
+            return Err(Failure::wrong(
+                format!("the log has a gap before position {first}: this node took a snapshot there"),
+                "verify the log of a node that has every record",
+            ));
+        }
     }
     let report = verifier.finish().map_err(|error| broken(&error))?;
-    Ok(print(&report, found, reader.torn_tail_bytes(), arguments.json))
+    Ok(print(&report, found, torn_bytes, arguments.json))
 }
 
-/// `lp4(record) ‖ lp4(body)`.
+/// Folders of runs by their first position.
+fn runs(audit: &Path) -> Result<BTreeMap<u64, PathBuf>, Failure> {
+    let unreadable =
+        |error: std::io::Error| Failure::unable(format!("cannot list {}: {error}", audit.display()), "give the data folder of a node");
+    let mut found = BTreeMap::new();
+    for item in std::fs::read_dir(audit).map_err(unreadable)? {
+        let path = item.map_err(unreadable)?.path();
+        let first = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        if let Some(first) = first.filter(|_| path.is_dir()) {
+            found.insert(first, path);
+        }
+    }
+    Ok(found)
+}
+
+/// `version(1)=1 ‖ record_len(2) ‖ record ‖ body`.
 fn split(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
     let mut r = Reader::new(bytes);
-    let pair = (r.lp4("record", RECORD_BYTES)?, r.lp4("body", COMMAND_BYTES_MAX)?);
-    r.finish()?;
-    Ok(pair)
+    match r.u8("version")? {
+        1 => Ok((r.lp("record", RECORD_BYTES)?, r.rest())),
+        got => Err(DecodeError::Version { format: "audit entry", got }),
+    }
 }
 
 fn broken(error: &AuditError) -> Failure {

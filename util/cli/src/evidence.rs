@@ -236,7 +236,10 @@ fn check_manifest(path: &Path, platforms: &[String]) -> Done {
 fn manifest_text(report: &Report) -> String {
     let mut out: String = report.failures.iter().map(|line| format!("{line}\n")).collect();
     for (platform, count) in &report.not_judged {
-        out += &format!("{count} vectors of platform {platform} not judged by this build\n");
+        out += &match count {
+            0 => format!("the manifest has no vector of platform {platform}\n"),
+            count => format!("{count} vectors of platform {platform} not judged by this build\n"),
+        };
     }
     out += &format!("{} derived vectors skipped: their files are absent\n", report.skipped);
     out += &format!("{} right, {} wrong, {} recommended differ\n", report.right, report.wrong, report.recommended_differ);

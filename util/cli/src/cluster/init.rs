@@ -144,3 +144,165 @@ fn agree(folder: &ClusterFolder, certificates: &BTreeMap<Seat, GenesisCertificat
     let pk_prf = hex::encode(&certificate.public_key);
     Ok(format!("{{\"cluster_id\":\"{}\",\"pk_prf\":\"{pk_prf}\",\"generation\":{}}}\n", folder.cluster_id, certificate.generation))
 }
+
+#[cfg(test)]
+mod tests {
+    use dstack_attest::{CollateralBundle, TrustRoots};
+    use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, SeatGrant, collateral_id};
+    use dstack_testkit::{Machine, Measured, SoftwareRoots};
+    use dstack_tee::Device as _;
+
+    use super::*;
+
+    struct World {
+        folder: ClusterFolder,
+        machines: Vec<Machine>,
+        roots: SoftwareRoots,
+        now: UnixMillis,
+    }
+
+    const TRANSCRIPT: [u8; 32] = [7; 32];
+
+    /// The group's generator: any element will do as a public key here.
+    fn public_key() -> Vec<u8> {
+        Ristretto255::encode(&Ristretto255::mul_base(&Ristretto255::scalar_from_u64(5))).as_ref().to_vec()
+    }
+
+    impl World {
+        /// Two TDX nodes and a Nitro node under software roots.
+        fn new() -> Self {
+            let now = SystemClock::new().now();
+            let roots = SoftwareRoots::generate(now).unwrap();
+            let machines = vec![
+                Machine::tdx("one", &roots).unwrap(),
+                Machine::tdx("two", &roots).unwrap(),
+                Machine::nitro("three", &roots).unwrap(),
+            ];
+            let mut allowed_nodes: Vec<_> =
+                machines.iter().map(|m| AllowedNode { platform: m.platform(), measurement: m.measurement() }).collect();
+            allowed_nodes.sort();
+            allowed_nodes.dedup();
+            let grant = |(number, m): (u16, &Machine)| SeatGrant {
+                seat: Seat(number),
+                address: format!("127.0.0.1:{number}"),
+                platform_identity: m.host().identity().to_vec(),
+            };
+            let genesis = Genesis {
+                random: [1; 32],
+                n: 3,
+                t: 2,
+                f: 0,
+                ca_algorithm: CaAlgorithm::Ed25519,
+                authority: Authority::OperatorQuorum,
+                chain_settings: Vec::new(),
+                k: 1,
+                r: 1,
+                timelock_s: 0,
+                operators: vec![[2; 32]],
+                allowed_nodes,
+                software_roots: Vec::new(),
+                seats: (1..).zip(&machines).map(grant).collect(),
+                collateral_id: collateral_id(roots.bundle()),
+            };
+            let trusted = TrustRoots::none().with_software_root(roots.tdx_root_der()).unwrap();
+            let folder = ClusterFolder {
+                cluster_id: genesis.cluster_id(),
+                genesis,
+                collateral: CollateralBundle::parse(roots.bundle()).unwrap(),
+                roots: trusted.with_software_root(roots.nitro_root_der()).unwrap(),
+            };
+            Self { folder, machines, roots, now }
+        }
+
+        fn certificate(&self, seat: u16, by: &Machine) -> GenesisCertificate {
+            let public_key = public_key();
+            let report_data =
+                binding::genesis_certificate(&self.folder.cluster_id, Generation(0), RootTag::Prf, &public_key, &TRANSCRIPT);
+            GenesisCertificate {
+                seat: Seat(seat),
+                generation: Generation(0),
+                root: RootTag::Prf,
+                public_key,
+                transcript: TRANSCRIPT,
+                evidence: by.evidence(report_data).unwrap(),
+            }
+        }
+
+        fn all(&self) -> BTreeMap<Seat, GenesisCertificate> {
+            (1..).zip(&self.machines).map(|(seat, machine)| (Seat(seat), self.certificate(seat, machine))).collect()
+        }
+
+        fn refusal(&self, certificates: &BTreeMap<Seat, GenesisCertificate>) -> String {
+            let mut report = Vec::new();
+            agree(&self.folder, certificates, self.now).unwrap_err().report(&mut report).unwrap();
+            String::from_utf8(report).unwrap()
+        }
+    }
+
+    #[test]
+    fn all_nodes_proving_one_root_give_the_pin() {
+        let world = World::new();
+        let pin = agree(&world.folder, &world.all(), world.now).unwrap();
+        let pin: serde_json::Value = serde_json::from_str(&pin).unwrap();
+        assert_eq!(pin["cluster_id"], world.folder.cluster_id.to_string());
+        assert_eq!(pin["pk_prf"], hex::encode(public_key()));
+        assert_eq!(pin["generation"], 0);
+    }
+
+    #[test]
+    fn fewer_than_all_nodes_give_no_pin() {
+        let world = World::new();
+        let mut certificates = world.all();
+        certificates.remove(&Seat(2));
+        assert!(world.refusal(&certificates).contains("no certificate for seat 2"));
+    }
+
+    #[test]
+    fn each_lie_of_one_node_is_found() {
+        let world = World::new();
+        let replaced = |certificate: GenesisCertificate| {
+            let mut certificates = world.all();
+            certificates.insert(certificate.seat, certificate);
+            world.refusal(&certificates)
+        };
+        let good = |seat: u16| world.certificate(seat, &world.machines[usize::from(seat) - 1]);
+
+        // Evidence speaks of the root it was made for and of no other.
+        let mut other_key = good(2);
+        other_key.public_key = Ristretto255::encode(&Ristretto255::mul_base(&Ristretto255::scalar_from_u64(6))).as_ref().to_vec();
+        assert!(replaced(other_key).contains("evidence is not about this root"));
+        let mut other_transcript = good(3);
+        other_transcript.transcript = [8; 32];
+        assert!(replaced(other_transcript).contains("evidence is not about this root"));
+        let mut no_point = good(1);
+        no_point.public_key = vec![0xff; 32];
+        assert!(replaced(no_point).contains("not an element"));
+
+        // A consistent certificate of another root does not agree with the others.
+        let mut own_root = good(2);
+        own_root.transcript = [8; 32];
+        let report_data =
+            binding::genesis_certificate(&world.folder.cluster_id, Generation(0), RootTag::Prf, &own_root.public_key, &own_root.transcript);
+        own_root.evidence = world.machines[1].evidence(report_data).unwrap();
+        assert!(replaced(own_root).contains("another root"));
+
+        // One machine cannot speak for two seats, nor a foreign one for any.
+        assert!(replaced(world.certificate(2, &world.machines[0])).contains("another machine"));
+        let foreign = Machine::tdx("foreign", &world.roots).unwrap();
+        assert!(replaced(world.certificate(2, &foreign)).contains("has no seat"));
+
+        // Another binary on the right machine.
+        let other_binary = Machine::tdx("two", &world.roots).unwrap().running(Measured::executable(b"another"));
+        assert!(replaced(world.certificate(2, &other_binary)).contains("not allowed by the genesis document"));
+
+        // Bytes of evidence that no root signed.
+        let mut broken = good(2);
+        let middle = broken.evidence.len() / 2;
+        broken.evidence[middle] ^= 1;
+        assert!(replaced(broken).contains("evidence"));
+
+        let mut later = good(1);
+        later.generation = Generation(1);
+        assert!(replaced(later).contains("generation 1"));
+    }
+}

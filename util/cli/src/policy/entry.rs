@@ -9,7 +9,7 @@ use dstack_protocol::governance::{Action, ActionKind, Entry, Object};
 use dstack_protocol::{UnixMillis, Wire};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 
-use super::{TIMEOUT, version, words};
+use super::{TIMEOUT, progress, words};
 use crate::args;
 use crate::failure::{Done, Failure};
 use crate::files;
@@ -38,7 +38,7 @@ pub(crate) fn propose(nodes: &Nodes, signing: &Signing, kind: ActionKind, object
     let key = OperatorKey::load(&signing.key)?;
     let base_version = match (signing.base_version, &object) {
         (Some(version), _) => version,
-        (None, Object::App(app_id)) => block_on(async { version(nodes, app_id).await.map_err(|error| error.failure()) })?,
+        (None, Object::App(app_id)) => block_on(async { progress(nodes, app_id).await.map_err(|error| error.failure()) })?.version,
         (None, _) => 0,
     };
     let mut action_id = [0; 16];
@@ -91,17 +91,18 @@ pub(crate) async fn send(nodes: &Nodes, entry: &Entry) -> Result<&'static str, F
         Entry::Activate { .. } => None,
     };
     nodes.submit(entry, TIMEOUT).await?;
-    let Some(Action { object: Object::App(app_id), base_version, .. }) = before else {
+    let Some(Action { action_id, object: Object::App(app_id), base_version, .. }) = before else {
         return Ok("recorded");
     };
-    // An applied action raises the version of its object. A follower may be a little behind.
+    // An applied action raises the version of its object; one that waits stands in the list.
     for _ in 0..4 {
-        if version(nodes, &app_id).await.is_ok_and(|version| version > base_version) {
-            return Ok("applied");
+        match progress(nodes, &app_id).await {
+            Ok(progress) if progress.version > base_version => return Ok("applied"),
+            Ok(progress) if progress.pending.contains(&hex::encode(action_id)) => return Ok("pending"),
+            _ => tokio::time::sleep(PAUSE).await,
         }
-        tokio::time::sleep(PAUSE).await;
     }
-    Ok("pending")
+    Ok("recorded")
 }
 
 /// Whether an action's time is over by this machine's clock.

@@ -85,9 +85,10 @@ fn submit(arguments: &Submit) -> Done {
 fn show(arguments: &Show) -> Done {
     let nodes = Nodes::new(&arguments.nodes)?;
     let policy = block_on(async { policy(&nodes, &arguments.app_id).await.map_err(|error| error.failure()) })?;
-    match policy {
-        Some(policy) => Ok(format!("{policy:#}\n")),
-        None => Err(Failure::wrong(format!("app {} is not registered", arguments.app_id), RefusalCode::AppUnknown.fix())),
+    let text = policy.as_ref().map(|policy| format!("{policy:#}\n")).unwrap_or_default();
+    match policy.and_then(|policy| policy.get("registered").and_then(Value::as_bool)) {
+        Some(true) => Ok(text),
+        _ => Err(Failure::wrong(format!("app {} is not registered", arguments.app_id), RefusalCode::AppUnknown.fix()).with_stdout(text)),
     }
 }
 
@@ -102,11 +103,20 @@ async fn policy(nodes: &Nodes, app_id: &AppId) -> Result<Option<Value>, CallErro
         .map_err(|error| CallError::Answer { address: "the node".to_owned(), what: format!("a policy that is not JSON: {error}") })
 }
 
-/// Version of an app's object: 0 where it was never touched.
-async fn version(nodes: &Nodes, app_id: &AppId) -> Result<u64, CallError> {
+/// How far an app's object is.
+struct Progress {
+    /// 0 where it was never touched.
+    version: u64,
+    /// Ids of actions that wait, hex.
+    pending: Vec<String>,
+}
+
+async fn progress(nodes: &Nodes, app_id: &AppId) -> Result<Progress, CallError> {
     let Some(policy) = policy(nodes, app_id).await? else {
-        return Ok(0);
+        return Ok(Progress { version: 0, pending: Vec::new() });
     };
     let missing = || CallError::Answer { address: "the node".to_owned(), what: "a policy without a version".to_owned() };
-    policy.get("version").and_then(Value::as_u64).ok_or_else(missing)
+    let version = policy.get("version").and_then(Value::as_u64).ok_or_else(missing)?;
+    let pending = policy.get("pending_actions").and_then(Value::as_array).into_iter().flatten();
+    Ok(Progress { version, pending: pending.filter_map(Value::as_str).map(str::to_owned).collect() })
 }
