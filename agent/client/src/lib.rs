@@ -30,6 +30,7 @@ mod session;
 pub mod trust;
 
 pub use client::{EvidenceOf, KmsClient, Settings};
+pub use dstack_threshold::keys::{KeyCheckValue, TypedKey};
 pub use error::{BadPartial, ClientError, NodeFault};
 pub use kcv::{KcvError, KcvStore};
 pub use nodes::{NodeUrl, Nodes, UrlError};

@@ -88,7 +88,10 @@ impl Setting {
 
     fn call(&self, method: &str, body: &Value) -> (u16, Value) {
         let body = body.to_string();
-        self.raw(&format!("POST /{method} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+        self.raw(&format!(
+            "POST /{method} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
     }
 
     /// One request; checks what SDKs rely on: Content-Length, ASCII, JSON.
@@ -156,7 +159,8 @@ async fn serves_the_v0_api_from_released_keys() {
         assert_eq!(status, 200, "{key}");
         assert_eq!(key["signature_chain"][0].as_str().unwrap().len(), 130);
         assert_eq!(key["signature_chain"][1], "", "until the cluster has an identity root");
-        let (_, same) = setting.raw("GET /v0/GetKey?path=a%2Fb&purpose=p&algorithm=ed25519 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let (_, same) =
+            setting.raw("GET /v0/GetKey?path=a%2Fb&purpose=p&algorithm=ed25519 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert_eq!(same, key);
 
         let (status, quote) = setting.call("GetQuote", &json!({ "report_data": "0xABCD" }));
