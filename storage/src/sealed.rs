@@ -201,8 +201,12 @@ impl Sealed {
         let (sealed, head) = self.seal(&writing.head, batch)?;
         match self.engine.write(&sealed) {
             Ok(()) => {
-                writing.head = head;
-                writing.advance_anchor(&self.keys)
+                let before = std::mem::replace(&mut writing.head, head);
+                writing.advance_anchor(&self.keys).inspect_err(|_| {
+                    // Durable in the engine, not said in the anchor: unknown to the caller until `recover` says it.
+                    let attempted = std::mem::replace(&mut writing.head, before);
+                    writing.unknown = Some(attempted);
+                })
             }
             Err(error @ (EngineError::Full { .. } | EngineError::TooLarge { .. })) => Err(error.into()),
             Err(error) => {
@@ -235,8 +239,8 @@ impl Sealed {
         };
         check_trees(self.engine.as_ref(), &self.keys, &head)?;
         writing.head = head;
-        writing.unknown = None;
         writing.advance_anchor(&self.keys)?;
+        writing.unknown = None;
         Ok(outcome)
     }
 

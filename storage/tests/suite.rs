@@ -341,6 +341,32 @@ fn writer_keeps_order_and_shows_what_it_accepted(kind: EngineKind) {
     assert_eq!((store.last(), store.read_vote().unwrap()), (Some(at(150, 1)), Some(b"v".to_vec())));
 }
 
+/// Reads beside writes see whole batches: never a gap, never a foreign byte.
+fn reads_beside_writes_see_whole_batches(kind: EngineKind) {
+    let bed = Bed::new(kind);
+    let store = Arc::new(bed.store());
+    let reader = {
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || {
+            let mut reads = 0u64;
+            while store.last_purged().is_none_or(|purged| purged.index < 1500) {
+                for found in store.read_range(0, u64::MAX, Page::SCAN).unwrap() {
+                    assert_eq!(found, entry(found.index, 1, 100 + (found.index % 5 * 2000) as usize));
+                }
+                reads += 1;
+            }
+            reads
+        })
+    };
+    for first in (0..1600).step_by(20) {
+        store.append(&(first..first + 20).map(|i| entry(i, 1, 100 + (i % 5 * 2000) as usize)).collect::<Vec<_>>()).unwrap();
+        if first >= 60 {
+            store.purge_upto(at(first - 45, 1)).unwrap();
+        }
+    }
+    assert!(reader.join().unwrap() > 0);
+}
+
 /// What an attacker with the disk, but without the key, can do to records; and what start says.
 fn tampering_is_noticed_and_named(kind: EngineKind) {
     type Attack = fn(&dyn Engine);
@@ -543,6 +569,7 @@ on_every_engine! {
     snapshot_is_switched_whole
     shares_and_state_by_name
     writer_keeps_order_and_shows_what_it_accepted
+    reads_beside_writes_see_whole_batches
     tampering_is_noticed_and_named
     older_records_and_older_commits_are_noticed
     another_record_key_is_refused

@@ -37,6 +37,9 @@ pub struct SledEngine {
     open: RwLock<Option<Open>>,
     /// One batch at a time: a batch is computed from what the trees hold.
     writing: Mutex<()>,
+    /// Held for writing while a batch is put into the trees, for reading by reads of more than one record: sled's iterators have no
+    /// snapshot, and a purge in the middle of a read would look like a gap.
+    applying: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -60,7 +63,7 @@ impl SledEngine {
     /// [`EngineError`], all of which mean: do not start.
     pub fn open(config: &EngineConfig) -> Result<Self, EngineError> {
         let open = guarded(|| Open::new(config))?;
-        Ok(Self { config: config.clone(), open: RwLock::new(Some(open)), writing: Mutex::new(()) })
+        Ok(Self { config: config.clone(), open: RwLock::new(Some(open)), writing: Mutex::new(()), applying: RwLock::new(()) })
     }
 
     /// After an error a thread of sled's pool may hold the files, and their lock, a moment longer.
@@ -87,6 +90,7 @@ impl Engine for SledEngine {
     }
 
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        let _whole_batches = self.applying.read().unwrap_or_else(PoisonError::into_inner);
         self.with(|open| match open.tree(tree)?.get(key).map_err(failed)? {
             Some(stored) => open.value(&stored).map(Some),
             None => Ok(None),
@@ -97,6 +101,7 @@ impl Engine for SledEngine {
         if end.is_some_and(|end| end <= start) {
             return Ok(Vec::new());
         }
+        let _whole_batches = self.applying.read().unwrap_or_else(PoisonError::into_inner);
         self.with(|open| {
             let mut found = PageBuilder::new(page);
             for record in open.tree(tree)?.range::<&[u8], _>(start..) {
@@ -111,6 +116,7 @@ impl Engine for SledEngine {
     }
 
     fn last(&self, tree: Tree) -> Result<Option<Record>, EngineError> {
+        let _whole_batches = self.applying.read().unwrap_or_else(PoisonError::into_inner);
         self.with(|open| match open.tree(tree)?.last().map_err(failed)? {
             Some((key, stored)) => Ok(Some((key.to_vec(), open.value(&stored)?))),
             None => Ok(None),
@@ -123,7 +129,10 @@ impl Engine for SledEngine {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.with(|open| {
             let batches = open.expand(batch)?;
-            open.apply(&batches)?;
+            {
+                let _no_reads = self.applying.write().unwrap_or_else(PoisonError::into_inner);
+                open.apply(&batches)?;
+            }
             open.sync()
         })
     }

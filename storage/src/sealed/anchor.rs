@@ -35,7 +35,9 @@ impl Anchor {
         // Written aside and renamed, so that an anchor is whole from its first moment: one that is not was damaged.
         let aside = path.with_extension("new");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&aside).map_err(io("create anchor"))?;
-        file.set_len(FILE_BYTES).map_err(io("size anchor"))?;
+        // Zeros and not a hole: later writes find their blocks, also on a full disk.
+        let zeros = vec![0; usize::try_from(FILE_BYTES).unwrap_or(0)];
+        file.write_all_at(&zeros, 0).map_err(io("write anchor"))?;
         let mut anchor = Self { file, path: path.to_owned(), newest: Slot::of(head, keys) };
         anchor.write(head, keys)?;
         anchor.file.sync_all().map_err(io("sync anchor"))?;

@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         let mut seeded = Seeded::new(arguments.seed ^ 0x90e5, case);
         std::thread::sleep(Duration::from_millis(5u64.saturating_add(seeded.below(250))));
         // What is acknowledged from here on counts for nothing: the machine is off. (A sync that is under way while the journal is
-        // aborted may still answer that all is well: seen in 2 of 145 cuts.)
+        // aborted may still answer that all is well: seen in 2 of 147 cuts.)
         let acknowledged = writer.acknowledged_now();
         disk.cut_power()?;
         let in_the_cut = writer.kill()?.saturating_sub(acknowledged);
