@@ -1,0 +1,50 @@
+//! Processor time of other processes, by thread name. Owns: reading `/proc`. Never: counts waiting.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Usage {
+    total: Duration,
+    threads: BTreeMap<u32, (String, Duration)>,
+}
+
+impl Usage {
+    /// Reads it; a thread that ends meanwhile is left out.
+    pub(crate) fn of(pid: u32) -> Self {
+        let mut threads = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+            let read = |file: &str| fs::read_to_string(entry.path().join(file)).ok();
+            let tid = entry.file_name().to_str().and_then(|text| text.parse().ok());
+            if let (Some(tid), Some(name), Some(stat)) = (tid, read("comm"), read("schedstat")) {
+                let nanoseconds = stat.split_whitespace().next().and_then(|text| text.parse().ok()).unwrap_or(0);
+                threads.insert(tid, (kind(name.trim()), Duration::from_nanos(nanoseconds)));
+            }
+        }
+        Self { total: total(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap()), threads }
+    }
+
+    /// What was used since `before`: in all, and by thread name. Threads that ended in between count in all only.
+    pub(crate) fn since(&self, before: &Self) -> (Duration, BTreeMap<String, Duration>) {
+        let mut by_name: BTreeMap<String, Duration> = BTreeMap::new();
+        for (tid, (name, used)) in &self.threads {
+            let earlier = before.threads.get(tid).map_or(Duration::ZERO, |(_, earlier)| *earlier);
+            *by_name.entry(name.clone()).or_default() += used.saturating_sub(earlier);
+        }
+        (self.total.saturating_sub(before.total), by_name)
+    }
+}
+
+/// Threads of one pool differ in a number at the end.
+fn kind(name: &str) -> String {
+    name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned()
+}
+
+/// `utime + stime` of `/proc/PID/stat`, in ticks of 10 ms. The second field may hold blanks, so counting begins after it.
+fn total(stat: &str) -> Duration {
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().unwrap();
+    Duration::from_millis(10 * (ticks(11) + ticks(12)))
+}
