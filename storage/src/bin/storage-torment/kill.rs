@@ -1,6 +1,6 @@
 //! `kill`: a child writes and acknowledges over a pipe, is killed with SIGKILL at a random moment, its files are checked, again.
 //!
-//! Even cases write one operation at a time, odd ones keep up to [`IN_FLIGHT_MAX`] in a [`LogWriter`].
+//! Even cases write one operation at a time, odd ones keep up to `IN_FLIGHT_MAX` in a [`LogWriter`].
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
