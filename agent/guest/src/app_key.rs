@@ -96,7 +96,7 @@ fn public_key(key: &Secret<32>, algorithm: Algorithm) -> Result<Vec<u8>, AppKeyE
             let key = key.expose(|bytes| SigningKey::from_slice(bytes)).map_err(|_| AppKeyError::NotAScalar)?;
             Ok(key.verifying_key().to_sec1_point(true).as_bytes().to_vec())
         }
-        Algorithm::Ed25519 => Ok(key.expose(|seed| ed25519_dalek::SigningKey::from_bytes(seed)).verifying_key().to_bytes().to_vec()),
+        Algorithm::Ed25519 => Ok(key.expose(ed25519_dalek::SigningKey::from_bytes).verifying_key().to_bytes().to_vec()),
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(a.key, b.key);
         assert_ne!(a.signature, b.signature);
         // The app key signs in both cases, over the public key of the curve.
-        let public = b.key.expose(|seed| ed25519_dalek::SigningKey::from_bytes(seed)).verifying_key().to_bytes();
+        let public = b.key.expose(ed25519_dalek::SigningKey::from_bytes).verifying_key().to_bytes();
         let digest = Keccak256::digest(format!("q:{}", hex::encode(public)));
         let recovered = k256::ecdsa::VerifyingKey::recover_from_prehash(
             &digest,
