@@ -1,8 +1,11 @@
 //! `dstack-testkit`: makes software roots, serves software TEEs, says what they will measure. For tests and demos only.
 
+mod demo;
+
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +69,15 @@ enum Command {
         #[arg(long)]
         socket: PathBuf,
     },
+    /// Run the story of the README on this machine; the other programs are looked for beside this one.
+    Demo {
+        /// Folder with the example apps.
+        #[arg(long)]
+        examples: PathBuf,
+        /// Leave the cluster up until interrupted.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Sign the TDX collateral anew and write it as a bundle, for tests of its refresh and expiry.
     Collateral {
         /// Directory that `init` made.
@@ -89,12 +101,23 @@ enum PlatformName {
     Nitro,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("dstack-testkit: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Init { dir } => init(&dir),
         Command::Tee { dir, machines, mode, with_parent } => tee(&dir, &machines, mode, with_parent),
         Command::Measure { platform, exe, compose } => measure(platform, exe, compose),
         Command::Describe { socket } => describe(&socket),
+        Command::Demo { examples, keep } => demo::run(&examples, keep),
         Command::Collateral { dir, out, valid_s, evaluation } => collateral(&dir, &out, valid_s, evaluation),
     }
 }

@@ -46,4 +46,35 @@ impl Cluster {
         }
         Ok(App { compose, compose_hash: value(&out, "compose_hash")?, app_id, kind, name: name.to_owned() })
     }
+
+    /// Registers an app, or allows a changed one: `compose_hashes` may run. All key classes of its platform, any path, any OS image.
+    /// Answers the action's state.
+    ///
+    /// # Errors
+    /// [`ClusterError`] of the program.
+    pub fn register(&self, app: &App, compose_hashes: &[&str]) -> Result<String, ClusterError> {
+        let mut command = self.policy("propose")?;
+        command.args(["--app-id", &app.app_id, "--name", &app.name, "--platform", app.kind.name(), "--any-os-image"]);
+        command.args(["--class", "disk,env,k256,custom", "--path", "prefix:", "--compose-hash", &compose_hashes.join(",")]);
+        value(&run(&mut command)?, "state")
+    }
+
+    /// Revokes an app. Answers the action's state.
+    ///
+    /// # Errors
+    /// [`ClusterError`] of the program.
+    pub fn revoke(&self, app_id: &str) -> Result<String, ClusterError> {
+        value(&run(self.policy("revoke")?.args(["--app-id", app_id]))?, "state")
+    }
+
+    /// `dstack policy` with the first operator's key.
+    ///
+    /// # Errors
+    /// [`ClusterError::NotBuilt`].
+    pub fn policy(&self, what: &str) -> Result<Command, ClusterError> {
+        let key = self.operators.first().ok_or_else(|| ClusterError::unexpected("cluster", "no operator"))?;
+        let mut command = self.dstack()?;
+        command.args(["policy", what, "--genesis"]).arg(self.genesis()).arg("--key").arg(&key.key);
+        Ok(command)
+    }
 }

@@ -22,7 +22,7 @@ impl Binaries {
             None => beside_us()?,
         };
         let found = Self { folder };
-        for name in ["dstack-kms", "dstack", "dstack-testkit", "dstack-agent", "dstack-util"] {
+        for name in ["dstack-kms", "dstack", "dstack-testkit"] {
             found.path(name)?;
         }
         Ok(found)

@@ -4,12 +4,14 @@
 //! Never: builds a program; reaches into a node but by its listeners, signals and files; passes over an end that nobody asked for.
 //!
 //! - [`ClusterSpec`] → [`Cluster::plan`] (nothing runs but the device) or [`Cluster::start`] (formed, ready, pinned).
-//! - [`Node`], [`Device`], [`Process`]: what runs. [`Operator`], [`App`]: what people do by `dstack`.
+//! - [`Node`], [`Device`], [`Agent`], [`Process`]: what runs. [`Operator`], [`App`]: what people do by `dstack`.
 //! - [`until`]: waits for a condition, with an end.
 
+mod agent;
 mod app;
 mod binaries;
 mod device;
+mod enclave;
 mod error;
 pub mod http;
 mod node;
@@ -25,9 +27,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use agent::{Agent, AgentSpec};
 pub use app::App;
 pub use binaries::Binaries;
 pub use device::{Device, measure_executable, value};
+pub use enclave::KeyFile;
 pub use error::ClusterError;
 pub use node::Node;
 pub use plan::Operator;

@@ -139,7 +139,8 @@ fn with_parent(command: &Command) -> Command {
     } else {
         Command::new(command.get_program())
     };
-    wrapped.args(command.get_args());
+    // Panics show where they happened; errors that a program reports need no backtrace.
+    wrapped.args(command.get_args()).env("RUST_LIB_BACKTRACE", "0");
     for (key, value) in command.get_envs() {
         match value {
             Some(value) => wrapped.env(key, value),
@@ -171,6 +172,7 @@ pub fn run(command: &mut Command) -> Result<String, ClusterError> {
 pub fn outcome(command: &mut Command) -> Result<(ExitStatus, String, String), ClusterError> {
     let output = command
         .stdin(Stdio::null())
+        .env("RUST_LIB_BACKTRACE", "0")
         .output()
         .map_err(|error| ClusterError::Process { name: text(command), reason: error.to_string() })?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -55,7 +55,7 @@ impl Default for ClusterSpec {
         Self {
             nodes: 3,
             kind: MachineKind::Tdx,
-            engine: "sled",
+            engine: "redb",
             operators: 2,
             approvals: 1,
             timelock_s: 0,

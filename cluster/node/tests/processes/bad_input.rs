@@ -39,11 +39,26 @@ fn each_lie_in_a_request_has_its_refusal() {
             ("a class that the policy does not list", |r| r.wishes = vec![wish(KeyClass::P256, "")], &[RefusalCode::ClassNotAllowed]),
             (
                 "the disk of another instance",
-                |r| r.wishes = vec![wish(KeyClass::Disk, "\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}")],
+                |r| {
+                    r.wishes = vec![wish(
+                        KeyClass::Disk,
+                        "\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}\u{1}",
+                    )]
+                },
                 &[RefusalCode::InstanceMismatch],
             ),
             ("a zero one-time key", |r| r.epk = [0; 32], &[RefusalCode::Malformed]),
-            ("a low-order one-time key", |r| r.epk = { let mut one = [0; 32]; one[0] = 1; one }, &[RefusalCode::Malformed]),
+            (
+                "a low-order one-time key",
+                |r| {
+                    r.epk = {
+                        let mut one = [0; 32];
+                        one[0] = 1;
+                        one
+                    }
+                },
+                &[RefusalCode::Malformed],
+            ),
         ];
         for (what, lie, expected) in lies {
             let mut request = session.request();

@@ -24,7 +24,9 @@ fn sigterm_hands_leadership_over_and_lets_requests_finish() {
         runtime.spawn(async move {
             let mut all = Vec::new();
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                all.push(client.release(&app_id, &wishes()).await.map(|released| check_values(&released)).map_err(|error| error.to_string()));
+                all.push(
+                    client.release(&app_id, &wishes()).await.map(|released| check_values(&released)).map_err(|error| error.to_string()),
+                );
             }
             all
         })

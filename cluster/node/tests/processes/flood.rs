@@ -38,7 +38,8 @@ fn a_flood_of_connections_is_bounded_and_peers_are_served() {
     assert_eq!(cluster.leader().unwrap(), leader, "no election because of a flood");
     let grown = resident_kib(pid).saturating_sub(before);
     assert!(grown < GROWTH_KIB_MAX, "grew by {grown} KiB");
-    let pressed = cluster.node(leader).metric("kms_ratls_evicted_total").unwrap() + cluster.node(leader).metric("kms_ratls_refused_total").unwrap();
+    let pressed =
+        cluster.node(leader).metric("kms_ratls_evicted_total").unwrap() + cluster.node(leader).metric("kms_ratls_refused_total").unwrap();
     assert!(pressed > 0.0, "the flood was larger than what a node takes");
 
     drop(flood);

@@ -17,7 +17,8 @@ use crate::workload::{Workload, check_values, registered, runtime};
 fn three_nodes_form_and_print_one_pin() {
     let mut cluster = Cluster::plan(&ClusterSpec::default()).unwrap();
     let config = cluster.node(1).config();
-    let effective = run(Command::new(cluster.binaries.path("dstack-kms").unwrap()).arg("--config").arg(&config).arg("--check-config")).unwrap();
+    let effective =
+        run(Command::new(cluster.binaries.path("dstack-kms").unwrap()).arg("--config").arg(&config).arg("--check-config")).unwrap();
     assert!(effective.contains("seat = 1") && effective.contains("redb"), "{effective}");
 
     cluster.start_all().unwrap();
@@ -98,7 +99,11 @@ fn a_single_node_runs_raft_and_has_no_root() {
     cluster.wait_ready(FORMING).unwrap();
     let apps = until("the app to be there", FORMING, || {
         let status = cluster.node(1).status()?;
-        if status["state"]["apps"] == 1 { Ok(()) } else { Err(ClusterError::Unexpected { from: "node 1".to_owned(), got: status.to_string() }) }
+        if status["state"]["apps"] == 1 {
+            Ok(())
+        } else {
+            Err(ClusterError::Unexpected { from: "node 1".to_owned(), got: status.to_string() })
+        }
     });
     apps.unwrap();
     audit_verifies(&mut cluster);
@@ -117,7 +122,11 @@ fn a_node_with_another_binary_is_not_admitted() {
         until("the others to refuse it", FORMING, || {
             cluster.check_running()?;
             let refused = refused_measurements(&cluster.node(seat).log_text());
-            if refused { Ok(()) } else { Err(ClusterError::Unexpected { from: format!("node {seat}"), got: "no refusal in its log".to_owned() }) }
+            if refused {
+                Ok(())
+            } else {
+                Err(ClusterError::Unexpected { from: format!("node {seat}"), got: "no refusal in its log".to_owned() })
+            }
         })
         .unwrap();
         let status = cluster.node(seat).status().unwrap();
@@ -157,5 +166,6 @@ fn modified_binary(dir: &Path) -> PathBuf {
 
 /// Whether a log tells of a refused measurement, at the handshake or at the Admit.
 fn refused_measurements(log: &str) -> bool {
-    log.contains(RefusalCode::MeasurementNotAllowed.text()) || log.lines().any(|line| line.contains("measurement") && line.contains("not allowed"))
+    log.contains(RefusalCode::MeasurementNotAllowed.text())
+        || log.lines().any(|line| line.contains("measurement") && line.contains("not allowed"))
 }

@@ -157,11 +157,6 @@ pub(crate) fn intents(cluster: &mut Cluster, seat: u16) -> (u64, u64) {
     (count("applied"), count("rejected"))
 }
 
-/// Leaves applied at each running node.
-pub(crate) fn sizes(cluster: &mut Cluster) -> Vec<u64> {
-    cluster.nodes().iter_mut().filter(|node| node.pid().is_some()).map(|node| node.status().unwrap()["state"]["size"].as_u64().unwrap()).collect()
-}
-
 /// `dstack audit verify` accepts the log of every node, also while it runs.
 pub(crate) fn audit_verifies(cluster: &mut Cluster) {
     for seat in 1..=u16::try_from(cluster.nodes().len()).unwrap() {

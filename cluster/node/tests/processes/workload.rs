@@ -74,7 +74,8 @@ impl Workload {
         let boot = serde_json::json!({"compose": hex::encode(compose), "app_id": app_id, "instance_seed": null, "key_provider": null});
         let boot: Boot = serde_json::from_value(boot).unwrap();
         assert_eq!(device.boot_app(boot).unwrap().app_id.0, id);
-        let trust = Trust { software_roots: cluster.device.roots().to_vec(), collateral: Some(cluster.device.collateral()), ..Trust::default() };
+        let trust =
+            Trust { software_roots: cluster.device.roots().to_vec(), collateral: Some(cluster.device.collateral()), ..Trust::default() };
         let clock = SystemClock::new();
         let judge = trust.judge().unwrap();
         Self { app_id: AppId(id), pin: Pin::of_compose(compose).unwrap(), device, trust, judge, now: Arc::new(move || clock.now()) }
@@ -142,12 +143,22 @@ impl Workload {
     }
 
     /// A session whose certificate may lie.
-    pub(crate) async fn session_over(&self, address: SocketAddr, beacon: BeaconAnswer, twist: impl FnOnce([u8; 64]) -> [u8; 64]) -> Session {
+    pub(crate) async fn session_over(
+        &self,
+        address: SocketAddr,
+        beacon: BeaconAnswer,
+        twist: impl FnOnce([u8; 64]) -> [u8; 64],
+    ) -> Session {
         self.connect(address, beacon, self.certificate(&beacon, twist)).await.unwrap()
     }
 
     /// Connects with this certificate.
-    pub(crate) async fn connect(&self, address: SocketAddr, beacon: BeaconAnswer, identity: CertifiedIdentity) -> Result<Session, PeerError> {
+    pub(crate) async fn connect(
+        &self,
+        address: SocketAddr,
+        beacon: BeaconAnswer,
+        identity: CertifiedIdentity,
+    ) -> Result<Session, PeerError> {
         self.connect_again(address, beacon, CertificateSource::new(identity)).await
     }
 
