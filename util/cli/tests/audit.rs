@@ -84,7 +84,7 @@ fn a_changed_record_body_or_order_is_found() {
 #[test]
 fn a_flipped_byte_on_the_disk_is_found() {
     let dir = world(|_| ());
-    let segment = std::fs::read_dir(dir.path().join("data/audit")).unwrap().next().unwrap().unwrap().path();
+    let segment = std::fs::read_dir(dir.path().join("data/audit/00000000000000000000")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&segment).unwrap();
     // In the genesis document: a whole batch follows, so it is damage and no torn tail.
     bytes[300] ^= 1;

@@ -9,12 +9,12 @@ use dstack_protocol::codec::sha256;
 use crate::make::Source;
 use crate::table::{Layout, layouts};
 
-pub fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/layouts")
 }
 
 /// The committed bytes of a layout.
-pub fn vector(layout: &Layout) -> Option<Vec<u8>> {
+pub(crate) fn vector(layout: &Layout) -> Option<Vec<u8>> {
     let text = std::fs::read_to_string(folder().join(format!("{}.hex", layout.name))).ok()?;
     Some(hex::decode(text.split_whitespace().collect::<String>()).expect("a vector is hex"))
 }

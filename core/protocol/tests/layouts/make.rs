@@ -23,7 +23,7 @@ use dstack_protocol::{
 };
 
 /// A stream of bytes; zeros after its end.
-pub struct Source<'a>(pub &'a [u8]);
+pub(crate) struct Source<'a>(pub(crate) &'a [u8]);
 
 impl Source<'_> {
     fn byte(&mut self) -> u8 {
@@ -70,7 +70,7 @@ impl Source<'_> {
 }
 
 /// A value from a stream.
-pub trait Make: Sized {
+pub(crate) trait Make: Sized {
     fn make(s: &mut Source<'_>) -> Self;
 }
 
@@ -233,7 +233,7 @@ impl DealBodyOf {
 
 /// A Deal of a group with points of 32 bytes, as at genesis; its decoder needs to be told so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DealBodyOf(pub DealBody);
+pub(crate) struct DealBodyOf(pub(crate) DealBody);
 
 impl Make for DealBodyOf {
     fn make(s: &mut Source<'_>) -> Self {
@@ -243,7 +243,7 @@ impl Make for DealBodyOf {
 
 /// A Deal of a resharing in a group with points of 33 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReshareDeal(pub DealBody);
+pub(crate) struct ReshareDeal(pub(crate) DealBody);
 
 impl Make for ReshareDeal {
     fn make(s: &mut Source<'_>) -> Self {
@@ -285,7 +285,7 @@ impl Make for Command {
 }
 
 /// Types whose variants are made one by one.
-pub trait Variants: Sized {
+pub(crate) trait Variants: Sized {
     fn variant(s: &mut Source<'_>, which: usize) -> Self;
 }
 

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 
 use crate::golden::vector;
 use crate::make::Source;
-use crate::table::layouts;
+use crate::table::{Through, layouts};
 
 /// Any bytes end in a value or an error, and what decodes has one encoding only.
-fn survives(name: &str, through: fn(&[u8]) -> Result<(String, Vec<u8>), dstack_protocol::DecodeError>, bytes: &[u8]) {
+fn survives(name: &str, through: Through, bytes: &[u8]) {
     if let Ok((_, again)) = through(bytes) {
         assert!(again == bytes, "{name}: two encodings of one value: {} and {}", hex::encode(bytes), hex::encode(again));
     }

@@ -16,7 +16,7 @@ use dstack_protocol::{DecodeError, Refusal, Wire};
 use crate::make::{DealBodyOf, Make, ReshareDeal, Source, Variants};
 
 /// A type with its codec, however that is called.
-pub trait Format: Make + PartialEq {
+pub(crate) trait Format: Make + PartialEq {
     fn to_wire(&self) -> Vec<u8>;
     fn from_wire(bytes: &[u8]) -> Result<Self, DecodeError>;
     /// The fields with their names, for people and for the vectors.
@@ -117,16 +117,19 @@ impl Format for State {
     }
 }
 
+/// Bytes to what is shown and the bytes again.
+pub(crate) type Through = fn(&[u8]) -> Result<(String, Vec<u8>), DecodeError>;
+
 /// A layout, or one variant of it, without its type.
-pub struct Layout {
+pub(crate) struct Layout {
     /// Name of its vector.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// A value's encoding from a stream.
-    pub make: fn(&mut Source<'_>) -> Vec<u8>,
+    pub(crate) make: fn(&mut Source<'_>) -> Vec<u8>,
     /// Decodes, shows, encodes again.
-    pub through: fn(&[u8]) -> Result<(String, Vec<u8>), DecodeError>,
+    pub(crate) through: Through,
     /// Makes a value and fails unless it survives the way there and back.
-    pub round_trip: fn(&mut Source<'_>),
+    pub(crate) round_trip: fn(&mut Source<'_>),
 }
 
 fn through<F: Format>(bytes: &[u8]) -> Result<(String, Vec<u8>), DecodeError> {
@@ -155,7 +158,7 @@ macro_rules! variants {
 }
 
 /// All of them.
-pub fn layouts() -> Vec<Layout> {
+pub(crate) fn layouts() -> Vec<Layout> {
     let mut all = vec![
         layout::<Message>("ceremony-message"),
         layout::<AdmitBody>("admit-body"),

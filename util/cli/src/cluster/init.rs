@@ -149,8 +149,8 @@ fn agree(folder: &ClusterFolder, certificates: &BTreeMap<Seat, GenesisCertificat
 mod tests {
     use dstack_attest::{CollateralBundle, TrustRoots};
     use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, SeatGrant, collateral_id};
-    use dstack_testkit::{Machine, Measured, SoftwareRoots};
     use dstack_tee::Device as _;
+    use dstack_testkit::{Machine, Measured, SoftwareRoots};
 
     use super::*;
 
@@ -173,11 +173,8 @@ mod tests {
         fn new() -> Self {
             let now = SystemClock::new().now();
             let roots = SoftwareRoots::generate(now).unwrap();
-            let machines = vec![
-                Machine::tdx("one", &roots).unwrap(),
-                Machine::tdx("two", &roots).unwrap(),
-                Machine::nitro("three", &roots).unwrap(),
-            ];
+            let machines =
+                vec![Machine::tdx("one", &roots).unwrap(), Machine::tdx("two", &roots).unwrap(), Machine::nitro("three", &roots).unwrap()];
             let mut allowed_nodes: Vec<_> =
                 machines.iter().map(|m| AllowedNode { platform: m.platform(), measurement: m.measurement() }).collect();
             allowed_nodes.sort();
@@ -216,8 +213,7 @@ mod tests {
 
         fn certificate(&self, seat: u16, by: &Machine) -> GenesisCertificate {
             let public_key = public_key();
-            let report_data =
-                binding::genesis_certificate(&self.folder.cluster_id, Generation(0), RootTag::Prf, &public_key, &TRANSCRIPT);
+            let report_data = binding::genesis_certificate(&self.folder.cluster_id, Generation(0), RootTag::Prf, &public_key, &TRANSCRIPT);
             GenesisCertificate {
                 seat: Seat(seat),
                 generation: Generation(0),
