@@ -114,7 +114,7 @@ impl LogStore {
         let limit = config.open_timeout;
         let (answer, opened) = mpsc::sync_channel(1);
         std::thread::Builder::new()
-            .name("storage-open".to_owned())
+            .name("guarded-storage-open".to_owned())
             .spawn(move || {
                 let _receiver_gone_after_timeout = answer.send(Self::open_here(&config, &key));
             })

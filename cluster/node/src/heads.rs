@@ -46,6 +46,8 @@ struct Book {
     certified: BTreeMap<u64, CertifiedHead>,
     /// Certificates that came before this node applied their size: compared on getting there.
     ahead: BTreeMap<u64, HeadCert>,
+    /// Size of the snapshot whose certificate is awaited.
+    awaited: Option<u64>,
     /// Signers that deviated; an alarm each, once.
     deviated: BTreeSet<(u64, NodeIndex)>,
 }
@@ -232,9 +234,32 @@ impl Heads {
         self.fork.send_replace(Some(fork.to_string()));
     }
 
-    /// A certificate at hand.
+    /// A certificate at hand, in memory or on disk.
     pub(crate) fn certificate_of(&self, size: u64) -> Option<HeadCert> {
-        self.book().certified.get(&size).map(|certified| certified.certificate().clone())
+        let kept = self.book().certified.get(&size).map(|certified| certified.certificate().clone());
+        kept.or_else(|| HeadCert::decode(&std::fs::read(self.path(size)).ok()?).ok())
+    }
+
+    /// Whether a certificate confirms the head of the snapshot that this node's state came from. One that contradicts it stops the node.
+    pub(crate) fn confirms(&self, snapshot: &Head) -> bool {
+        let certified = self.book().certified.get(&snapshot.size).cloned();
+        let Some(certified) = certified else { return false };
+        match Fork::with_own_log(snapshot, &[], &certified) {
+            None => true,
+            Some(fork) => {
+                self.stop(&fork);
+                false
+            }
+        }
+    }
+
+    /// The head of this node's snapshot: compared with what peers certified, and asked for while it has no certificate.
+    pub(crate) fn await_confirmation(&self, snapshot: Head) {
+        self.book().own.insert(snapshot.size, snapshot);
+        self.book().awaited = Some(snapshot.size);
+        if let Some(certificate) = self.certificate_of(snapshot.size) {
+            self.certificate(&certificate);
+        }
     }
 
     /// Highest certified size.
@@ -261,7 +286,8 @@ impl Heads {
 
     /// Beacons of the state without a certificate here: asks peers for them.
     pub(crate) async fn fetch_missing(&self) {
-        for size in self.wanted().into_iter().rev().take(16) {
+        let awaited = self.book().awaited;
+        for size in awaited.into_iter().chain(self.wanted().into_iter().rev().take(16)) {
             if self.book().certified.contains_key(&size) {
                 continue;
             }

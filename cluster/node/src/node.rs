@@ -105,10 +105,19 @@ impl Services {
     /// # Errors
     /// [`RefusalCode::Fork`] once it has stopped.
     pub(crate) fn serving(&self) -> Result<(), Refusal> {
-        match self.heads.watch_fork().borrow().clone() {
-            Some(fork) => Err(Refusal::new(RefusalCode::Fork, "one log", fork)),
-            None => Ok(()),
+        if let Some(fork) = self.heads.watch_fork().borrow().clone() {
+            return Err(Refusal::new(RefusalCode::Fork, "one log", fork));
         }
+        if self.confirmed() {
+            return Ok(());
+        }
+        Err(Refusal::new(RefusalCode::NoCert, "a head certificate of this node's snapshot", "none yet").retry_after(500))
+    }
+
+    /// Whether the snapshot that the state came from is confirmed by a certificate; true where there was none.
+    pub(crate) fn confirmed(&self) -> bool {
+        let snapshot = self.raft.with_state(|machine| machine.unconfirmed().copied()).ok().flatten();
+        snapshot.is_none_or(|head| self.heads.confirms(&head))
     }
 
     /// Tries a governance entry on a copy of the state, so that what no operator signed costs no log entry.
@@ -169,9 +178,10 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         HelloIdentity { cluster_id: *birth.cluster_id(), seat: config.seat, signer: Arc::new(Signer(Arc::clone(&identity.node_key))) };
 
     let others: Vec<Seat> = genesis.seats.iter().map(|grant| grant.seat).filter(|seat| *seat != config.seat).collect();
-    let dialer =
-        PeerDialer::new(Arc::clone(&source), Arc::clone(&trust.nodes) as _, Arc::clone(&now), hello.clone(), PeerLimits::default())
-            .context("peer connections")?;
+    // A node that comes back is wanted back at once.
+    let peer_limits = PeerLimits { backoff_max: Duration::from_millis(250), ..PeerLimits::default() };
+    let dialer = PeerDialer::new(Arc::clone(&source), Arc::clone(&trust.nodes) as _, Arc::clone(&now), hello.clone(), peer_limits)
+        .context("peer connections")?;
     let raft_peers = Arc::new(RaftPeers::new());
     let mut clients = BTreeMap::new();
     let mut known_addresses = std::collections::HashSet::new();
@@ -467,8 +477,12 @@ async fn consume(services: Arc<Services>, mut noted: mpsc::UnboundedReceiver<Not
 
 async fn fetch_certificates(services: Arc<Services>) {
     loop {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        let snapshot = services.raft.with_state(|machine| machine.unconfirmed().copied()).ok().flatten();
+        if let Some(head) = snapshot.filter(|_| !services.confirmed()) {
+            services.heads.await_confirmation(head);
+        }
         services.heads.fetch_missing().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -65,6 +65,9 @@ pub(crate) fn not_ready(services: &Services) -> Option<String> {
     if formation != Formation::Formed {
         return Some(formation_name(formation).to_owned());
     }
+    if !services.confirmed() {
+        return Some("awaiting a certificate of this node's snapshot".to_owned());
+    }
     if services.birth.genesis().has_roots() && services.holder.shares().in_use().is_none() {
         return Some("no share of the active epoch".to_owned());
     }

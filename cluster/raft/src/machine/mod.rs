@@ -113,6 +113,7 @@ pub struct KmsMachine {
     birth: Arc<Birth>,
     state: Option<State>,
     at_checkpoint: bool,
+    unconfirmed: Option<Head>,
 }
 
 /// A leaf to be: kind, outcome, body.
@@ -126,13 +127,20 @@ impl KmsMachine {
     /// A machine before genesis.
     #[must_use]
     pub fn new(birth: Arc<Birth>) -> Self {
-        Self { birth, state: None, at_checkpoint: false }
+        Self { birth, state: None, at_checkpoint: false, unconfirmed: None }
     }
 
     /// The state, once the genesis was applied.
     #[must_use]
     pub fn state(&self) -> Option<&State> {
         self.state.as_ref()
+    }
+
+    /// The head that a certificate must confirm before this node serves: that of the snapshot its state came from
+    /// (architecture.md §7 "Snapshots").
+    #[must_use]
+    pub fn unconfirmed(&self) -> Option<&Head> {
+        self.unconfirmed.as_ref()
     }
 
     /// What this cluster was born from.
@@ -397,7 +405,8 @@ impl Machine for KmsMachine {
 
     fn restored(&self, bytes: &[u8]) -> Result<Self, String> {
         let state = if bytes.is_empty() { None } else { Some(snapshot::checked(&self.birth, bytes)?) };
-        Ok(Self { birth: Arc::clone(&self.birth), at_checkpoint: state.is_some(), state })
+        let unconfirmed = state.as_ref().map(|state| head(state, true));
+        Ok(Self { birth: Arc::clone(&self.birth), at_checkpoint: state.is_some(), state, unconfirmed })
     }
 
     fn at_checkpoint(&self) -> bool {
