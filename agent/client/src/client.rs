@@ -31,7 +31,7 @@ use crate::nodes::{NodeUrl, Nodes};
 use crate::pin::Pin;
 use crate::race::first_answer;
 use crate::release::ReleasedKeys;
-use crate::session::{SESSION_LIFETIME, Session};
+use crate::session::{KeptBeacon, SESSION_LIFETIME, Session};
 
 /// Asks the device for evidence over 64 bytes; may block. The text says why there is none.
 pub type EvidenceOf = Arc<dyn Fn([u8; 64]) -> Result<Vec<u8>, String> + Send + Sync>;
@@ -64,6 +64,8 @@ impl Default for Settings {
 const ROUNDS_MAX: usize = 8;
 /// New sessions or beacons within one release.
 const RENEWALS_MAX: usize = 2;
+/// How long one request is repeated. Its beacon was at most 75 s old when it was made, and nodes take 120 s.
+const SAME_REQUEST_USE: Duration = Duration::from_secs(40);
 /// First and longest pause between tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 
@@ -135,14 +137,13 @@ impl KmsClient {
     /// [`ClientError::NoNode`], [`ClientError::Refused`].
     pub async fn beacon(&self) -> Result<BeaconAnswer, ClientError> {
         let request_id = hex::encode(random::<16>()?);
-        self.beacon_over(&self.anonymous, &request_id).await
+        self.beacon_over(&self.anonymous, &request_id).await.map(|(_, beacon)| beacon)
     }
 
     async fn patiently(&self, app_id: &AppId, wishes: &[Wish], request_id: &str) -> Result<ReleasedKeys, ClientError> {
-        let give_up = Instant::now() + self.settings.patience;
-        let (mut pause, longest) = PAUSE;
+        let mut patience = Patience::new(self.settings.patience);
         loop {
-            let error = match self.released(app_id, wishes, request_id).await {
+            match self.released(app_id, wishes, request_id, &mut patience).await {
                 Ok(released) => {
                     tracing::info!(
                         pos = released.committed.pos(),
@@ -152,26 +153,28 @@ impl KmsClient {
                     );
                     return Ok(released);
                 }
-                Err(error) => error,
-            };
-            let hint = error.refusal().map_or(0, |refusal| refusal.retry_after_ms);
-            let wait = pause.max(Duration::from_millis(u64::from(hint)).min(longest));
-            if !error.retryable() || Instant::now() + wait > give_up {
-                tracing::warn!(code = error.code(), reason = %error, "no keys");
-                return Err(error);
+                Err(error) => {
+                    if !patience.bears(&error).await {
+                        tracing::warn!(code = error.code(), reason = %error, "no keys");
+                        return Err(error);
+                    }
+                }
             }
-            tracing::debug!(code = error.code(), reason = %error, wait_ms = wait.as_millis(), "no keys yet");
-            tokio::time::sleep(wait).await;
-            pause = pause.saturating_mul(2).min(longest);
         }
     }
 
     /// One try: with new sessions and beacons where nodes ask for them.
-    async fn released(&self, app_id: &AppId, wishes: &[Wish], request_id: &str) -> Result<ReleasedKeys, ClientError> {
+    async fn released(
+        &self,
+        app_id: &AppId,
+        wishes: &[Wish],
+        request_id: &str,
+        patience: &mut Patience,
+    ) -> Result<ReleasedKeys, ClientError> {
         let mut renewals = 0;
         loop {
             let session = self.session(request_id).await?;
-            let error = match self.request(&session, app_id, wishes, request_id).await {
+            let error = match self.request(&session, app_id, wishes, request_id, patience).await {
                 Ok(released) => return Ok(released),
                 Err(error) => error,
             };
@@ -179,9 +182,12 @@ impl KmsClient {
                 Some(renewal) if renewals < RENEWALS_MAX => {
                     renewals += 1;
                     tracing::info!(code = error.code(), ?renewal, "nodes ask for something newer");
-                    match renewal {
-                        Renewal::Session => self.forget(&session).await,
-                        Renewal::Beacon => session.forget_beacon(),
+                    // The node that gave the beacon may lag or lie: another is asked first for the next.
+                    if let Some(place) = session.forget_beacon() {
+                        self.nodes.failed(place);
+                    }
+                    if renewal == Renewal::Session {
+                        self.forget(&session).await;
                     }
                 }
                 _ => return Err(error),
@@ -197,7 +203,7 @@ impl KmsClient {
             return Ok(Arc::clone(session));
         }
         let fetched = Instant::now();
-        let beacon = self.beacon_over(&self.anonymous, request_id).await?;
+        let (place, beacon) = self.beacon_over(&self.anonymous, request_id).await?;
         let binding = SessionBinding { cluster_id: self.pin.cluster_id, beacon_pos: beacon.beacon_pos, beacon: beacon.beacon };
         let (now, evidence_of) = ((self.now)(), Arc::clone(&self.evidence_of));
         // The device blocks.
@@ -211,7 +217,7 @@ impl KmsClient {
         let source = CertificateSource::new(identity);
         let dialer = ClientDialer::new(Some(Arc::clone(&source)), self.judge.clone(), self.now.clone()).map_err(ClientError::Session)?;
         let channel = Channel::new(dialer, self.nodes.len(), self.settings.connect_timeout);
-        let session = Arc::new(Session::new(source.current(), channel, beacon, fetched, now));
+        let session = Arc::new(Session::new(source.current(), channel, KeptBeacon { beacon, fetched, from: place }, now));
         metrics::session();
         tracing::info!(beacon_pos = beacon.beacon_pos, "session begun");
         *slot = Some(Arc::clone(&session));
@@ -225,7 +231,7 @@ impl KmsClient {
         }
     }
 
-    async fn beacon_over(&self, channel: &Channel, request_id: &str) -> Result<BeaconAnswer, ClientError> {
+    async fn beacon_over(&self, channel: &Channel, request_id: &str) -> Result<(usize, BeaconAnswer), ClientError> {
         let question = Question {
             method: Method::GET,
             path: PATH_BEACON,
@@ -240,16 +246,23 @@ impl KmsClient {
             let (pinned, got) = (self.pin.cluster_id, beacon.cluster_id);
             if got == pinned { Ok(beacon) } else { Err(NodeFault::WrongCluster { pinned, got }) }
         });
-        outcome.await.map(|(_, beacon)| beacon).map_err(|faults| self.failed(faults))
+        outcome.await.map_err(|faults| self.failed(faults))
     }
 
-    async fn request(&self, session: &Session, app_id: &AppId, wishes: &[Wish], request_id: &str) -> Result<ReleasedKeys, ClientError> {
+    async fn request(
+        &self,
+        session: &Session,
+        app_id: &AppId,
+        wishes: &[Wish],
+        request_id: &str,
+        patience: &mut Patience,
+    ) -> Result<ReleasedKeys, ClientError> {
         let beacon = match session.beacon() {
             Some(beacon) => beacon,
             None => {
                 let fetched = Instant::now();
-                let beacon = self.beacon_over(&session.channel, request_id).await?;
-                session.keep_beacon(beacon, fetched);
+                let (from, beacon) = self.beacon_over(&session.channel, request_id).await?;
+                session.keep_beacon(KeptBeacon { beacon, fetched, from });
                 beacon
             }
         };
@@ -270,7 +283,15 @@ impl KmsClient {
         RelReq::decode(&request.encode()).map_err(ClientError::Wishes)?;
         let sig = session.identity.key().sign_fixed(&request.encode()).map_err(ClientError::Session)?;
         let asking = Asking { client: self, session, request: &request, sig, own: request.intent(NodeIndex(0)), request_id };
-        asking.run(recipient).await
+        let mut gather = Gather::new(&request, recipient, &self.pin)?;
+        let began = Instant::now();
+        loop {
+            // What may succeed later is asked again with the same bytes while the beacon is fresh: one record, whatever happened.
+            match asking.run(&mut gather).await {
+                Err(error) if Renewal::after(&error).is_none() && began.elapsed() < SAME_REQUEST_USE && patience.bears(&error).await => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// The error that says most: a refusal, final before passing, else all faults.
@@ -295,9 +316,8 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    async fn run(&self, recipient: RecipientKey) -> Result<ReleasedKeys, ClientError> {
+    async fn run(&self, gather: &mut Gather<'_>) -> Result<ReleasedKeys, ClientError> {
         let client = self.client;
-        let mut gather = Gather::new(self.request, recipient, &client.pin)?;
         let mut exclude: Vec<NodeIndex> = Vec::new();
         // Nodes whose answers led to no key: the next rounds go through others first.
         let mut unlucky: Vec<usize> = Vec::new();
@@ -321,7 +341,7 @@ impl Asking<'_> {
             };
             let bad_before = gather.bad().len();
             match gather.take(&answer.outs, &committed)? {
-                Gathered::Keys(keys, holders) => return self.finish(keys, holders, answer, committed, &gather),
+                Gathered::Keys(keys, holders) => return self.finish(keys, holders, answer, committed, gather),
                 Gathered::ReceiptContradicted(error) => {
                     tracing::warn!(node = client.nodes.name(place), reason = %error, "receipt contradicted by the holders");
                     client.nodes.failed(place);
@@ -396,6 +416,32 @@ impl Asking<'_> {
         }
         let (wishes, request_id) = (self.request.wishes.clone(), self.request_id.to_owned());
         Ok(ReleasedKeys { keys, wishes, generation, receipt: answer.receipt, committed, holders, bad, request_id })
+    }
+}
+
+/// How long what may succeed later is tried again.
+struct Patience {
+    give_up: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(patience: Duration) -> Self {
+        Self { give_up: Instant::now() + patience, pause: PAUSE.0 }
+    }
+
+    /// Waits and answers true if it is worth another try; false at once if not.
+    async fn bears(&mut self, error: &ClientError) -> bool {
+        let (_, longest) = PAUSE;
+        let hint = error.refusal().map_or(0, |refusal| refusal.retry_after_ms);
+        let wait = self.pause.max(Duration::from_millis(u64::from(hint)).min(longest));
+        if !error.retryable() || Instant::now() + wait > self.give_up {
+            return false;
+        }
+        tracing::debug!(code = error.code(), reason = %error, wait_ms = wait.as_millis(), "no keys yet");
+        tokio::time::sleep(wait).await;
+        self.pause = self.pause.saturating_mul(2).min(longest);
+        true
     }
 }
 

@@ -2,13 +2,12 @@
 //! Owns: when a session or a beacon is too old to begin with. Never: outlives its evidence; nodes refuse it after an hour of log time.
 //! Source: threshold.md §2.2.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dstack_protocol::UnixMillis;
 use dstack_protocol::rpc::BeaconAnswer;
 use dstack_ratls::CertifiedIdentity;
-use std::sync::Arc;
 
 use crate::channel::Channel;
 
@@ -24,12 +23,20 @@ pub(crate) struct Session {
     pub(crate) identity: Arc<CertifiedIdentity>,
     pub(crate) channel: Channel,
     made_at: UnixMillis,
-    beacon: Mutex<Option<(BeaconAnswer, Instant)>>,
+    beacon: Mutex<Option<KeptBeacon>>,
+}
+
+/// A beacon, when and from which node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeptBeacon {
+    pub(crate) beacon: BeaconAnswer,
+    pub(crate) fetched: Instant,
+    pub(crate) from: usize,
 }
 
 impl Session {
-    pub(crate) fn new(identity: Arc<CertifiedIdentity>, channel: Channel, beacon: BeaconAnswer, fetched: Instant, now: UnixMillis) -> Self {
-        Self { identity, channel, made_at: now, beacon: Mutex::new(Some((beacon, fetched))) }
+    pub(crate) fn new(identity: Arc<CertifiedIdentity>, channel: Channel, beacon: KeptBeacon, now: UnixMillis) -> Self {
+        Self { identity, channel, made_at: now, beacon: Mutex::new(Some(beacon)) }
     }
 
     /// Whether it may begin another request. A clock that jumped back ends it, too.
@@ -39,15 +46,21 @@ impl Session {
 
     /// The beacon for a request now, if it is young enough.
     pub(crate) fn beacon(&self) -> Option<BeaconAnswer> {
-        let kept = *self.beacon.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.filter(|(_, fetched)| fetched.elapsed() < BEACON_USE).map(|(beacon, _)| beacon)
+        let kept = *self.kept();
+        kept.filter(|kept| kept.fetched.elapsed() < BEACON_USE).map(|kept| kept.beacon)
     }
 
-    pub(crate) fn keep_beacon(&self, beacon: BeaconAnswer, fetched: Instant) {
-        *self.beacon.lock().unwrap_or_else(PoisonError::into_inner) = Some((beacon, fetched));
+    pub(crate) fn keep_beacon(&self, beacon: KeptBeacon) {
+        *self.kept() = Some(beacon);
     }
 
-    pub(crate) fn forget_beacon(&self) {
-        *self.beacon.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Uses another one from now on; answers which node gave it.
+    pub(crate) fn forget_beacon(&self) -> Option<usize> {
+        self.kept().take().map(|kept| kept.from)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<KeptBeacon>> {
+        // Plain data: a holder that panicked left it whole.
+        self.beacon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -80,7 +80,6 @@ impl Trust {
         for path in &self.software_roots {
             let der = read(path, ROOT_BYTES_MAX)?;
             roots = roots.with_software_root(&der).map_err(|error| TrustError::Refused { path: path.clone(), error })?;
-            tracing::warn!(root = %path.display(), "a software root is trusted: no hardware stands behind such nodes");
         }
         let collateral = match &self.collateral {
             None => CollateralBundle::empty(),

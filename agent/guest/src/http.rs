@@ -133,7 +133,20 @@ fn ascii(json: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in ".{0,200}") {
+            let _ = query(&text);
+            let json = Value::String(text).to_string();
+            let escaped = ascii(&json);
+            prop_assert!(escaped.is_ascii());
+            prop_assert_eq!(serde_json::from_str::<Value>(&escaped).unwrap(), serde_json::from_str::<Value>(&json).unwrap());
+        }
+    }
 
     #[test]
     fn ascii_json_means_the_same() {

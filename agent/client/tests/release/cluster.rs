@@ -63,6 +63,10 @@ pub enum Conduct {
     ReceiptOfAnother,
     /// Its receipt holds by itself, in a log that no holder has.
     ReceiptOfItsOwnLog,
+    /// Gives a beacon that the log does not have.
+    FalseBeacon,
+    /// Puts the intent on record, then finds too few holders.
+    RecordsOnly,
     /// Spoils the answers of all other holders on their way.
     SpoilsOthers,
 }
@@ -203,17 +207,25 @@ impl Cluster {
 
     /// A client in a guest of its own on TDX.
     pub fn client(&self, pin: Pin, nodes: &[&Node], measurements: Vec<Vec<u8>>, kcvs: Option<KcvStore>) -> KmsClient {
+        self.patient_client(pin, nodes, measurements, kcvs, Duration::from_millis(100))
+    }
+
+    /// As above; tries again for as long as `patience`.
+    pub fn patient_client(
+        &self,
+        pin: Pin,
+        nodes: &[&Node],
+        measurements: Vec<Vec<u8>>,
+        kcvs: Option<KcvStore>,
+        patience: Duration,
+    ) -> KmsClient {
         let machine = Machine::tdx("guest", &self.roots).unwrap();
         let boot = Boot { compose: HexBytes(b"{}".to_vec()), app_id: Some(HexArray(APP.0)), instance_seed: None, key_provider: None };
         machine.boot_app(boot).unwrap();
         let evidence_of: EvidenceOf = Arc::new(move |report_data| machine.evidence(report_data).map_err(|error| error.to_string()));
         let urls = nodes.iter().map(|node| node.url.clone()).collect();
-        let settings = Settings {
-            hedge_after: Duration::from_millis(400),
-            patience: Duration::from_millis(100),
-            request_timeout: Duration::from_secs(8),
-            ..Settings::default()
-        };
+        let settings =
+            Settings { hedge_after: Duration::from_millis(400), patience, request_timeout: Duration::from_secs(8), ..Settings::default() };
         KmsClient::new(pin, urls, settings, trust::judge_of(self.material(), measurements), now(), evidence_of, kcvs).unwrap()
     }
 
@@ -290,7 +302,8 @@ async fn serve_beacon(Extension(conduct): Extension<Arc<Mutex<Conduct>>>) -> Ans
         return answer;
     }
     let cluster_id = if conduct == Conduct::OtherCluster { ClusterId([9; 32]) } else { CLUSTER };
-    let answer = BeaconAnswer { cluster_id, generation: Generation(0), beacon_pos: BEACON_POS, beacon: beacon(), log_time: UnixMillis(1) };
+    let beacon_pos = if conduct == Conduct::FalseBeacon { BEACON_POS + 1 } else { BEACON_POS };
+    let answer = BeaconAnswer { cluster_id, generation: Generation(0), beacon_pos, beacon: beacon(), log_time: UnixMillis(1) };
     (StatusCode::OK, answer.encode())
 }
 
@@ -326,6 +339,7 @@ async fn serve_release(
     let mut receipt = cluster.record(&ask);
     let mut outs: Vec<Out> = holders.iter().take(THRESHOLD).map(|index| cluster.partial(*index, &ask, &receipt)).collect();
     match conduct {
+        Conduct::RecordsOnly => return refuse(RefusalCode::NotEnoughPartials, "2 holders", "1"),
         Conduct::ReceiptOfAnother => receipt.intent.beacon_pos += 1,
         Conduct::ReceiptOfItsOwnLog => {
             let mut frontier = Frontier::new();

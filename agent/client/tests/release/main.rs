@@ -270,3 +270,32 @@ async fn a_key_that_differs_from_the_one_before_is_refused() {
     let nowhere = dir.path().join("none/kcv.json");
     assert!(matches!(release(&client(&nowhere)).await, Err(ClientError::Kcv(KcvError::Io { .. }))));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_succeed_later_is_asked_again_with_the_same_bytes() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let client = cluster.patient_client(pin(), &[&node], Vec::new(), None, std::time::Duration::from_secs(30));
+    node.conducts(Conduct::RecordsOnly);
+    let later = async {
+        while cluster.asked.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        node.conducts(Conduct::Honest);
+    };
+    let (released, ()) = tokio::join!(release(&client), later);
+    assert_eq!(hex_of(&released.unwrap()), known_answers());
+    assert_eq!(cluster.recorded(), 1, "the same request each time");
+    assert!(cluster.asked.load(Ordering::SeqCst) >= 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_false_beacon_keeps_nobody_from_the_keys() {
+    let cluster = Cluster::new();
+    let nodes = [cluster.node().await, cluster.node().await];
+    nodes[0].conducts(Conduct::FalseBeacon);
+    let client = cluster.client(pin(), &[&nodes[0], &nodes[1]], Vec::new(), None);
+    assert_eq!(hex_of(&release(&client).await.unwrap()), known_answers());
+    let alone = cluster.client(pin(), &[&nodes[0]], Vec::new(), None);
+    assert!(matches!(release(&alone).await.unwrap_err(), ClientError::NoNode { .. }));
+}
