@@ -79,14 +79,17 @@ impl Timelocks {
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let due = read(&*self.log, |state| {
+            let rows = read(&*self.log, |state| {
                 let timelock_ms = state.governance.timelock_s.saturating_mul(1000);
                 let rows = state.governance.pending.iter();
-                rows.filter(|(_, row)| row.ready_since.is_some_and(|since| state.log_time.since(since) >= timelock_ms))
-                    .map(|(id, _)| *id)
-                    .collect()
+                let rows = rows.filter_map(|(id, row)| Some((*id, state.log_time.since(row.ready_since?) >= timelock_ms)));
+                rows.collect::<Vec<_>>()
             });
-            let due: Vec<[u8; 16]> = due.unwrap_or_default();
+            let rows = rows.unwrap_or_default();
+            // A state that came from a snapshot brings timelocks whose beginning this node did not see: it counts from here.
+            rows.iter().for_each(|(action_id, _)| self.started(*action_id));
+            self.began.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| rows.iter().any(|(pending, _)| pending == id));
+            let due: Vec<[u8; 16]> = rows.into_iter().filter(|(_, due)| *due).map(|(id, _)| id).collect();
             if !self.log.leads() {
                 continue;
             }
