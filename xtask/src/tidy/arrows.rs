@@ -44,7 +44,7 @@ const PROOF: &[&str] = &["dstack-testkit", "dstack-sim", "dstack-harness", "dsta
 const TESTS_ONLY: &[&str] = &["shamir_secret_sharing", "voprf", "proptest", "criterion"];
 
 /// Crates inside a fence of deny.toml (which knows no dev-dependencies) for their tests alone.
-const FENCED_FOR_TESTS: &[(&str, &str)] = &[("dstack-client", "axum")];
+const FENCED_FOR_TESTS: &[(&str, &str)] = &[("dstack-client", "axum"), ("dstack-util", "axum")];
 
 /// All findings of the workspace at `root`.
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
