@@ -77,7 +77,7 @@ impl Trust {
     pub(crate) fn load(config: &Config, birth: &Arc<Birth>) -> anyhow::Result<Self> {
         let genesis = birth.genesis();
         let software = !config.software_roots.is_empty();
-        if software != !genesis.software_roots.is_empty() {
+        if software == genesis.software_roots.is_empty() {
             bail!(
                 "node.software_roots names {} roots, the genesis document {}: a software root is trusted only where both do",
                 config.software_roots.len(),
@@ -184,7 +184,7 @@ fn roots(files: &[PathBuf], named: &[[u8; 32]]) -> anyhow::Result<TrustRoots> {
         roots = roots.with_software_root(&der).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
     }
     for root in roots.iter().filter(|root| root.is_software()) {
-        if !named.contains(&root.spki_sha256()) {
+        if !named.contains(root.spki_sha256()) {
             bail!("software root with SPKI {} is not named by the genesis document", hex::encode(root.spki_sha256()));
         }
     }
