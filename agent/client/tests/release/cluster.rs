@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -85,6 +85,8 @@ pub struct Cluster {
     roots: SoftwareRoots,
     holdings: Mutex<Vec<Holding>>,
     log: Mutex<Log>,
+    /// What nodes and clients are ahead of the system's clock by, ms.
+    ahead_ms: Arc<AtomicU64>,
     /// Requests by path, over all nodes.
     pub asked: AtomicUsize,
     pub request_ids: Mutex<Vec<String>>,
@@ -134,14 +136,13 @@ impl Beacons for TheBeacon {
     }
 }
 
-pub fn now() -> Now {
-    let clock = dstack_runtime::clock::SystemClock::new();
-    Arc::new(move || dstack_runtime::clock::Clock::now(&clock))
+fn wall() -> UnixMillis {
+    dstack_runtime::clock::Clock::now(&dstack_runtime::clock::SystemClock::new())
 }
 
 impl Cluster {
     pub fn new() -> Arc<Self> {
-        Self::under(SoftwareRoots::generate(now()()).unwrap())
+        Self::under(SoftwareRoots::generate(wall()).unwrap())
     }
 
     /// A cluster whose nodes run on machines under these roots.
@@ -152,11 +153,29 @@ impl Cluster {
         }
         let log = Mutex::new(Log { frontier, receipts: BTreeMap::new() });
         let holdings = Mutex::new(vec![Holding::Honest; usize::from(HOLDERS)]);
-        Arc::new(Self { roots, holdings, log, asked: AtomicUsize::new(0), request_ids: Mutex::default(), session_keys: Mutex::default() })
+        Arc::new(Self {
+            roots,
+            holdings,
+            log,
+            ahead_ms: Arc::default(),
+            asked: AtomicUsize::new(0),
+            request_ids: Mutex::default(),
+            session_keys: Mutex::default(),
+        })
     }
 
     pub fn holds(&self, index: u16, holding: Holding) {
         self.holdings.lock().unwrap()[usize::from(index) - 1] = holding;
+    }
+
+    fn now(&self) -> Now {
+        let ahead_ms = Arc::clone(&self.ahead_ms);
+        Arc::new(move || wall().plus_ms(ahead_ms.load(Ordering::SeqCst)))
+    }
+
+    /// Time passes for nodes and clients.
+    pub fn advance(&self, by: Duration) {
+        self.ahead_ms.fetch_add(u64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
     }
 
     /// Intents on record.
@@ -177,7 +196,7 @@ impl Cluster {
 
     pub async fn node(self: &Arc<Self>) -> Node {
         let machine = Machine::tdx("node", &self.roots).unwrap();
-        let certified = CertifiedIdentity::for_node(now()(), Duration::from_secs(3600), |report_data| {
+        let certified = CertifiedIdentity::for_node((self.now())(), Duration::from_secs(3600), |report_data| {
             machine.evidence(report_data).map_err(|error| error.to_string())
         });
         let judge = || Arc::new(AttestJudge::new(self.material()).with_beacons(Arc::new(TheBeacon)));
@@ -191,7 +210,7 @@ impl Cluster {
             source: CertificateSource::new(certified.unwrap()),
             node_judge: judge(),
             client_judge: judge(),
-            now: now(),
+            now: self.now(),
             limits: Limits::default(),
             judge_threads: 1,
             hello: HelloIdentity { cluster_id: CLUSTER, seat: Seat(1), signer: Arc::new(SigningKey::from_bytes(&[1; 32])) },
@@ -226,7 +245,7 @@ impl Cluster {
         let urls = nodes.iter().map(|node| node.url.clone()).collect();
         let settings =
             Settings { hedge_after: Duration::from_millis(400), patience, request_timeout: Duration::from_secs(8), ..Settings::default() };
-        KmsClient::new(pin, urls, settings, trust::judge_of(self.material(), measurements), now(), evidence_of, kcvs).unwrap()
+        KmsClient::new(pin, urls, settings, trust::judge_of(self.material(), measurements), self.now(), evidence_of, kcvs).unwrap()
     }
 
     /// Puts the intent on record, once.

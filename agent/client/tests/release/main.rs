@@ -210,6 +210,18 @@ async fn refusals_surface_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_used_for_fifty_minutes() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let client = cluster.client(pin(), &[&node], Vec::new(), None);
+    for (minutes, sessions) in [(0, 1), (49, 1), (2, 2), (1, 2)] {
+        cluster.advance(std::time::Duration::from_secs(minutes * 60));
+        assert_eq!(hex_of(&release(&client).await.unwrap()), known_answers());
+        assert_eq!(cluster.session_keys.lock().unwrap().len(), sessions);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_expired_session_is_replaced() {
     let cluster = Cluster::new();
     let node = cluster.node().await;
