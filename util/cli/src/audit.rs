@@ -67,8 +67,9 @@ pub(crate) fn run(command: Command) -> Done {
             }
             torn_bytes = reader.torn_tail_bytes();
         } else {
-            return Err(Failure::wrong(
-                format!("the log has a gap before position {first}: this node took a snapshot there"),
+            // Nothing is wrong with it, but a log without its beginning cannot be judged.
+            return Err(Failure::unable(
+                format!("the log has a gap from {next} to {first}: this node took a snapshot there"),
                 "verify the log of a node that has every record",
             ));
         }

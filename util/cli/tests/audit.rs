@@ -121,3 +121,13 @@ fn another_cluster_is_not_this_one() {
     let (code, text) = verify(&mine);
     assert!(code == 1 && text.contains("that of this cluster"), "{text}");
 }
+
+#[test]
+fn a_log_with_a_gap_is_not_judged() {
+    let dir = world(|_| ());
+    let config =
+        SegmentConfig { first_position: 10, reserve_bytes: 0, ..SegmentConfig::new(dir.path().join("data/audit/00000000000000000010")) };
+    Segments::open(config, None).unwrap().append(&[(10, b"after a snapshot")]).unwrap();
+    let (code, text) = verify(&dir);
+    assert!(code == 3 && text.contains("gap from 4 to 10"), "{text}");
+}

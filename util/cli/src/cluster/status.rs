@@ -75,12 +75,22 @@ fn lines(row: &Map<String, Value>) -> String {
     }
     let software = if row.get("software_root") == Some(&Value::Bool(true)) { ", SOFTWARE ROOT: no hardware" } else { "" };
     let mut out = format!("{}: seat {}, {}{software}\n", text("address"), text("seat"), text("platform"));
-    if let Some(Value::Object(status)) = row.get("status") {
-        for (name, value) in status {
-            out += &format!("  {name} = {}\n", plain(value));
-        }
+    if let Some(status) = row.get("status") {
+        members("", status, &mut out);
     }
     out
+}
+
+/// Members of an object, a line each; those of objects inside it under `outer.inner`.
+fn members(prefix: &str, value: &Value, out: &mut String) {
+    let Value::Object(object) = value else { return };
+    for (name, value) in object {
+        match value {
+            // serde_json bounds how deep a node's answer can be.
+            Value::Object(_) => members(&format!("{prefix}{name}."), value, out),
+            _ => *out += &format!("  {prefix}{name} = {}\n", plain(value)),
+        }
+    }
 }
 
 /// A value as people read it: control characters of a node's texts are escaped.
