@@ -122,6 +122,37 @@ impl Mode {
     }
 }
 
+/// Whether an X25519 key has low order (RFC 7748 §6.1): every shared secret with it is zero, so what is sealed to it is sealed to nobody.
+fn is_low_order(mut u: [u8; 32]) -> bool {
+    // Orders 1, 2, 4, and both of order 8; then p − 1 (order 4 of the twist), p and p + 1: not canonical forms of 0 and 1.
+    const LOW: [[u8; 32]; 7] = [
+        [0; 32],
+        [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [
+            0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32,
+            0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+        ],
+        [
+            0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c,
+            0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+        ],
+        near_p(0xec),
+        near_p(0xed),
+        near_p(0xee),
+    ];
+    // X25519 ignores the top bit.
+    u[31] &= 0x7f;
+    LOW.contains(&u)
+}
+
+/// `2^255 − 256 + first`, little-endian: `p` is `near_p(0xed)`.
+const fn near_p(first: u8) -> [u8; 32] {
+    let mut bytes = [0xff; 32];
+    bytes[0] = first;
+    bytes[31] = 0x7f;
+    bytes
+}
+
 /// `RelReq`: what a client asks for. All wishes name one app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelReq {
@@ -198,8 +229,8 @@ impl Wire for RelReq {
         let mode = Mode::read(r)?;
         let evidence_hash = r.array("evidence_hash")?;
         let epk: [u8; 32] = r.array("epk")?;
-        if epk == [0u8; 32] {
-            return Err(DecodeError::Field { field: "epk", reason: "zero key" });
+        if is_low_order(epk) {
+            return Err(DecodeError::Field { field: "epk", reason: "zero or low order" });
         }
         let nonce = r.array("nonce")?;
         let count = usize::from(r.u8("wishes")?);
@@ -470,4 +501,25 @@ pub fn hpke_aad(index: NodeIndex, epoch: Epoch) -> [u8; 10] {
     a.copy_from_slice(&index.0.to_be_bytes());
     b.copy_from_slice(&epoch.0.to_be_bytes());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_low_order_are_known_in_every_form() {
+        // 2^255 − 19 + k for k = −1, 0, 1, and small ones, with and without the bit that X25519 ignores.
+        for (first, fill, last) in [(0, 0, 0), (1, 0, 0), (0xec, 0xff, 0x7f), (0xed, 0xff, 0x7f), (0xee, 0xff, 0x7f)] {
+            let mut u = [fill; 32];
+            (u[0], u[31]) = (first, last);
+            assert!(is_low_order(u), "{u:?}");
+            u[31] |= 0x80;
+            assert!(is_low_order(u), "{u:?}");
+        }
+        let mut base = [0; 32];
+        base[0] = 9;
+        assert!(!is_low_order(base));
+        assert!(!is_low_order([0xff; 32]));
+    }
 }
