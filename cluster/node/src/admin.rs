@@ -40,9 +40,13 @@ async fn healthz(State((services, _)): Shared) -> Response {
     }
 }
 
-/// Ready: this node serves releases.
+/// Ready: this node serves releases, and a majority answers now.
 async fn readyz(State((services, _)): Shared) -> Response {
-    match status::not_ready(&services) {
+    let reason = match status::not_ready(&services) {
+        None => status::without_quorum(&services).await,
+        reason => reason,
+    };
+    match reason {
         None => (StatusCode::OK, "ready\n").into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }

@@ -2,6 +2,8 @@
 //!
 //! Owns: their content. Never: a secret, an id of a guest.
 
+use std::time::Duration;
+
 use dstack_actors::ports::read;
 use dstack_protocol::genesis::Genesis;
 use dstack_protocol::state::State;
@@ -10,6 +12,9 @@ use dstack_raft::machine::{Formation, view};
 use serde_json::{Value, json};
 
 use crate::node::Services;
+
+/// How long a health check waits for a majority.
+const QUORUM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// `(name, kind, labels, meaning)` of every metric here.
 pub(crate) const METRICS: &[(&str, &str, &str, &str)] = &[
@@ -73,6 +78,12 @@ pub(crate) fn not_ready(services: &Services) -> Option<String> {
     }
     let log_time = read(&*services.log, |state| state.log_time).unwrap_or_default();
     dstack_release::clearance::check_clock(log_time, (services.now)()).err().map(|refusal| refusal.to_string())
+}
+
+/// Why a majority does not answer now; `None` when it does. A follower of a dead leader learns of it here first.
+pub(crate) async fn without_quorum(services: &Services) -> Option<String> {
+    let asked = services.raft.linearizable_read(QUORUM_PATIENCE).await;
+    asked.err().map(|error| format!("{}: {error}", RefusalCode::NoQuorum.text()))
 }
 
 /// The status document.
