@@ -28,7 +28,7 @@ pub(crate) fn generated(root: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let mut metrics = Vec::new();
     for file in files::sources(root)? {
         let text = fs::read_to_string(root.join(&file))?;
-        if text.lines().any(|line| line.starts_with("pub const METRICS:")) {
+        if text.lines().any(|line| line.starts_with("pub const METRICS:") || line.starts_with("pub(crate) const METRICS:")) {
             metrics.extend(metric_rows(&text).with_context(|| file.display().to_string())?);
         }
     }

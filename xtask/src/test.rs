@@ -1,4 +1,10 @@
-//! All tests: nextest for the workspace, then documentation tests. Owns: how they are called. Never: retries a failure.
+//! All tests: nextest for the workspace, then documentation tests. Owns: how they are called, and that the programs which tests run as
+//! processes are built before. Never: retries a failure.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context as _;
 
 use crate::setup;
 use crate::shell::{Shell, seconds};
@@ -6,6 +12,7 @@ use crate::shell::{Shell, seconds};
 /// Runs them; the lines say how long each part took. The counts are in the runner's own summary above.
 pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> anyhow::Result<Vec<String>> {
     setup::for_tests(shell)?;
+    let programs = programs(shell, packages)?;
     let mut scope = Vec::new();
     for package in packages {
         scope.extend(["--package", package.as_str()]);
@@ -18,7 +25,7 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
     nextest.args(&scope).args(filters);
     let units = shell.run(nextest)?;
 
-    let mut lines = vec![format!("tests: passed, {}", seconds(units))];
+    let mut lines = vec![format!("programs of the tests: built, {}", seconds(programs)), format!("tests: passed, {}", seconds(units))];
     if filters.is_empty() && packages.is_empty() {
         let mut doctests = shell.cargo(&["test", "--locked", "--doc"]);
         doctests.args(&scope);
@@ -30,3 +37,26 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
     }
     Ok(lines)
 }
+
+/// Builds what tests start as processes. The node that exports dealers' constants to the memory search is built first and moved aside,
+/// so that the folder of the others never keeps it.
+fn programs(shell: &Shell, packages: &[String]) -> anyhow::Result<Duration> {
+    let mut elapsed = Duration::ZERO;
+    if packages.is_empty() || packages.iter().any(|package| package == NODE) {
+        let feature = format!("{NODE}/insecure-test-export");
+        // With a test beside it: dependencies are then those of the test build, compiled once.
+        let build = ["build", "--locked", "--workspace", "--bin", "dstack-kms", "--test", "processes", "--features", &feature];
+        elapsed += shell.run(shell.cargo(&build))?;
+        let aside = shell.target().join("insecure-test");
+        fs::create_dir_all(&aside).with_context(|| format!("cannot make {}", aside.display()))?;
+        let (from, to) = (shell.target().join("debug/dstack-kms"), aside.join("dstack-kms"));
+        // A name of its own first: a running program's file cannot be written over.
+        let fresh = aside.join("dstack-kms.new");
+        fs::copy(&from, &fresh).and_then(|_| fs::rename(&fresh, &to)).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    elapsed += shell.run(shell.cargo(&["build", "--locked", "--workspace", "--bins", "--tests"]))?;
+    Ok(elapsed)
+}
+
+/// The node's package.
+const NODE: &str = "dstack-node";
