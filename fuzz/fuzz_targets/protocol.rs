@@ -1,8 +1,8 @@
-//! Every decoder of `protocol`: the first byte selects the format. What decodes must encode to the same bytes: one encoding for each value.
+//! Every decoder of `protocol`, the replicated state included: the first byte selects the format. What decodes must encode to the same bytes: one encoding for each value.
 #![no_main]
 
 use dstack_protocol::Wire;
-use dstack_protocol::{ceremony, command, genesis, governance, hello, log, policy, receipt, refusal, release, rpc};
+use dstack_protocol::{ceremony, command, genesis, governance, hello, log, policy, receipt, refusal, release, rpc, state};
 use libfuzzer_sys::fuzz_target;
 
 /// Calls `judge` for the format with the number `selected`.
@@ -21,8 +21,27 @@ fn judge<F: Wire>(bytes: &[u8]) {
     }
 }
 
+/// The two that are no `Wire`: a Deal needs to know its group, the state has no cap of its own.
+fn judge_others(selected: u8, bytes: &[u8]) {
+    match selected {
+        0xff => {
+            if let Ok(state) = state::State::from_bytes(bytes) {
+                assert_eq!(state.to_bytes(), bytes, "one encoding for each state");
+            }
+        }
+        0xfc..=0xfe => {
+            let (point_bytes, with_possession) = if selected == 0xfc { (33, false) } else { (32, selected == 0xfe) };
+            if let Ok(deal) = ceremony::DealBody::decode(bytes, point_bytes, with_possession) {
+                assert_eq!(deal.encode(), bytes, "one encoding for each deal");
+            }
+        }
+        _ => {}
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((selected, bytes)) = data.split_first() else { return };
+    judge_others(*selected, bytes);
     select!(
         *selected,
         bytes,
