@@ -1,6 +1,8 @@
 //! Values of every type from a stream of bytes: random streams for properties, a fixed one for vectors. Owns: staying
 //! inside the rules that the decoders check, and reaching every variant.
 
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use dstack_protocol::ceremony::{
@@ -15,9 +17,7 @@ use dstack_protocol::policy::{AppPolicy, PathRule, Rate};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
 use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
-use dstack_protocol::state::{
-    AdmitRow, AppRow, AttemptRow, BeaconRow, Blob, Governance, IntentRow, Members, Operators, PendingRow, ProofRow, RootRow, SeatRow, State,
-};
+use dstack_protocol::state::{AppRow, BeaconRow, Blob, IntentRow, SeatRow};
 use dstack_protocol::{
     AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, Refusal, RefusalCode, RootTag, Seat, TcbStatus, UnixMillis,
 };
@@ -576,101 +576,5 @@ impl Make for ReleaseAsk {
 impl Make for ReleaseAnswer {
     fn make(s: &mut Source<'_>) -> Self {
         Self { receipt: Make::make(s), outs: s.list(0, 3) }
-    }
-}
-
-impl Make for Members {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { from_size: Make::make(s), signers: s.map(3) }
-    }
-}
-
-impl Make for AdmitRow {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { admit: Make::make(s), since: Make::make(s), vouches: s.map(2) }
-    }
-}
-
-impl Make for AttemptRow {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self {
-            open: Make::make(s),
-            round_since: Make::make(s),
-            joins: s.map(2),
-            messages: s.list(0, 2),
-            ended: Make::make(s),
-            convicted: s.list(0, 2).into_iter().collect(),
-        }
-    }
-}
-
-impl Make for RootRow {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self {
-            epoch: Make::make(s),
-            t: Make::make(s),
-            public_key: Make::make(s),
-            vks: s.map(2),
-            transcript: Make::make(s),
-            inst: Make::make(s),
-            attempt: Make::make(s),
-        }
-    }
-}
-
-impl Make for PendingRow {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { action: Make::make(s), approvals: s.list(0, 2), ready_since: Make::make(s) }
-    }
-}
-
-impl Make for ProofRow {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { action: Make::make(s), approvals: s.list(0, 2), monos: s.list(0, 2) }
-    }
-}
-
-impl Make for Governance {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self {
-            operators: Operators { k: Make::make(s), r: Make::make(s), keys: s.list(0, 3).into_iter().collect() },
-            timelock_s: Make::make(s),
-            versions: s.map(2),
-            revoked: s.list(0, 2).into_iter().collect(),
-            pending: s.map(2),
-            used: s.map(2),
-            proofs: s.map(2),
-            revocations: s.map(1),
-            allowed_nodes: (0..s.below(3)).map(|_| (u8::make(s), s.bytes(0, 20))).collect(),
-        }
-    }
-}
-
-impl Make for State {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self {
-            genesis: Make::make(s),
-            collaterals: s.map(2),
-            collateral_id: Make::make(s),
-            size: Make::make(s),
-            peaks: s.list(0, 3),
-            log_time: Make::make(s),
-            epoch: Make::make(s),
-            beacons: s.map(2),
-            latest_beacon: Make::make(s),
-            members: s.map(2),
-            members_version: Make::make(s),
-            seats: s.map(2),
-            admits: s.map(1),
-            admissions: s.map(2),
-            next_index: Make::make(s),
-            attempt: Make::make(s),
-            attempts: Make::make(s),
-            roots: s.map(1),
-            governance: Make::make(s),
-            apps: s.map(2),
-            policies: s.map(2),
-            intents: s.map(2),
-        }
     }
 }
