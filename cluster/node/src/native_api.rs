@@ -32,6 +32,8 @@ use crate::responses::{Answer, Encoded, Refused};
 use crate::status;
 
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(8);
+/// A genesis certificate is answered from memory for this long; Nitro evidence lives an hour.
+const CERTIFICATE_KEPT: std::time::Duration = std::time::Duration::from_secs(600);
 /// Longest request id kept from a client, characters.
 const REQUEST_ID_CHARS_MAX: usize = 64;
 
@@ -100,16 +102,21 @@ async fn genesis_certificate(State(services): State<Arc<Services>>) -> Answer {
     })?;
     let not_ready = || Refusal::new(RefusalCode::NotReady, "root `prf` in force", "the key generation is not complete").retry_after(500);
     let (public_key, transcript) = found.ok_or_else(not_ready)?;
+    // Kept for a while, made by one at a time: the device is slow, and anybody may ask.
+    let mut kept = services.genesis_certificate.lock().await;
+    if let Some((_, bytes)) = kept.as_ref().filter(|(made, _)| made.elapsed() < CERTIFICATE_KEPT) {
+        return Ok(Encoded(bytes.clone()));
+    }
     let report_data = binding::genesis_certificate(services.birth.cluster_id(), Generation(0), RootTag::Prf, &public_key, &transcript);
     let device = Arc::clone(&services.evidence);
-    // One at a time: the device is slow, and this is asked by operators only.
-    let _turn = services.device_turn.lock().await;
     let evidence = tokio::task::spawn_blocking(move || device.evidence(report_data)).await;
     let failed = |what: String| Refusal::new(RefusalCode::Internal, "evidence from this node's device", what);
     let evidence = evidence.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
     let certificate =
         GenesisCertificate { seat: services.seat, generation: Generation(0), root: RootTag::Prf, public_key, transcript, evidence };
-    Ok(Encoded(certificate.encode()))
+    let bytes = certificate.encode();
+    *kept = Some((std::time::Instant::now(), bytes.clone()));
+    Ok(Encoded(bytes))
 }
 
 async fn governance(State(services): State<Arc<Services>>, body: Bytes) -> Answer {

@@ -81,8 +81,8 @@ pub(crate) struct Services {
     pub(crate) trust: Trust,
     /// This node's device.
     pub(crate) evidence: Arc<dyn Evidence>,
-    /// One request to the device at a time from the API.
-    pub(crate) device_turn: tokio::sync::Mutex<()>,
+    /// The genesis certificate last made, encoded.
+    pub(crate) genesis_certificate: tokio::sync::Mutex<Option<(std::time::Instant, Vec<u8>)>>,
     /// A holder's side.
     pub(crate) holder: Arc<Holder>,
     /// A coordinator's side.
@@ -384,7 +384,7 @@ fn assemble(
         others,
         trust: trust.clone(),
         evidence: identity.evidence(),
-        device_turn: tokio::sync::Mutex::new(()),
+        genesis_certificate: tokio::sync::Mutex::default(),
         holder,
         coordinator,
         heads,
