@@ -11,7 +11,7 @@ use actix::{Actor, ActorContext, ActorFutureExt, Addr, ArbiterHandle, AsyncConte
 use dstack_attest::VerifiedIdentity;
 use dstack_protocol::release::{Ask, Go, Out};
 use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_GO, ReleaseAnswer};
-use dstack_protocol::{NodeIndex, Refusal, RefusalCode, RootTag, Seat, Wire};
+use dstack_protocol::{NodeIndex, Refusal, RefusalCode, RootTag, Seat, UnixMillis, Wire};
 use dstack_release::coordination::{Coordination, Effect, Input, Plan};
 use tokio::sync::oneshot;
 
@@ -84,7 +84,8 @@ impl Coordinator {
         let (reply, answer) = oneshot::channel();
         let shared = self.clone();
         let started = self.arbiter.spawn_fn(move || {
-            Release { shared, ask, seats, plan: Some(plan), state: None, reply: Some(reply), began: Instant::now() }.start();
+            let deadline = plan.deadline;
+            Release { shared, ask, seats, deadline, plan: Some(plan), state: None, reply: Some(reply), began: Instant::now() }.start();
         });
         if !started {
             return Err(gone(NAME));
@@ -118,6 +119,7 @@ struct Release {
     shared: Coordinator,
     ask: Arc<Ask>,
     seats: BTreeMap<NodeIndex, Seat>,
+    deadline: UnixMillis,
     plan: Option<Plan>,
     state: Option<Coordination>,
     reply: Option<oneshot::Sender<Result<ReleaseAnswer, Refusal>>>,
@@ -129,7 +131,11 @@ impl Actor for Release {
 
     fn started(&mut self, context: &mut Self::Context) {
         context.set_mailbox_capacity(16);
-        context.run_later(DEADLINE, |this, context| this.input(Input::Tick, context));
+        context.run_later(DEADLINE, |this, context| {
+            // The timer is what measures: a wall clock that stands still or was set back keeps no request alive.
+            let now = (this.shared.now)().max(this.deadline);
+            this.step(now, Input::Tick, context);
+        });
         let Some(plan) = self.plan.take() else { return context.stop() };
         let mut effects = Vec::new();
         self.state = Some(Coordination::begin(plan, &mut effects));
@@ -139,9 +145,13 @@ impl Actor for Release {
 
 impl Release {
     fn input(&mut self, input: Input, context: &mut Context<Self>) {
+        self.step((self.shared.now)(), input, context);
+    }
+
+    fn step(&mut self, now: UnixMillis, input: Input, context: &mut Context<Self>) {
         let Some(state) = self.state.take() else { return };
         let mut effects = Vec::new();
-        self.state = Some(state.step((self.shared.now)(), input, &mut effects));
+        self.state = Some(state.step(now, input, &mut effects));
         self.carry_out(effects, context);
     }
 
