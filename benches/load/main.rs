@@ -28,7 +28,7 @@ use cpu_time::ProcessTime;
 use dstack_benches::report::short;
 use dstack_testkit::cluster::process::run;
 use dstack_testkit::cluster::{App, Cluster, ClusterSpec, MachineKind};
-use stages::Stages;
+use stages::{Means, Stages};
 use workload::{Load, Series, Workload};
 
 fn main() {
@@ -47,7 +47,7 @@ fn main() {
     let idle = if measuring { Duration::from_secs(5) } else { Duration::from_millis(200) };
     let mut meter = Meter::start(&mut cluster);
     std::thread::sleep(idle);
-    let (cost, _, _) = meter.stop(&mut cluster);
+    let cost = meter.stop(&mut cluster);
     let idle_rate = cost.nodes.as_secs_f64() / idle.as_secs_f64();
     println!("idle cluster: {:.1} ms of processor time a second", idle_rate * 1e3);
 
@@ -63,9 +63,9 @@ fn main() {
         let clients = runtime.block_on(workload.clients(load));
         meter = Meter::start(&mut cluster);
         let series = runtime.block_on(workload.run(load, clients));
-        let (cost, names, stages) = meter.stop(&mut cluster);
+        let cost = meter.stop(&mut cluster);
         print(&format!("{name}, {} clients", load.clients), &series, &cost, idle_rate);
-        print_split(&series, &names, &stages);
+        print_split(&series, &cost);
         assert!(series.failures.is_empty() || measuring, "{:?}", series.failures);
     }
     let leader = cluster.leader().unwrap();
@@ -83,11 +83,14 @@ fn register(cluster: &Cluster, app: &App) {
 }
 
 /// What a series used.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Cost {
     nodes: Duration,
+    /// Of the nodes, by thread name.
+    threads: BTreeMap<String, Duration>,
     device: Duration,
     clients: Duration,
+    stages: Means,
 }
 
 /// Readings before a series.
@@ -104,21 +107,21 @@ impl Meter {
         Self { nodes, device, clients: ProcessTime::now(), stages }
     }
 
-    /// Cost, nodes' processor time by thread name, and stages, since the start.
-    fn stop(&self, cluster: &mut Cluster) -> (Cost, BTreeMap<String, Duration>, BTreeMap<String, (Duration, f64)>) {
+    /// What was used since the start.
+    fn stop(&self, cluster: &mut Cluster) -> Cost {
         let clients = self.clients.elapsed();
         let (nodes, device, stages) = readings(cluster);
-        let mut names: BTreeMap<String, Duration> = BTreeMap::new();
+        let mut threads: BTreeMap<String, Duration> = BTreeMap::new();
         let mut used = Duration::ZERO;
         for (after, before) in nodes.iter().zip(&self.nodes) {
             let (total, by_name) = after.since(before);
             used += total;
             for (name, time) in by_name {
-                *names.entry(name).or_default() += time;
+                *threads.entry(name).or_default() += time;
             }
         }
-        let cost = Cost { nodes: used, device: device.since(&self.device).0, clients };
-        (cost, names, stages::means(&self.stages, &stages))
+        let device = device.since(&self.device).0;
+        Cost { nodes: used, threads, device, clients, stages: stages::means(&self.stages, &stages) }
     }
 }
 
@@ -161,19 +164,22 @@ fn print(name: &str, series: &Series, cost: &Cost, idle_rate: f64) {
     }
 }
 
-fn print_split(series: &Series, names: &BTreeMap<String, Duration>, stages: &BTreeMap<String, (Duration, f64)>) {
+fn print_split(series: &Series, cost: &Cost) {
     let count = series.latencies.len().max(1);
     println!("\n| thread of the nodes | cpu a release |\n| --- | ---: |");
-    let mut names: Vec<(&String, &Duration)> = names.iter().collect();
-    names.sort_by_key(|(_, used)| std::cmp::Reverse(**used));
-    for (name, used) in names {
+    let mut threads: Vec<(&String, &Duration)> = cost.threads.iter().collect();
+    threads.sort_by_key(|(_, used)| std::cmp::Reverse(**used));
+    for (name, used) in threads {
         let each = *used / u32::try_from(count).unwrap();
         if each >= Duration::from_micros(1) {
             println!("| `{name}` | {} |", short(each));
         }
     }
     println!("\n| stage | times a release | mean on the wall |\n| --- | ---: | ---: |");
-    for (stage, (mean, ran)) in stages {
+    for (stage, (mean, ran)) in cost.stages.iter().filter(|(stage, _)| *stage != stages::BATCH) {
         println!("| {stage} | {:.2} | {} |", ran / count as f64, short(*mean));
+    }
+    if let Some((mean, _)) = cost.stages.get(stages::BATCH) {
+        println!("\nintents in one Raft entry, mean: {:.1}", mean.as_secs_f64());
     }
 }

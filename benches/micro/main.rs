@@ -25,6 +25,7 @@ fn main() {
     ratls::cpu(&mut cpu);
     ratls::wall(&mut wall);
     storage::all(&mut wall);
+    storage::cpu(&mut cpu);
     audit::all(&mut cpu);
     raft::all(&mut cpu);
     if std::env::args().any(|argument| argument == "--bench") {

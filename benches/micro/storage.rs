@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use criterion::measurement::WallTime;
+use criterion::measurement::{Measurement, WallTime};
 use criterion::{BatchSize, Criterion};
+use dstack_benches::clock::CpuTime;
 use dstack_secret::Secret;
 use dstack_storage::{EngineKind, LogEntry, LogStore, RecordKey, SegmentConfig, Segments, StoreConfig};
 use tempfile::TempDir;
@@ -33,6 +34,13 @@ pub(crate) fn all(criterion: &mut Criterion<WallTime>) {
     segments(criterion, "storage/segments/128", 128);
 }
 
+/// What the processor does for an append of one entry, without waiting for the disk.
+pub(crate) fn cpu(criterion: &mut Criterion<CpuTime>) {
+    engine(criterion, "storage/append_cpu/sled", EngineKind::Sled, 1);
+    engine(criterion, "storage/append_cpu/redb", EngineKind::Redb, 1);
+    segments(criterion, "storage/append_cpu/segments", 1);
+}
+
 /// The physical limit: blocks that exist already, one write, one sync.
 fn plain(criterion: &mut Criterion<WallTime>, name: &'static str, entries: usize) {
     let bytes = vec![0xa5; entries * ENTRY_BYTES];
@@ -56,7 +64,7 @@ fn plain(criterion: &mut Criterion<WallTime>, name: &'static str, entries: usize
     });
 }
 
-fn engine(criterion: &mut Criterion<WallTime>, name: &'static str, kind: EngineKind, entries: u64) {
+fn engine<M: Measurement>(criterion: &mut Criterion<M>, name: &'static str, kind: EngineKind, entries: u64) {
     let opened = LazyCell::new(|| {
         let dir = folder();
         let key = RecordKey::new(Secret::from_fn(|bytes| bytes.fill(0x42)));
@@ -73,7 +81,7 @@ fn engine(criterion: &mut Criterion<WallTime>, name: &'static str, kind: EngineK
     });
 }
 
-fn segments(criterion: &mut Criterion<WallTime>, name: &'static str, entries: u64) {
+fn segments<M: Measurement>(criterion: &mut Criterion<M>, name: &'static str, entries: u64) {
     let opened = LazyCell::new(|| {
         let dir = folder();
         (RefCell::new(Segments::open(SegmentConfig::new(dir.path()), None).unwrap()), dir)
