@@ -1,0 +1,195 @@
+//! The recorder over the real state machine: group commit, duplicates, bounds, unknown outcomes.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor as _, Addr};
+use dstack_actors::board::Board;
+use dstack_actors::mailbox::FULL_RETRY_MS;
+use dstack_actors::recorder::{Observe, Observed, QUEUE_MAX, Record, Recorder};
+use dstack_audit::verify_receipt;
+use dstack_protocol::limits::INTENT_BATCH_MAX;
+use dstack_protocol::receipt::Receipt;
+use dstack_protocol::release::{Intent, KeyClass, Mode};
+use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode};
+use futures::future::join_all;
+use support::cluster::{APP, Cluster};
+use support::holders::recorder;
+use support::log::Fault;
+use support::run;
+
+fn intent(cluster: &Cluster, nonce: u32) -> Intent {
+    let mut req_hash = [0; 32];
+    req_hash[..4].copy_from_slice(&nonce.to_be_bytes());
+    Intent {
+        req_hash,
+        evidence_hash: [2; 32],
+        generation: Generation(0),
+        mode: Mode::Client,
+        coordinator: NodeIndex(0),
+        beacon_pos: cluster.latest_beacon().0,
+        app_id: APP,
+        wishes: vec![(KeyClass::K256, [0; 32])],
+    }
+}
+
+async fn record(recorder: &Addr<Recorder>, intent: Intent) -> Result<Receipt, Refusal> {
+    recorder.send(Record { intent }).await.unwrap()
+}
+
+async fn observed(recorder: &Addr<Recorder>) -> Observed {
+    recorder.send(Observe).await.unwrap()
+}
+
+/// Waits until so many intents wait beside a proposal in flight.
+async fn queued(recorder: &Addr<Recorder>, wanted: usize) {
+    while observed(recorder).await != (Observed { queued: wanted, in_flight: true }) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn start(cluster: &Cluster) -> Addr<Recorder> {
+    recorder(&cluster.log, cluster.log.node(true)).start()
+}
+
+#[test]
+fn intents_are_batched_while_a_proposal_is_in_flight() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let recorder = start(&cluster);
+        cluster.log.close();
+        let mut all = vec![recorder.send(Record { intent: intent(&cluster, 0) })];
+        assert_eq!(observed(&recorder).await, Observed { queued: 0, in_flight: true });
+        all.extend((1..=5).map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })));
+        assert_eq!(observed(&recorder).await, Observed { queued: 5, in_flight: true });
+        cluster.log.open();
+        for (nonce, answer) in (0..).zip(join_all(all).await) {
+            let receipt = answer.unwrap().unwrap();
+            verify_receipt(&receipt, &intent(&cluster, nonce)).unwrap();
+        }
+        assert_eq!(cluster.log.batches(), vec![1, 5]);
+        assert_eq!(observed(&recorder).await, Observed { queued: 0, in_flight: false });
+    });
+}
+
+#[test]
+fn a_batch_has_a_bound() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let recorder = start(&cluster);
+        cluster.log.close();
+        let count = u32::try_from(INTENT_BATCH_MAX + 2).unwrap();
+        let all: Vec<_> = (0..count).map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })).collect();
+        queued(&recorder, INTENT_BATCH_MAX + 1).await;
+        cluster.log.open();
+        assert!(join_all(all).await.into_iter().all(|answer| answer.unwrap().is_ok()));
+        assert_eq!(cluster.log.batches(), vec![1, INTENT_BATCH_MAX, 1]);
+    });
+}
+
+#[test]
+fn duplicates_get_the_same_receipt_and_one_leaf() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let recorder = start(&cluster);
+        let size = cluster.log.size();
+        cluster.log.close();
+        let twice: Vec<_> = [9, 1, 1, 1].map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })).into();
+        cluster.log.open();
+        let receipts: Vec<Receipt> = join_all(twice).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+        let later = record(&recorder, intent(&cluster, 1)).await.unwrap();
+        assert!(receipts[1..].iter().all(|receipt| *receipt == later));
+        assert_ne!(receipts[0], later);
+        assert_eq!(cluster.log.size(), size + 2);
+    });
+}
+
+#[test]
+fn a_full_queue_refuses_early_and_recovers() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let recorder = start(&cluster);
+        cluster.log.close();
+        let flood = u32::try_from(QUEUE_MAX).unwrap() + 11;
+        let all: Vec<_> = (0..flood).map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })).collect();
+        let full = async {
+            queued(&recorder, QUEUE_MAX).await;
+            // Refused at once, although nothing moves.
+            let refusal = record(&recorder, intent(&cluster, 1_000_000)).await.unwrap_err();
+            assert_eq!((refusal.code, refusal.retry_after_ms), (RefusalCode::Overloaded, FULL_RETRY_MS));
+            cluster.log.open();
+        };
+        let (answers, ()) = futures::join!(join_all(all), full);
+        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        let refused: Vec<&Refusal> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+        assert!(refused.iter().all(|refusal| refusal.code == RefusalCode::Overloaded && refusal.retry_after_ms == FULL_RETRY_MS));
+        assert_eq!(refused.len(), 10, "one in flight and a full queue are served, the rest refused");
+        record(&recorder, intent(&cluster, 1_000_000)).await.unwrap();
+    });
+}
+
+#[test]
+fn an_unknown_outcome_is_told_and_a_retry_is_recorded_once() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let recorder = start(&cluster);
+        for (nonce, fault, leaves) in [(1, Fault::Unanswered, 1), (2, Fault::Lost, 0)] {
+            let size = cluster.log.size();
+            cluster.log.fault(fault);
+            let refusal = record(&recorder, intent(&cluster, nonce)).await.unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::DeadlineExceeded);
+            assert!(refusal.code.retryable());
+            assert_eq!(cluster.log.size(), size + leaves, "{fault:?}");
+            let receipt = record(&recorder, intent(&cluster, nonce)).await.unwrap();
+            verify_receipt(&receipt, &intent(&cluster, nonce)).unwrap();
+            assert_eq!(receipt.record.pos, size);
+            assert_eq!(cluster.log.size(), size + 1, "recorded once: {fault:?}");
+        }
+    });
+}
+
+#[test]
+fn a_rejected_intent_does_not_take_its_batch_with_it() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let recorder = start(&cluster);
+        cluster.log.close();
+        let mut unknown = intent(&cluster, 2);
+        unknown.app_id = AppId([9; 20]);
+        let all: Vec<_> =
+            [intent(&cluster, 0), intent(&cluster, 1), unknown, intent(&cluster, 3)].map(|intent| recorder.send(Record { intent })).into();
+        cluster.log.open();
+        let answers: Vec<_> = join_all(all).await.into_iter().map(Result::unwrap).collect();
+        let codes: Vec<_> = answers.iter().map(|answer| answer.as_ref().err().map(|refusal| refusal.code)).collect();
+        assert_eq!(codes, vec![None, None, Some(RefusalCode::AppUnknown), None]);
+    });
+}
+
+#[test]
+fn after_a_restart_receipts_come_from_the_audit_log() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let before = record(&start(&cluster), intent(&cluster, 1)).await.unwrap();
+        record(&start(&cluster), intent(&cluster, 2)).await.unwrap();
+        let leaves = Arc::clone(&cluster.log);
+        let restarted = Recorder::new(cluster.log.node(true), Arc::new(Board::default()), Arc::new(move |intent| leaves.rebuild(intent)));
+        let again = record(&restarted.start(), intent(&cluster, 1)).await.unwrap();
+        verify_receipt(&again, &intent(&cluster, 1)).unwrap();
+        assert_eq!(again.record, before.record);
+        assert!(again.size > before.size, "the tree has grown since");
+    });
+}
+
+#[test]
+fn a_node_without_the_leaf_says_that_it_is_behind() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        let amnesiac = Recorder::new(cluster.log.node(true), Arc::new(Board::default()), Arc::new(|_| None)).start();
+        let refusal = record(&amnesiac, intent(&cluster, 1)).await.unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::NotYet);
+        assert!(refusal.retry_after_ms > 0);
+        record(&start(&cluster), intent(&cluster, 1)).await.unwrap();
+    });
+}

@@ -1,0 +1,114 @@
+//! A client of mode C: a guest with a session key, its requests, and what it does with the answer.
+
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use dstack_audit::{VouchedHead, verify_receipt};
+use dstack_protocol::binding;
+use dstack_protocol::release::{Ask, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
+use dstack_protocol::rpc::ReleaseAnswer;
+use dstack_protocol::{Generation, NodeIndex, Wire};
+use dstack_secret::Secret;
+use dstack_tee::Device as _;
+use dstack_tee::software::protocol::{Boot, HexArray, HexBytes};
+use dstack_testkit::{Machine, Measured};
+use dstack_threshold::answer::{AnswerContext, RecipientKey, open_partial};
+use dstack_threshold::combine::{CombineError, Combiner};
+use dstack_threshold::prf::Batch;
+
+use super::cluster::{APP, COMPOSE, Cluster};
+
+/// One session.
+pub struct Client {
+    machine: Machine,
+    key: EcdsaKeyPair,
+    pub spki: Vec<u8>,
+    pub session_pos: u64,
+    pub evidence: Vec<u8>,
+    pub instance: Vec<u8>,
+}
+
+impl Client {
+    /// A guest of the app with a session over the latest beacon.
+    pub fn new(cluster: &Cluster, name: &str) -> Self {
+        let boot = Boot {
+            compose: HexBytes(COMPOSE.to_vec()),
+            app_id: Some(HexArray(APP.0)),
+            instance_seed: Some(HexBytes(name.as_bytes().to_vec())),
+            key_provider: None,
+        };
+        let measured = Measured::guest(&boot);
+        let machine = Machine::tdx(name, &cluster.roots).unwrap().running(measured.clone());
+        let instance = machine.host().booted(&measured).unwrap().instance_id.0;
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let der: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
+        let spki = der.as_ref().to_vec();
+        let (session_pos, beacon) = cluster.latest_beacon();
+        let evidence = machine.evidence(binding::session(&cluster.id, session_pos, &beacon, &spki)).unwrap();
+        Self { machine, key, spki, session_pos, evidence, instance }
+    }
+
+    /// A request over the latest beacon, with the key that its partials are sealed to.
+    pub fn request(&self, cluster: &Cluster, wishes: Vec<Wish>) -> (RelReq, RecipientKey) {
+        let recipient = RecipientKey::new(Secret::from_fn(|b| getrandom::fill(b).unwrap()));
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce).unwrap();
+        let (beacon_pos, beacon) = cluster.latest_beacon();
+        let request = RelReq {
+            cluster_id: cluster.id,
+            generation: Generation(0),
+            beacon_pos,
+            beacon,
+            mode: Mode::Client,
+            evidence_hash: binding::evidence_hash(&self.evidence),
+            epk: recipient.public(),
+            nonce,
+            app_id: APP,
+            wishes,
+        };
+        (request, recipient)
+    }
+
+    /// The usual wishes: the disk of this instance and a custom path.
+    pub fn wishes(&self) -> Vec<Wish> {
+        vec![Wish::new(KeyClass::Disk, self.instance.clone()).unwrap(), Wish::new(KeyClass::Custom, b"db/main".to_vec()).unwrap()]
+    }
+
+    /// Signs a request by this session's key.
+    pub fn ask(&self, request: &RelReq) -> Ask {
+        let sig = self.key.sign(&SystemRandom::new(), &request.encode()).unwrap();
+        Ask {
+            request: request.clone(),
+            sig: sig.as_ref().try_into().unwrap(),
+            session_pos: self.session_pos,
+            spki: self.spki.clone(),
+            evidence: self.evidence.clone(),
+        }
+    }
+}
+
+/// Opens a sealed partial.
+pub fn open(request: &RelReq, key: &RecipientKey, out: &Out) -> Option<PartialPlain> {
+    let req_hash = request.req_hash();
+    let context = AnswerContext { cluster_id: &request.cluster_id, generation: request.generation, req_hash: &req_hash };
+    open_partial(out, &context, key).ok()
+}
+
+/// What a client does: receipt, partials against it, combination under the pinned key alone.
+pub fn combine(cluster: &Cluster, request: &RelReq, key: &RecipientKey, answer: &ReleaseAnswer) -> Result<Vec<[u8; 64]>, CombineError> {
+    let committed = verify_receipt(&answer.receipt, &request.intent(NodeIndex(0))).unwrap();
+    let plains: Vec<PartialPlain> = answer.outs.iter().filter_map(|out| open(request, key, out)).collect();
+    let vouched: Vec<VouchedHead> =
+        plains.iter().map(|p| VouchedHead { holder: p.index, pos: p.pos, size: p.size, log_root: p.log_root }).collect();
+    committed.agrees_with(&vouched).unwrap();
+    let t = cluster.log.read(|state| state.genesis.t);
+    let mut combiner = Combiner::new(Batch::of_request(request).unwrap(), request.generation, &cluster.public_key())?;
+    let mut group = None;
+    for plain in &plains {
+        group = Some(combiner.add(plain).unwrap());
+    }
+    let Some(group) = group else { return Err(CombineError::TooFew { have: 0, need: usize::from(t), culprits: vec![] }) };
+    let combined = combiner.combine(&group, t, None)?;
+    assert!(combined.failed_sets.is_empty() && combined.culprits.is_empty());
+    Ok(combined.outputs.iter().map(|output| output.expose(|z| *z)).collect())
+}

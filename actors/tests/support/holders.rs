@@ -1,0 +1,98 @@
+//! The actors of one node that answer clients, over the log of a test.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use actix::{Actor as _, Addr};
+use dstack_actors::holder::Holder;
+use dstack_actors::mailbox::Gate;
+use dstack_actors::policy::Policy;
+use dstack_actors::ports::{Certificates, Judge, Log, Peers};
+use dstack_actors::recorder::Recorder;
+use dstack_actors::release::Coordinator;
+use dstack_actors::share_holder::ShareHolderPool;
+use dstack_actors::verifier::VerifierPool;
+use dstack_protocol::Seat;
+use dstack_threshold::prf::PrfShare;
+
+use super::TestNow;
+use super::cluster::Cluster;
+use super::log::{NodeLog, SharedLog};
+
+/// Certificates at hand: of every beacon, but those taken away.
+#[derive(Default)]
+pub struct Certs {
+    missing: Mutex<BTreeSet<u64>>,
+}
+
+impl Certs {
+    pub fn take(&self, pos: u64) {
+        self.missing.lock().unwrap().insert(pos);
+    }
+    pub fn give(&self, pos: u64) {
+        self.missing.lock().unwrap().remove(&pos);
+    }
+}
+
+impl Certificates for Certs {
+    fn certifies_beacon(&self, pos: u64) -> bool {
+        !self.missing.lock().unwrap().contains(&pos)
+    }
+}
+
+/// One node.
+pub struct Node {
+    pub seat: Seat,
+    pub log: Arc<NodeLog>,
+    pub holder: Arc<Holder>,
+    pub policy: Addr<Policy>,
+    pub recorder: Addr<Recorder>,
+    pub verifier: VerifierPool,
+    pub shares: ShareHolderPool,
+    pub certs: Arc<Certs>,
+    pub now: TestNow,
+}
+
+impl Node {
+    /// A node with a share, at log time.
+    pub fn start(cluster: &Cluster, seat: u16, share: PrfShare) -> Self {
+        let shares = ShareHolderPool::start(1, 64, cluster.id);
+        shares.install(share);
+        Self::with(cluster, seat, shares, cluster.judge(), 64)
+    }
+
+    /// A node around a pool of shares.
+    pub fn with(cluster: &Cluster, seat: u16, shares: ShareHolderPool, judge: Judge, verifiers: usize) -> Self {
+        let log = cluster.log.node(seat == 1);
+        let port: Arc<dyn Log> = log.clone();
+        let now = TestNow::at(cluster.log_time());
+        let certs = Arc::new(Certs::default());
+        let verifier = VerifierPool::start(1, verifiers, judge, now.port());
+        let certificates: Arc<dyn Certificates> = certs.clone();
+        let policy = Policy { cluster_id: cluster.id, log: Arc::clone(&port), certificates, now: now.port() }.start();
+        let holder = Arc::new(Holder::new(Arc::clone(&port), now.port(), verifier.clone(), policy.clone(), shares.clone()));
+        let recorder = recorder(&cluster.log, port).start();
+        Self { seat: Seat(seat), log, holder, policy, recorder, verifier, shares, certs, now }
+    }
+
+    /// Coordinates releases at this node.
+    pub fn coordinator(&self, peers: Arc<dyn Peers>, releases: usize) -> Coordinator {
+        Coordinator {
+            seat: self.seat,
+            log: self.log.clone(),
+            peers,
+            holder: Arc::clone(&self.holder),
+            policy: self.policy.clone(),
+            recorder: self.recorder.clone(),
+            now: self.now.port(),
+            arbiter: actix::Arbiter::current(),
+            gate: Gate::new("release", releases),
+        }
+    }
+}
+
+/// A recorder that waits on the log's board and rebuilds from its leaves.
+pub fn recorder(shared: &Arc<SharedLog>, port: Arc<dyn Log>) -> Recorder {
+    let leaves = Arc::clone(shared);
+    Recorder::new(port, Arc::clone(&shared.board), Arc::new(move |intent| leaves.rebuild(intent)))
+}
