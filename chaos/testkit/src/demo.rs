@@ -113,9 +113,8 @@ fn tell(examples: &Path, keep: bool, left: &std::sync::mpsc::Receiver<()>) -> an
     if keep {
         return stay(&story, &mut cluster, &web, left);
     }
-    for node in cluster.nodes() {
-        let status = node.terminate(dstack_testkit::cluster::ENDING)?;
-        ensure!(status.is_some_and(|status| status.success()), "{} ended with {status:?}", node.name());
+    for (seat, status) in cluster.terminate_all()? {
+        ensure!(status.success(), "node {seat} ended with {status}");
     }
     drop(cluster);
     story.say("all processes ended in order; nothing is left behind")
@@ -151,12 +150,12 @@ fn refused(story: &Teller<'_>, cluster: &Cluster, examples: &Path, web: &App) ->
 fn stay(story: &Teller<'_>, cluster: &mut Cluster, web: &App, left: &std::sync::mpsc::Receiver<()>) -> anyhow::Result<()> {
     let agent = Agent::start(cluster, &the_web_app(web, "web-db"))?;
     story.say("the cluster stays up; end it with Ctrl-C")?;
-    let dir = cluster.dir().display().to_string();
+    let (dir, dstack) = (cluster.dir().display().to_string(), cluster.binaries.path("dstack")?.display().to_string());
     story.more(&format!(
         "guest API:  curl --unix-socket $AGENT_SOCK http://dstack/Info\n\
          \x20           curl --unix-socket $AGENT_SOCK -d '{{\"path\":\"db/password\"}}' http://dstack/GetKey\n\
-         operators:  dstack cluster status --genesis {dir}/cluster\n\
-         \x20           dstack policy show --genesis {dir}/cluster {}\n\
+         operators:  {dstack} cluster status --genesis {dir}/cluster\n\
+         \x20           {dstack} policy show --genesis {dir}/cluster {}\n\
          metrics:    curl http://{}/metrics\n\
          logs:       {dir}/node-*.log",
         web.app_id,
@@ -169,9 +168,7 @@ fn stay(story: &Teller<'_>, cluster: &mut Cluster, web: &App, left: &std::sync::
         cluster.check_running()?;
     }
     agent.stop()?;
-    for node in cluster.nodes() {
-        node.terminate(dstack_testkit::cluster::ENDING)?;
-    }
+    cluster.terminate_all()?;
     story.say("all processes ended; nothing is left behind").or(Ok(()))
 }
 
@@ -202,7 +199,9 @@ impl Keys {
     }
 
     fn text(&self) -> String {
-        let line = |values: &[(String, String)]| values.iter().map(|(class, kcv)| format!("{class} {}", short(kcv))).collect::<Vec<_>>().join(", ");
+        let line = |values: &[(String, String)]| {
+            values.iter().map(|(class, kcv)| format!("{class} {}", short(kcv))).collect::<Vec<_>>().join(", ")
+        };
         format!("check values of web-db: {}\ncheck values of signer: {}", line(&self.web), line(&self.signer))
     }
 

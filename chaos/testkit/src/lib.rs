@@ -5,8 +5,8 @@
 //! production binary; runs without its names saying that it is software.
 #![forbid(unsafe_code)]
 
-mod der;
 pub mod cluster;
+mod der;
 pub mod device;
 mod error;
 pub mod eventlog;

@@ -22,7 +22,7 @@ mod spec;
 mod wait;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -74,7 +74,9 @@ impl Cluster {
         let binaries = Binaries::find()?;
         let temporary = match &spec.dir {
             Some(_) => None,
-            None => Some(tempfile::Builder::new().prefix("dstack-").tempdir().map_err(|error| ClusterError::file("temporary directory", error))?),
+            None => Some(
+                tempfile::Builder::new().prefix("dstack-").tempdir().map_err(|error| ClusterError::file("temporary directory", error))?,
+            ),
         };
         let dir = temporary.as_ref().map(|dir| dir.path().to_owned()).or_else(|| spec.dir.clone()).unwrap_or_default();
         let program = match &spec.node_program {
@@ -130,6 +132,19 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// SIGTERM to every running node at once, and waits for all ends: seats with how they ended.
+    ///
+    /// # Errors
+    /// [`ClusterError::TimedOut`] when one does not end; the others are killed with the cluster.
+    pub fn terminate_all(&mut self) -> Result<Vec<(u16, ExitStatus)>, ClusterError> {
+        self.nodes.iter_mut().try_for_each(Node::ask_to_end)?;
+        let mut ends = Vec::new();
+        for node in &mut self.nodes {
+            ends.extend(node.terminate(ENDING)?.map(|status| (node.seat, status)));
+        }
+        Ok(ends)
     }
 
     /// Waits for the root, verifies every node's certificate, keeps and answers the pin. Ends early if a node ends.

@@ -109,6 +109,11 @@ impl Node {
         }
     }
 
+    /// SIGTERM, without waiting.
+    pub(crate) fn ask_to_end(&mut self) -> Result<(), ClusterError> {
+        self.process.as_mut().map_or(Ok(()), Process::ask_to_end)
+    }
+
     /// SIGTERM, and waits for the end.
     ///
     /// # Errors

@@ -75,16 +75,25 @@ impl Process {
         }
     }
 
+    /// SIGTERM, without waiting.
+    ///
+    /// # Errors
+    /// [`ClusterError::Process`] when the system does not deliver it.
+    pub fn ask_to_end(&mut self) -> Result<(), ClusterError> {
+        if self.ended().is_some() {
+            return Ok(());
+        }
+        let failed = |reason: String| ClusterError::Process { name: self.name.clone(), reason };
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| failed("no process id".to_owned()))?;
+        kill_process(pid, Signal::TERM).map_err(|error| failed(error.to_string()))
+    }
+
     /// SIGTERM, then waits for its end.
     ///
     /// # Errors
     /// [`ClusterError::TimedOut`] when it does not end; it goes on running.
     pub fn terminate(&mut self, patience: Duration) -> Result<ExitStatus, ClusterError> {
-        if self.ended().is_none() {
-            let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-            let pid = pid.ok_or_else(|| ClusterError::Process { name: self.name.clone(), reason: "no process id".to_owned() })?;
-            kill_process(pid, Signal::TERM).map_err(|error| ClusterError::Process { name: self.name.clone(), reason: error.to_string() })?;
-        }
+        self.ask_to_end()?;
         self.wait(patience)
     }
 

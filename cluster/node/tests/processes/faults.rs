@@ -83,11 +83,7 @@ fn without_a_majority_nothing_is_released_and_it_says_so() {
 
 #[test]
 fn a_node_with_a_wrong_clock_refuses() {
-    let faketime = ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
-    let Some(library) = faketime.into_iter().find(|path| std::path::Path::new(path).exists()) else {
-        println!("skipped: libfaketime is not installed (`cargo xtask setup` installs it)");
-        return;
-    };
+    let Some(library) = libfaketime() else { return };
     let mut cluster = Cluster::start(&ClusterSpec::default()).unwrap();
     let runtime = runtime();
     let app = registered(&cluster, "web", MachineKind::Tdx);
@@ -117,4 +113,75 @@ fn a_node_with_a_wrong_clock_refuses() {
         session.ask(&session.signed(session.request())).await.unwrap_err()
     });
     assert_eq!(refusal.code, RefusalCode::ClockSkew, "{refusal}");
+}
+
+#[test]
+fn a_request_over_an_old_beacon_is_refused() {
+    let Some(library) = libfaketime() else { return };
+    let mut cluster = Cluster::plan(&ClusterSpec::default()).unwrap();
+    // All nodes read how far their clocks are ahead from one file.
+    let clock = cluster.dir().join("clock");
+    let ahead = |seconds: u32| std::fs::write(&clock, format!("+{seconds}\n")).unwrap();
+    ahead(0);
+    let file = clock.display().to_string();
+    let faked = [
+        ("LD_PRELOAD", library),
+        ("FAKETIME_TIMESTAMP_FILE", file.as_str()),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    for node in cluster.nodes() {
+        node.environment = faked.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    }
+    cluster.start_all().unwrap();
+    cluster.init().unwrap();
+    cluster.wait_ready(FORMING).unwrap();
+    let runtime = runtime();
+    let app = registered(&cluster, "web", MachineKind::Tdx);
+    let web = Workload::boot(&cluster, "web", &app);
+    let address = cluster.node(1).address;
+    let session = runtime.block_on(web.session(address));
+    let served = runtime.block_on(async { session.ask(&session.signed(session.request())).await.unwrap() });
+
+    // Time passes: less than the skew that nodes bear at once, and a new leader's beacon makes it log time.
+    for seconds in [80, 160] {
+        ahead(seconds);
+        let leader = cluster.leader().unwrap();
+        cluster.node(leader).terminate(ENDING).unwrap();
+        cluster.start_all().unwrap();
+        until("log time to have moved", FORMING, || {
+            let status = cluster.node(1).status()?;
+            let skew = status["state"]["clock_skew_ms"].as_i64().unwrap_or(i64::MAX);
+            if skew.abs() < 40_000 {
+                Ok(())
+            } else {
+                Err(ClusterError::Unexpected { from: "node 1".to_owned(), got: format!("skew {skew} ms") })
+            }
+        })
+        .unwrap();
+        cluster.wait_ready(FORMING).unwrap();
+    }
+    let (refusal, retried) = runtime.block_on(async {
+        let session = session.elsewhere(&web, address).await;
+        // A new request over the beacon of before, in the session of before, which is still good.
+        let refusal = session.ask(&session.signed(session.request())).await.unwrap_err();
+        // With a new beacon it serves.
+        let beacon = web.beacon(address).await;
+        let mut request = session.request();
+        (request.beacon_pos, request.beacon) = (beacon.beacon_pos, beacon.beacon);
+        (refusal, session.ask(&session.signed(request)).await.unwrap())
+    });
+    assert_eq!(refusal.code, RefusalCode::BeaconStale, "{refusal}");
+    assert!(retried.receipt.record.pos > served.receipt.record.pos);
+    audit_verifies(&mut cluster);
+}
+
+/// The library that shifts a process's clock; without it a test is skipped.
+fn libfaketime() -> Option<&'static str> {
+    let places = ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
+    let found = places.into_iter().find(|path| std::path::Path::new(path).exists());
+    if found.is_none() {
+        println!("skipped: libfaketime is not installed (`cargo xtask setup` installs it)");
+    }
+    found
 }
