@@ -179,6 +179,7 @@ pub(crate) fn layouts() -> Vec<Layout> {
         layout::<Head>("head"),
         layout::<SignedHead>("signed-head"),
         layout::<HeadCert>("head-certificate"),
+        layout::<HeadCert>("head-certificate-signed"),
         layout::<BeaconBody>("beacon-body"),
         layout::<AppPolicy>("app-policy"),
         layout::<Receipt>("receipt"),
@@ -198,6 +199,6 @@ pub(crate) fn layouts() -> Vec<Layout> {
     all.extend(variants!(Command:
         0 "command-genesis", 1 "command-beacon", 2 "command-intents", 3 "command-ceremony", 4 "command-open", 5 "command-step",
         6 "command-governance", 7 "command-checkpoint"));
-    all.extend(variants!(Entry: 0 "entry-propose", 1 "entry-approve", 2 "entry-activate"));
+    all.extend(variants!(Entry: 0 "entry-propose", 1 "entry-approve", 1 "entry-approve-given", 2 "entry-activate"));
     all
 }
