@@ -21,6 +21,8 @@ pub struct Process {
     child: Child,
     log: PathBuf,
     ended: Option<ExitStatus>,
+    /// A second SIGTERM would mean: at once.
+    asked: bool,
 }
 
 impl Process {
@@ -35,7 +37,7 @@ impl Process {
         let mut command = with_parent(command);
         command.process_group(0).stdin(Stdio::null()).stdout(file).stderr(twin);
         let child = command.spawn().map_err(|error| ClusterError::Process { name: name.to_owned(), reason: error.to_string() })?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), ended: None })
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), ended: None, asked: false })
     }
 
     /// Its process id.
@@ -75,17 +77,19 @@ impl Process {
         }
     }
 
-    /// SIGTERM, without waiting.
+    /// SIGTERM, once, without waiting.
     ///
     /// # Errors
     /// [`ClusterError::Process`] when the system does not deliver it.
     pub fn ask_to_end(&mut self) -> Result<(), ClusterError> {
-        if self.ended().is_some() {
+        if self.asked || self.ended().is_some() {
             return Ok(());
         }
         let failed = |reason: String| ClusterError::Process { name: self.name.clone(), reason };
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| failed("no process id".to_owned()))?;
-        kill_process(pid, Signal::TERM).map_err(|error| failed(error.to_string()))
+        kill_process(pid, Signal::TERM).map_err(|error| failed(error.to_string()))?;
+        self.asked = true;
+        Ok(())
     }
 
     /// SIGTERM, then waits for its end.
