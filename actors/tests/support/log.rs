@@ -32,6 +32,7 @@ pub struct SharedLog {
     pub board: Arc<Board>,
     machine: Mutex<KmsMachine>,
     leaves: Mutex<Vec<Leaf>>,
+    commands: Mutex<Vec<Command>>,
     applied: watch::Sender<u64>,
     open: watch::Sender<bool>,
     faults: Mutex<VecDeque<Fault>>,
@@ -46,6 +47,7 @@ impl SharedLog {
             board: Arc::default(),
             machine: Mutex::new(KmsMachine::new(birth)),
             leaves: Mutex::default(),
+            commands: Mutex::default(),
             applied: watch::channel(0).0,
             open: watch::channel(true).0,
             faults: Mutex::default(),
@@ -59,6 +61,7 @@ impl SharedLog {
     pub fn apply(&self, command: &Command) -> CommandAnswer {
         let mut machine = self.machine.lock().unwrap();
         let applied = machine.apply(&command.encode());
+        self.commands.lock().unwrap().push(command.clone());
         self.leaves.lock().unwrap().extend(applied.leaves);
         for effect in applied.effects {
             match effect {
@@ -120,6 +123,22 @@ impl SharedLog {
         }
         let record = Record::decode(&leaves.get(usize::try_from(pos).unwrap())?.record).unwrap();
         make_receipt(intent.clone(), record, &tree, tree.size()).ok()
+    }
+
+    /// A node that has not applied the last `missing` commands yet.
+    pub fn behind(&self, missing: usize) -> Arc<Self> {
+        let other = Self::new(Arc::clone(self.machine.lock().unwrap().birth()));
+        let commands = self.commands.lock().unwrap();
+        commands.iter().take(commands.len() - missing).for_each(|command| drop(other.apply(command)));
+        drop(commands);
+        other
+    }
+
+    /// Applies what `ahead` has applied beyond this log.
+    pub fn catch_up(&self, ahead: &Self) {
+        let applied = self.commands.lock().unwrap().len();
+        let commands: Vec<Command> = ahead.commands.lock().unwrap().iter().skip(applied).cloned().collect();
+        commands.iter().for_each(|command| drop(self.apply(command)));
     }
 
     /// The log as one node sees it.

@@ -75,6 +75,7 @@ impl Heads {
     /// This node applied up to a head that is due: signs, counts, pushes.
     pub(crate) async fn due(&self, head: Head) {
         let Some(own) = self.note_own(head) else { return };
+        self.compare_with_earlier(&head);
         let signed = SignedHead { head, index: own, sig: self.node_key.sign(&head.signed_bytes(&self.cluster_id)) };
         self.take(signed);
         let early: Vec<SignedHead> = {
@@ -84,7 +85,9 @@ impl Heads {
             sizes.iter().filter_map(|key| book.early.remove(key)).collect()
         };
         early.into_iter().for_each(|signed| self.take(signed));
-        if let Some(ahead) = self.book().ahead.remove(&head.size) {
+        // Taken out first: the certificate is compared under the same lock.
+        let ahead = self.book().ahead.remove(&head.size);
+        if let Some(ahead) = ahead {
             self.certificate(&ahead);
         }
         futures::future::join_all(self.others.iter().map(|seat| self.push(*seat, signed))).await;
@@ -119,6 +122,21 @@ impl Heads {
         index
     }
 
+    /// Signatures and certificates of this size may have come after it was applied and before this node noted its own head.
+    fn compare_with_earlier(&self, head: &Head) {
+        let (deviating, fork) = {
+            let mut book = self.book();
+            let votes = book.tallies.get(&head.size).map(|tally| tally.votes().filter(|vote| vote.head != *head).map(|vote| vote.index));
+            let indices: Vec<NodeIndex> = votes.into_iter().flatten().collect();
+            let deviating: Vec<NodeIndex> = indices.into_iter().filter(|index| book.deviated.insert((head.size, *index))).collect();
+            (deviating, book.certified.get(&head.size).and_then(|certified| contradiction(&book, head, certified)))
+        };
+        deviating.into_iter().for_each(|index| deviates(index, head.size));
+        if let Some(fork) = fork {
+            self.stop(&fork);
+        }
+    }
+
     /// Takes a pushed signature.
     ///
     /// # Errors
@@ -149,11 +167,9 @@ impl Heads {
         let vote = {
             let mut book = self.book();
             let size = signed.head.size;
-            let deviates = book.own.get(&size).is_some_and(|own| *own != signed.head);
-            if deviates && book.deviated.insert((size, signed.index)) {
-                // A lone deviating signature stops nothing; it names its signer.
-                error!(index = signed.index.0, size, "a signer signed another head than this node applied");
-                crate::status::deviation();
+            let differs = book.own.get(&size).is_some_and(|own| *own != signed.head);
+            if differs && book.deviated.insert((size, signed.index)) {
+                deviates(signed.index, size);
             }
             let cluster_id = self.cluster_id;
             let tally = book.tallies.entry(size).or_insert_with(|| HeadTally::new(cluster_id, signers, size));
@@ -195,15 +211,7 @@ impl Heads {
         let fork = {
             let book = self.book();
             let known = book.certified.get(&size).and_then(|known| Fork::between(known, &certified));
-            known.or_else(|| {
-                let own = book.own.get(&size)?;
-                let signed_ours: Vec<NodeIndex> = book
-                    .tallies
-                    .get(&size)
-                    .map(|tally| tally.votes().filter(|vote| vote.head == *own).map(|vote| vote.index).collect())
-                    .unwrap_or_default();
-                Fork::with_own_log(own, &signed_ours, &certified)
-            })
+            known.or_else(|| contradiction(&book, book.own.get(&size)?, &certified))
         };
         if let Some(fork) = fork {
             return self.stop(&fork);
@@ -324,8 +332,24 @@ impl Heads {
     }
 }
 
+/// A lone deviating signature stops nothing; it names its signer.
+fn deviates(index: NodeIndex, size: u64) {
+    error!(index = index.0, size, "a signer signed another head than this node applied");
+    crate::status::deviation();
+}
+
+/// The fork between this node's own head and a certificate of its size, with those who are known to have signed both.
+fn contradiction(book: &Book, own: &Head, certified: &CertifiedHead) -> Option<Fork> {
+    let votes = book.tallies.get(&own.size).map(HeadTally::votes);
+    let signed_ours: Vec<NodeIndex> = votes.into_iter().flatten().filter(|vote| vote.head == *own).map(|vote| vote.index).collect();
+    Fork::with_own_log(own, &signed_ours, certified)
+}
+
 impl Certificates for Heads {
     fn certifies_beacon(&self, pos: u64) -> bool {
         self.book().certified.contains_key(&pos.saturating_add(1))
     }
 }
+
+#[cfg(test)]
+mod tests;

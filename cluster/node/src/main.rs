@@ -92,6 +92,10 @@ fn catalogue() -> anyhow::Result<Catalogue> {
 }
 
 #[cfg(test)]
+#[path = "../../../actors/tests/support/mod.rs"]
+mod support;
+
+#[cfg(test)]
 mod tests {
     #[test]
     fn every_metric_is_listed_once() {
