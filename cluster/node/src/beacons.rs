@@ -2,6 +2,7 @@
 //!
 //! Owns: when a beacon is due. Never: sets log time (`apply` does). Source: threshold.md §2.6 "Beacons and log time".
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,9 @@ use dstack_protocol::command::Command;
 use dstack_protocol::limits::BEACON_EVERY_MS;
 use dstack_protocol::log::{BeaconBody, Reading};
 use dstack_protocol::rpc::{ClockAsk, PATH_PEER_CLOCK};
-use dstack_protocol::{ClusterId, Refusal, RefusalCode, Seat, Wire};
+use dstack_protocol::{ClusterId, NodeIndex, Refusal, RefusalCode, Seat, Wire};
 use dstack_raft::machine::view;
-use dstack_threshold::message::NodeKey;
+use dstack_threshold::message::{NodeKey, verify};
 use tracing::{debug, warn};
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -42,6 +43,7 @@ pub(crate) struct Beacons {
 
 struct Due {
     ask: ClockAsk,
+    voters: BTreeMap<NodeIndex, [u8; 32]>,
     t: usize,
     hurry: bool,
 }
@@ -107,35 +109,44 @@ impl Beacons {
     }
 
     fn due(&self, state: &dstack_protocol::state::State) -> Option<Due> {
-        view::signers(state)?;
+        let voters = view::signers(state)?.keys;
         let (prev_beacon_pos, prev_beacon) = view::latest_beacon(state).map_or((0, self.cluster_id.0), |(pos, row)| (pos, row.value));
         let timelock_ms = state.governance.timelock_s.saturating_mul(1000);
         let now = (self.now)();
         let ended = |since| now.since(since) >= timelock_ms;
         let hurry = state.governance.pending.values().filter_map(|row| row.ready_since).any(ended) || state.attempt.is_some();
-        Some(Due { ask: ClockAsk { prev_beacon_pos, prev_beacon }, t: view::beacon_threshold(state), hurry })
+        Some(Due { ask: ClockAsk { prev_beacon_pos, prev_beacon }, voters, t: view::beacon_threshold(state), hurry })
+    }
+
+    /// Whether `apply` would count a reading: one that it refuses would take the whole beacon with it.
+    fn counts(&self, due: &Due, reading: &Reading) -> bool {
+        let current = (reading.prev_beacon_pos, reading.prev_beacon) == (due.ask.prev_beacon_pos, due.ask.prev_beacon);
+        let key = due.voters.get(&reading.index);
+        current && key.is_some_and(|key| verify(key, &reading.signed_bytes(&self.cluster_id), &reading.sig))
     }
 
     async fn propose(&self, due: &Due) -> Result<(), Refusal> {
-        let mut readings = vec![self.reading(due.ask)?];
+        let own = self.reading(due.ask)?;
+        let mut by_index = BTreeMap::from([(own.index, own)]);
         let asked = self.others.iter().map(|seat| self.peers.post(*seat, PATH_PEER_CLOCK, due.ask.encode(), READ_TIMEOUT));
         for answer in futures::future::join_all(asked).await.into_iter().flatten() {
             let mut reader = Reader::new(&answer);
             if let Ok((cluster_id, reading)) = Reading::read(&mut reader)
                 && reader.finish().is_ok()
                 && cluster_id == self.cluster_id
+                && self.counts(due, &reading)
             {
-                readings.push(reading);
+                by_index.entry(reading.index).or_insert(reading);
             }
         }
-        if readings.len() < due.t {
-            return Err(Refusal::new(RefusalCode::TooFewReadings, due.t.to_string(), readings.len().to_string()).retry_after(500));
+        if by_index.len() < due.t {
+            return Err(Refusal::new(RefusalCode::TooFewReadings, due.t.to_string(), by_index.len().to_string()).retry_after(500));
         }
         // The leader picks whose: the latest t, so that one slow clock does not hold time back.
+        let mut readings: Vec<Reading> = by_index.into_values().collect();
         readings.sort_by_key(|reading| std::cmp::Reverse(reading.unix_ms));
         readings.truncate(due.t);
         readings.sort_by_key(|reading| reading.index);
-        readings.dedup_by_key(|reading| reading.index);
         let command = Command::Beacon(BeaconBody { cluster_id: self.cluster_id, readings });
         let answer = self.log.propose(command, PATIENCE).await?;
         match answer.outcomes.first().and_then(|outcome| RefusalCode::from_number(outcome.code)) {
@@ -144,3 +155,6 @@ impl Beacons {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
