@@ -13,7 +13,8 @@ use dstack_protocol::command::Command;
 use dstack_protocol::governance::{Entry, Mono};
 use dstack_protocol::rpc::PATH_PEER_MONO;
 use dstack_protocol::{ClusterId, NodeIndex, Refusal, RefusalCode, Seat};
-use dstack_threshold::message::NodeKey;
+use dstack_raft::machine::view;
+use dstack_threshold::message::{NodeKey, verify};
 use tracing::{debug, info};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -104,8 +105,14 @@ impl Timelocks {
 
     async fn activate(&self, action_id: [u8; 16]) -> Result<(), Refusal> {
         let mut monos = vec![self.mono(&action_id)?];
+        let clocks = read(&*self.log, view::clock_keys)?;
+        // One that `apply` refuses would take the whole activation with it.
+        let counts = |mono: &Mono| {
+            let bytes = mono.signed_bytes(&self.cluster_id, &action_id);
+            clocks.get(&mono.index).is_some_and(|key| verify(key, &bytes, &mono.sig))
+        };
         let asked = self.others.iter().map(|seat| self.peers.post(*seat, PATH_PEER_MONO, action_id.to_vec(), READ_TIMEOUT));
-        monos.extend(futures::future::join_all(asked).await.into_iter().flatten().filter_map(|bytes| decode_mono(&bytes)));
+        monos.extend(futures::future::join_all(asked).await.into_iter().flatten().filter_map(|bytes| decode_mono(&bytes)).filter(counts));
         let command = Command::Governance(Entry::Activate { action_id, monos });
         let answer = self.log.propose(command, PATIENCE).await?;
         match answer.outcomes.first().and_then(|outcome| RefusalCode::from_number(outcome.code)) {
@@ -114,3 +121,6 @@ impl Timelocks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
