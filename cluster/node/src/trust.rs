@@ -190,3 +190,6 @@ fn roots(files: &[PathBuf], named: &[[u8; 32]]) -> anyhow::Result<TrustRoots> {
     }
     Ok(roots)
 }
+
+#[cfg(test)]
+mod tests;

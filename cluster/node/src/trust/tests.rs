@@ -1,0 +1,147 @@
+//! Whom a node believes: software roots on both sides, measurements by the log, platforms by the genesis document.
+
+use dstack_protocol::governance::{ActionKind, Object};
+use dstack_protocol::{Platform, binding};
+use dstack_tee::Device as _;
+use dstack_testkit::{Machine, Measured, SoftwareRoots};
+use tempfile::TempDir;
+
+use super::*;
+use crate::support::client::Client;
+use crate::support::cluster::{COMPOSE, Cluster};
+use crate::support::system_now;
+
+fn config(dir: &TempDir, roots: &[&[u8]]) -> Config {
+    let software_roots = (0..)
+        .zip(roots)
+        .map(|(number, der)| {
+            let path = dir.path().join(format!("root-{number}.der"));
+            std::fs::write(&path, der).unwrap();
+            path
+        })
+        .collect();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    Config {
+        genesis: "genesis".into(),
+        collateral: "collateral".into(),
+        seat: Seat(1),
+        data_dir: dir.path().into(),
+        listen: any,
+        admin_listen: any,
+        device: "none".into(),
+        software_roots,
+        engine: dstack_storage::EngineKind::Redb,
+        log_format: dstack_runtime::telemetry::LogFormat::Json,
+        log_level: "off".into(),
+        node_tcb_allowed: vec![TcbStatus::UpToDate],
+        certificate_lifetime_s: 3000,
+        releases_max: 1,
+        checkpoint_every_entries: 5000,
+        raft: dstack_raft::RaftConfig::default(),
+    }
+}
+
+struct World {
+    cluster: Cluster,
+    trust: Trust,
+    dir: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let cluster = Cluster::new(3, 0);
+        let dir = tempfile::tempdir().unwrap();
+        let trust = Trust::load(&config(&dir, &[cluster.roots.tdx_root_der()]), &cluster.birth).unwrap();
+        Self { cluster, trust, dir }
+    }
+
+    fn judged(&self, seat: u16, machine: &Machine) -> Result<(), RefusalCode> {
+        let evidence = machine.evidence([7; 64]).unwrap();
+        self.trust.node_evidence(Seat(seat), &evidence, &[7; 64], system_now()).map_err(|refusal| refusal.code)
+    }
+}
+
+#[test]
+fn a_node_is_believed_on_its_own_machine_with_an_allowed_measurement() {
+    let w = World::new();
+    assert!(w.trust.software);
+    for connected in [false, true] {
+        if connected {
+            w.trust.applied().connect(w.cluster.log.node(true));
+        }
+        assert_eq!(w.judged(1, &w.cluster.machines[0]), Ok(()));
+        assert_eq!(w.judged(3, &w.cluster.machines[2]), Ok(()));
+        assert_eq!(w.judged(2, &w.cluster.machines[0]), Err(RefusalCode::PlatformIdentity), "another seat's machine");
+        assert_eq!(w.judged(9, &w.cluster.machines[0]), Err(RefusalCode::PlatformIdentity), "no such seat");
+        let impostor = Machine::tdx("impostor", &w.cluster.roots).unwrap();
+        assert_eq!(w.judged(1, &impostor), Err(RefusalCode::PlatformIdentity));
+        let changed = Machine::tdx("node-1", &w.cluster.roots).unwrap().running(Measured::executable(b"a changed binary"));
+        assert_eq!(w.judged(1, &changed), Err(RefusalCode::MeasurementNotAllowed));
+        let guest = Machine::tdx("node-1", &w.cluster.roots).unwrap().running(Measured::compose(COMPOSE));
+        assert_eq!(w.judged(1, &guest), Err(RefusalCode::MeasurementNotAllowed), "an app is no node");
+    }
+}
+
+#[test]
+fn the_log_decides_which_measurements_are_allowed() {
+    let w = World::new();
+    let next = Measured::executable(b"the next release");
+    let upgraded = Machine::tdx("node-1", &w.cluster.roots).unwrap().running(next.clone());
+    w.trust.applied().connect(w.cluster.log.node(true));
+    assert_eq!(w.judged(1, &upgraded), Err(RefusalCode::MeasurementNotAllowed));
+    let measurement = next.tdx_measurement();
+    let body = vec![Platform::Tdx.byte()];
+    assert_eq!(w.cluster.govern(ActionKind::AllowNodeMeasurement, Object::Measurement(measurement), body), None);
+    assert_eq!(w.judged(1, &upgraded), Ok(()));
+    assert_eq!(w.judged(1, &w.cluster.machines[0]), Ok(()));
+}
+
+#[test]
+fn evidence_binds_what_is_expected_and_verifies() {
+    let w = World::new();
+    let evidence = w.cluster.machines[0].evidence([7; 64]).unwrap();
+    let judge = |evidence: &[u8], now| w.trust.node_evidence(Seat(1), evidence, &[8; 64], now).map_err(|refusal| refusal.code);
+    assert_eq!(judge(&evidence, system_now()), Err(RefusalCode::EvidenceInvalid), "over other report data");
+    let expired = system_now().plus_ms(2 * 366 * 86_400_000);
+    assert_eq!(w.trust.node_evidence(Seat(1), &evidence, &[7; 64], expired).unwrap_err().code, RefusalCode::EvidenceInvalid);
+    let mut forged = evidence.clone();
+    let middle = forged.len() / 3;
+    forged[middle] ^= 1;
+    let bad: [&[u8]; 4] = [b"", b"noise", &forged, &evidence[..evidence.len() / 2]];
+    for bytes in bad {
+        assert_eq!(w.trust.node_evidence(Seat(1), bytes, &[7; 64], system_now()).unwrap_err().code, RefusalCode::EvidenceInvalid);
+    }
+    // Another cluster's software root is no root here.
+    let elsewhere = SoftwareRoots::generate(system_now()).unwrap();
+    let stranger = Machine::tdx("node-1", &elsewhere).unwrap();
+    assert_eq!(w.judged(1, &stranger), Err(RefusalCode::EvidenceInvalid));
+}
+
+#[test]
+fn clients_are_judged_for_the_verifier_pool() {
+    let w = World::new();
+    let client = Client::new(&w.cluster, "guest");
+    let judge = w.trust.client_evidence();
+    let identity = judge(&client.evidence, system_now()).unwrap();
+    let (pos, beacon) = w.cluster.latest_beacon();
+    assert_eq!(identity.report_data(), &binding::session(&w.cluster.id, pos, &beacon, &client.spki));
+    assert!(identity.software_root());
+    assert_eq!(judge(b"noise", system_now()).unwrap_err().code, RefusalCode::EvidenceInvalid);
+}
+
+#[test]
+fn software_roots_are_trusted_only_where_configuration_and_genesis_name_them() {
+    let w = World::new();
+    let refused = |roots: &[&[u8]]| match Trust::load(&config(&w.dir, roots), &w.cluster.birth) {
+        Ok(_) => panic!("loaded"),
+        Err(error) => format!("{error:#}"),
+    };
+    assert!(refused(&[]).contains("software root"), "the genesis document names one, the configuration none");
+    let own = w.cluster.roots.tdx_root_der();
+    let other = SoftwareRoots::generate(system_now()).unwrap();
+    assert!(refused(&[own, other.tdx_root_der()]).contains("not named by the genesis document"));
+    assert!(refused(&[b"no certificate"]).contains("root-0.der"));
+    let mut missing = config(&w.dir, &[own]);
+    missing.software_roots[0] = w.dir.path().join("absent.der");
+    assert!(Trust::load(&missing, &w.cluster.birth).is_err());
+}
