@@ -1,4 +1,5 @@
 //! Pools under more than they hold: refused at once with a hint, served again when there is room.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Key generation by three ceremony actors over one log: completed, interrupted by a restart, spoiled by false evidence.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! A holder against everything that a coordinator or a client may get wrong: no partial without its own judgement.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The recorder over the real state machine: group commit, duplicates, bounds, unknown outcomes.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 

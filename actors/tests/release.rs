@@ -1,4 +1,5 @@
 //! A whole release over holders in one process: some silent, some refusing, some lying; the client combines what it gets.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 
