@@ -29,6 +29,8 @@ const CAPACITY: usize = 4096;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long this node may lag behind the leader before the request is refused.
 const APPLY_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a receipt may lag behind the state: one flush, on a busy disk.
+const POST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// An intent to commit.
 #[derive(Message)]
@@ -127,18 +129,24 @@ async fn receipt_of(log: &dyn Log, board: &Board, rebuild: &Rebuild, intent: &In
     let id = intent.id();
     let mut applied = log.applied();
     let lagging = || Refusal::new(RefusalCode::NotYet, format!("position {pos} applied"), "this node is behind").retry_after(200);
-    let reached = async {
+    let posted = async {
         loop {
             if let Some(receipt) = board.receipt(&id) {
                 return Ok(receipt);
             }
-            if read(log, |state| state.size > pos)? {
-                return rebuild(intent).ok_or_else(lagging);
-            }
             applied.changed().await.map_err(|_| crate::mailbox::gone("raft"))?;
         }
     };
-    tokio::time::timeout(APPLY_PATIENCE, reached).await.unwrap_or_else(|_| Err(lagging()))
+    tokio::pin!(posted);
+    // The state shows an entry before its leaves are durable and its receipts are posted, a moment later. Only what was posted before a
+    // restart has to be rebuilt, which reads the log from its begin.
+    if let Ok(receipt) = tokio::time::timeout(POST_PATIENCE, &mut posted).await {
+        return receipt;
+    }
+    if read(log, |state| state.size > pos)? {
+        return rebuild(intent).ok_or_else(lagging);
+    }
+    tokio::time::timeout(APPLY_PATIENCE, posted).await.unwrap_or_else(|_| Err(lagging()))
 }
 
 impl Actor for Recorder {

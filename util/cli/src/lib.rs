@@ -2,7 +2,7 @@
 //! Owns: arguments, what is printed, exit codes. Never: holds a share, trusts what one node says as a pin, decides a rule
 //! that a node enforces. Source: architecture.md §9, threshold.md §1.6; `docs/operations.md` shows them in order.
 //!
-//! Every command is a function from arguments to [`failure::Done`]: the text for stdout, or a [`failure::Failure`] that
+//! Every command is a function from arguments to `failure::Done`: the text for stdout, or a `failure::Failure` that
 //! knows its exit code and what to try.
 #![forbid(unsafe_code)]
 
