@@ -82,6 +82,36 @@ fn without_a_majority_nothing_is_released_and_it_says_so() {
 }
 
 #[test]
+fn a_node_with_an_empty_disk_rejoins_without_a_share() {
+    let mut cluster = Cluster::start(&ClusterSpec::default()).unwrap();
+    let runtime = runtime();
+    let app = registered(&cluster, "web", MachineKind::Tdx);
+    let web = Workload::boot(&cluster, "web", &app);
+    let keys = check_values(&runtime.block_on(web.keys(&cluster.kms_urls())));
+
+    cluster.node(3).kill();
+    let data = cluster.node(3).data_dir();
+    std::fs::remove_dir_all(&data).unwrap();
+    cluster.node(3).start().unwrap();
+    // Its new key is admitted under a new index, it has the whole log, and it says what it lacks.
+    until("node 3 to be admitted anew", FORMING, || {
+        let (own, other) = (cluster.node(3).status()?, cluster.node(1).status()?);
+        let seat = own["state"]["seats"].as_array().and_then(|seats| seats.iter().find(|row| row["seat"] == 3)).cloned().unwrap_or_default();
+        let caught_up = own["state"]["size"] == other["state"]["size"] && seat["index"] == 4;
+        if caught_up { Ok(()) } else { Err(ClusterError::Unexpected { from: "node 3".to_owned(), got: own.to_string() }) }
+    })
+    .unwrap();
+    let lacking = cluster.node(3).check_ready().unwrap_err().to_string();
+    assert!(lacking.contains("no share"), "{lacking}");
+
+    // The two others hold enough, whoever coordinates.
+    let url = cluster.node(1).url();
+    assert_eq!(check_values(&runtime.block_on(web.keys(&url))), keys);
+    assert_eq!(check_values(&runtime.block_on(web.keys(&cluster.kms_urls()))), keys);
+    audit_verifies(&mut cluster);
+}
+
+#[test]
 fn a_node_with_a_wrong_clock_refuses() {
     let Some(library) = libfaketime() else { return };
     let mut cluster = Cluster::start(&ClusterSpec::default()).unwrap();
