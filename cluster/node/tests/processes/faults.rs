@@ -96,7 +96,8 @@ fn a_node_with_an_empty_disk_rejoins_without_a_share() {
     // Its new key is admitted under a new index, it has the whole log, and it says what it lacks.
     until("node 3 to be admitted anew", FORMING, || {
         let (own, other) = (cluster.node(3).status()?, cluster.node(1).status()?);
-        let seat = own["state"]["seats"].as_array().and_then(|seats| seats.iter().find(|row| row["seat"] == 3)).cloned().unwrap_or_default();
+        let seat =
+            own["state"]["seats"].as_array().and_then(|seats| seats.iter().find(|row| row["seat"] == 3)).cloned().unwrap_or_default();
         let caught_up = own["state"]["size"] == other["state"]["size"] && seat["index"] == 4;
         if caught_up { Ok(()) } else { Err(ClusterError::Unexpected { from: "node 3".to_owned(), got: own.to_string() }) }
     })

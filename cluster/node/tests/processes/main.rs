@@ -7,4 +7,5 @@ mod flood;
 mod genesis;
 mod memory;
 mod releases;
+mod story;
 mod workload;
