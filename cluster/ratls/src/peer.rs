@@ -1,5 +1,5 @@
 //! What a peer's certificate says. Owns: strict parsing with bounds before it, the rule that the common name selects
-//! the binding. Never: judges evidence (that is [`crate::judge`]) or the handshake signature ([`crate::verifier`]).
+//! the binding. Never: judges evidence (that is [`crate::judge`]) or the handshake signature (`crate::verifier`).
 //! Source: threshold.md §2.2; attestation reference §1.
 //!
 //! The certificate's own signature is not trusted for anything: possession of the key is proven by the handshake, whose
