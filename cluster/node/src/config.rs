@@ -65,7 +65,8 @@ fn default_format() -> LogFormat {
     LogFormat::Json
 }
 fn default_level() -> String {
-    "info,openraft=warn".to_owned()
+    // openraft warns of each heartbeat that a dead peer missed; `dstack_raft` says it once.
+    "info,openraft=error".to_owned()
 }
 fn default_tcb() -> Vec<String> {
     vec![TcbStatus::UpToDate.name().to_owned()]

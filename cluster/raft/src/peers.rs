@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use axum::{
 };
 use dstack_protocol::{Seat, limits::FRAME_BYTES_MAX};
 use dstack_ratls::{NodePeer, PeerError, peer_client::PeerClient};
+use tracing::{info, warn};
 
 use crate::{
     contract::{AppliedObserver, Machine},
@@ -36,7 +37,19 @@ const REFUSAL_CHARS_MAX: usize = 512;
 #[derive(Debug, Default)]
 pub struct Peers {
     clients: RwLock<BTreeMap<Seat, PeerClient>>,
+    silent: Mutex<BTreeMap<Seat, Silence>>,
 }
+
+/// A seat that does not answer, and what was last said of it in the log.
+#[derive(Debug)]
+struct Silence {
+    /// The reason without its numbers.
+    class: String,
+    logged: Instant,
+}
+
+/// Between two lines about one seat.
+const LINE_EVERY: Duration = Duration::from_secs(1);
 
 impl Peers {
     /// No peers yet.
@@ -57,10 +70,28 @@ impl Peers {
     fn client(&self, seat: Seat) -> Option<PeerClient> {
         self.clients.read().unwrap_or_else(PoisonError::into_inner).get(&seat).cloned()
     }
-}
 
-impl Transport for Peers {
-    async fn call(&self, to: Seat, kind: RpcKind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, TransportError> {
+    /// One line when a seat falls silent or does so for another reason, one when it answers again: not one for each heartbeat.
+    fn note(&self, seat: Seat, outcome: &Result<Vec<u8>, TransportError>) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = match outcome {
+            Ok(_) | Err(TransportError::Refused { .. }) => {
+                if silent.remove(&seat).is_some() {
+                    info!(peer_id = seat.0, "peer answers again");
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        let reason = error.to_string();
+        let class: String = reason.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if silent.get(&seat).is_none_or(|said| said.class != class && said.logged.elapsed() >= LINE_EVERY) {
+            warn!(peer_id = seat.0, reason, "peer does not answer");
+            silent.insert(seat, Silence { class, logged: Instant::now() });
+        }
+    }
+
+    async fn ask(&self, to: Seat, kind: RpcKind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, TransportError> {
         let started = Instant::now();
         let unreachable = |detail: String| TransportError::Unreachable { to: to.0, detail };
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
@@ -87,6 +118,14 @@ impl Transport for Peers {
         let (code, detail) = text.split_once('\n').unwrap_or((text.as_str(), ""));
         let code = if code.is_empty() { format!("http.{status}") } else { code.to_owned() };
         Err(TransportError::Refused { to: to.0, code, detail: detail.to_owned() })
+    }
+}
+
+impl Transport for Peers {
+    async fn call(&self, to: Seat, kind: RpcKind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, TransportError> {
+        let outcome = self.ask(to, kind, body, timeout).await;
+        self.note(to, &outcome);
+        outcome
     }
 }
 

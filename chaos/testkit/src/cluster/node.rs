@@ -195,7 +195,7 @@ impl NodeConfig<'_> {
         let roots: Vec<String> = roots.iter().map(|path| quoted(path)).collect();
         format!(
             "[cluster]\ngenesis = {}\ncollateral = {}\n\n[node]\nseat = {}\ndata_dir = {}\nlisten = \"{}\"\nadmin_listen = \"{}\"\n\
-             device = {device:?}\nsoftware_roots = [{}]\nengine = {engine:?}\nlog_format = \"pretty\"\nlog_level = \"info,openraft=warn\"\n{more}\n",
+             device = {device:?}\nsoftware_roots = [{}]\nengine = {engine:?}\nlog_format = \"pretty\"\n{more}\n",
             quoted(&genesis.join("genesis.bin")),
             quoted(&genesis.join("collateral.json")),
             node.seat,
