@@ -13,6 +13,7 @@ use axum::Router;
 use dstack_attest::VerifiedIdentity;
 use rustls::ServerConfig;
 use rustls::server::Acceptor as RustlsAcceptor;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -268,10 +269,15 @@ impl Shared {
         let is_node = start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ALPN_NODE));
         let config = if is_node { &self.node_tls } else { &self.client_tls };
         slot.advance_handshake(is_node, began).map_err(Refused::full)?;
-        let handshake = with_verdict(start.into_stream(Arc::clone(config)));
+        let handshake = with_verdict(start.into_stream(Arc::clone(config)).into_fallible());
         let (stream, verdict) = within(self.limits.handshake_timeout, "handshake", async {
-            let (stream, verdict) = handshake.await;
-            stream.map(|stream| (stream, verdict))
+            match handshake.await {
+                (Ok(stream), verdict) => Ok((stream, verdict)),
+                (Err((error, stream)), _) => {
+                    linger(stream).await;
+                    Err(error)
+                }
+            }
         })
         .await?;
         metrics::handshake(began.elapsed());
@@ -328,6 +334,27 @@ impl Shared {
         http::serve(stream, version, self.client_router.clone(), stamp, self.limits.client_http.clone(), end).await;
     }
 }
+
+/// Lets the peer read our alert: closing with its bytes unread would reset the connection, and the alert with it.
+async fn linger(mut stream: TcpStream) {
+    let mut discarded = [0u8; 4096];
+    let drain = async {
+        stream.shutdown().await?;
+        for _ in 0..LINGER_READS_MAX {
+            if stream.read(&mut discarded).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    // Whatever ends it, the connection is over.
+    let _ = tokio::time::timeout(LINGER_TIMEOUT, drain).await;
+}
+
+/// How long a refused connection is kept for its alert.
+const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Reads of up to 4 KiB while it is.
+const LINGER_READS_MAX: u32 = 32;
 
 /// Why a connection ended before it was served.
 struct Refused {
