@@ -206,7 +206,7 @@ impl KmsMachine {
         let (leaves, outcomes) = match command {
             Command::Intents(batch) => self.record_intents(state, batch, &mut effects),
             other => {
-                let (kind, body) = named(&other, &cluster_id);
+                let (kind, body) = named(&other);
                 let outcome = match &other {
                     Command::Genesis { .. } => Err(RefusalCode::GenesisRepeated),
                     Command::Beacon(readings) => beacon::apply(state, &cluster_id, readings),
@@ -296,14 +296,11 @@ impl KmsMachine {
 }
 
 /// Kind and body of a single-leaf command's record (threshold.md §2.6).
-fn named(command: &Command, cluster_id: &ClusterId) -> (RecordKind, Vec<u8>) {
+fn named(command: &Command) -> (RecordKind, Vec<u8>) {
     use dstack_protocol::ceremony::MessageKind;
     match command {
         Command::Genesis { genesis, .. } => (RecordKind::Genesis, genesis.clone()),
-        Command::Beacon(body) => {
-            debug_assert!(body.cluster_id.0.len() == cluster_id.0.len());
-            (RecordKind::Beacon, body.encode())
-        }
+        Command::Beacon(body) => (RecordKind::Beacon, body.encode()),
         Command::Intents(_) => (RecordKind::Intent, Vec::new()),
         Command::Ceremony(message) => {
             let kind = match message.kind {
