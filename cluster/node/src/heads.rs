@@ -52,6 +52,17 @@ struct Book {
     deviated: BTreeSet<(u64, NodeIndex)>,
 }
 
+impl Book {
+    /// Whether this is the first deviation of that signer at that size. Bounded: a liar costs no memory.
+    fn first_deviation(&mut self, size: u64, index: NodeIndex) -> bool {
+        let first = self.deviated.insert((size, index));
+        while self.deviated.len() > KEPT_MAX {
+            self.deviated.pop_first();
+        }
+        first
+    }
+}
+
 impl Heads {
     /// Certificates live in `dir`.
     pub(crate) fn new(
@@ -128,7 +139,7 @@ impl Heads {
             let mut book = self.book();
             let votes = book.tallies.get(&head.size).map(|tally| tally.votes().filter(|vote| vote.head != *head).map(|vote| vote.index));
             let indices: Vec<NodeIndex> = votes.into_iter().flatten().collect();
-            let deviating: Vec<NodeIndex> = indices.into_iter().filter(|index| book.deviated.insert((head.size, *index))).collect();
+            let deviating: Vec<NodeIndex> = indices.into_iter().filter(|index| book.first_deviation(head.size, *index)).collect();
             (deviating, book.certified.get(&head.size).and_then(|certified| contradiction(&book, head, certified)))
         };
         deviating.into_iter().for_each(|index| deviates(index, head.size));
@@ -168,7 +179,7 @@ impl Heads {
             let mut book = self.book();
             let size = signed.head.size;
             let differs = book.own.get(&size).is_some_and(|own| *own != signed.head);
-            if differs && book.deviated.insert((size, signed.index)) {
+            if differs && book.first_deviation(size, signed.index) {
                 deviates(signed.index, size);
             }
             let cluster_id = self.cluster_id;
