@@ -3,6 +3,7 @@
 //! Source: `docs/architecture.md`, the pipeline `bytes -> Request -> VerifiedIdentity`.
 #![forbid(unsafe_code)]
 
+mod check;
 mod collateral;
 mod error;
 pub mod eventlog;
@@ -17,9 +18,10 @@ mod verify;
 pub mod wire;
 pub mod x509ext;
 
+pub use check::{Check, Trace};
 pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
 pub use error::{AttestError, Class};
 pub use identity::VerifiedIdentity;
 pub use roots::{Root, TrustRoots};
 pub use tcb::TcbPolicy;
-pub use verify::{VerifyContext, verify, verify_legacy};
+pub use verify::{VerifyContext, verify, verify_legacy, verify_traced};

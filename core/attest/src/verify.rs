@@ -5,8 +5,16 @@
 use dstack_protocol::{Platform, UnixMillis, binding};
 
 use crate::{
-    AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, eventlog, nitro, tdx,
+    AttestError, Check, Class, CollateralBundle, TcbPolicy, Trace, TrustRoots, VerifiedIdentity, eventlog, nitro, tdx,
     wire::{Attestation, PlatformEvidence, TdxEvidence},
+};
+
+static DECODED: Check = Check {
+    id: "evidence.encoding",
+    what: "the evidence is SCALE V0 or msgpack V1, whole, of a platform that is served",
+    source: "dstack attestation reference, section 2",
+    classes: &[Class::ParseMalformed],
+    test: "any_bytes_are_refused",
 };
 
 /// What evidence is judged against.
@@ -29,7 +37,14 @@ pub struct VerifyContext<'a> {
 /// # Errors
 /// One [`AttestError`] per reason, see its variants for whose fault it is.
 pub fn verify(evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
-    verify_decoded(&Attestation::decode(evidence)?, evidence, context)
+    verify_traced(evidence, context, &Trace::new())
+}
+
+/// As [`verify`], and notes in `trace` every check that was begun: the last one is the one that refused.
+/// # Errors
+/// As [`verify`].
+pub fn verify_traced(evidence: &[u8], context: &VerifyContext<'_>, trace: &Trace) -> Result<VerifiedIdentity, AttestError> {
+    verify_decoded(&Attestation::decode(evidence)?, evidence, context, trace)
 }
 
 /// Verifies the legacy pair of X.509 extensions `.1` (quote) and `.2` (event log, JSON), which 0.5.x guests present on TDX.
@@ -37,10 +52,16 @@ pub fn verify(evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedId
 /// As [`verify`].
 pub fn verify_legacy(quote: &[u8], event_log_json: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
     let attestation = Attestation::from_legacy_pair(quote, event_log_json)?;
-    verify_decoded(&attestation, &binding::legacy_evidence(quote, event_log_json), context)
+    verify_decoded(&attestation, &binding::legacy_evidence(quote, event_log_json), context, &Trace::new())
 }
 
-fn verify_decoded(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+fn verify_decoded(
+    attestation: &Attestation,
+    evidence: &[u8],
+    context: &VerifyContext<'_>,
+    trace: &Trace,
+) -> Result<VerifiedIdentity, AttestError> {
+    trace.enter(&DECODED);
     match &attestation.platform {
         PlatformEvidence::Tdx(td) => verify_td(Platform::Tdx, td, attestation, evidence, context),
         PlatformEvidence::GcpTdx(td, _) => verify_td(Platform::GcpTdx, td, attestation, evidence, context),
