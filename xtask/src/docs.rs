@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::checks;
 use crate::shell::Shell;
 use crate::tidy::files;
 
@@ -36,6 +37,7 @@ pub(crate) fn generated(root: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     Ok(vec![
         (PathBuf::from("docs/errors.md"), errors_page(&refusal_rows(&refusals)?)),
         (PathBuf::from("docs/metrics.md"), metrics_page(&metrics)),
+        (PathBuf::from(checks::PAGE), checks::page(root)?),
     ])
 }
 
@@ -66,7 +68,7 @@ fn metrics_page(rows: &[Metric]) -> String {
     page
 }
 
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
@@ -156,20 +158,20 @@ fn constant_text(source: &str, name: &str) -> anyhow::Result<String> {
 }
 
 #[derive(Debug, PartialEq)]
-enum Token {
+pub(crate) enum Token {
     Plain(String),
     Quoted(String),
 }
 
 impl Token {
-    fn plain(&self) -> Option<&str> {
+    pub(crate) fn plain(&self) -> Option<&str> {
         match self {
             Self::Plain(word) => Some(word),
             Self::Quoted(_) => None,
         }
     }
 
-    fn quoted(self) -> anyhow::Result<String> {
+    pub(crate) fn quoted(self) -> anyhow::Result<String> {
         match self {
             Self::Quoted(text) => Ok(text),
             Self::Plain(word) => bail!("expected a text, found `{word}`"),
@@ -178,7 +180,7 @@ impl Token {
 }
 
 /// Words and string literals; punctuation and line comments are left out.
-fn tokens(text: &str) -> Vec<Token> {
+pub(crate) fn tokens(text: &str) -> Vec<Token> {
     let mut found = Vec::new();
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {

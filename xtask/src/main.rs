@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod checks;
 mod ci;
 mod demo;
 mod deny;

@@ -9,6 +9,7 @@ mod words;
 
 use anyhow::bail;
 
+use crate::checks;
 use crate::shell::Shell;
 
 /// Runs all rules; findings are printed, one a line.
@@ -18,6 +19,7 @@ pub(crate) fn run(shell: &Shell) -> anyhow::Result<String> {
     findings.extend(sources::check(root)?);
     findings.extend(words::check(root)?);
     findings.extend(generated::check(root)?);
+    findings.extend(checks::findings(root)?);
     for finding in &findings {
         eprintln!("tidy: {finding}");
     }
