@@ -1,15 +1,16 @@
-//! Collateral: what Intel publishes about a platform, given by the caller. Owns: its container format and size caps.
-//! Never: fetches, caches, or believes it; `tdx` verifies every part each time a quote is judged.
+//! Collateral: what vendors publish about platforms, given by the caller. Owns: its container format and size caps.
+//! Never: fetches, caches, or believes it; every part is verified each time evidence is judged.
 //! Source: the vectors' README (members of a collateral file); the bundle is pinned in the cluster's log.
 
 use std::collections::BTreeMap;
 
 use dstack_protocol::UnixMillis;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttestError, TrustRoots,
+    AttestError, TrustRoots, X509Pool,
     tdx::{self, CollateralDates},
+    x509pool::RawPool,
 };
 
 /// Largest bundle: two hundred platforms of about 20 KiB.
@@ -20,7 +21,7 @@ pub const BUNDLE_PLATFORMS_MAX: usize = 256;
 pub const COLLATERAL_BYTES_MAX: usize = 1024 * 1024;
 
 /// Collateral of one TDX platform: revocation lists and signatures as bytes, signed texts exactly as published.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TdxCollateral {
     /// PEM chain of the PCK CRL's issuer. The list is judged under the quote's own chain; this one is kept for tools.
@@ -57,22 +58,26 @@ impl TdxCollateral {
     }
 }
 
-/// The collateral of every platform a verifier serves, keyed by FMSPC.
+/// The collateral of every platform a verifier serves: Intel's keyed by FMSPC, one pool for all others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CollateralBundle {
     bytes: Vec<u8>,
     tdx: BTreeMap<[u8; 6], TdxCollateral>,
+    x509: X509Pool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawBundle {
     format: u32,
     tdx: BTreeMap<String, TdxCollateral>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    x509: Option<RawPool>,
 }
 
 impl CollateralBundle {
-    /// Reads `{"format":1,"tdx":{"<fmspc, 12 lower-case hex digits>":{…}}}`. Nothing in it is verified yet.
+    /// Reads `{"format":1,"tdx":{"<fmspc, 12 lower-case hex digits>":{…}}}` with, if there is a pool,
+    /// `"x509":{"certificates":["<hex DER>"…],"crls":[…]}`. Nothing in it is verified yet.
     /// # Errors
     /// [`AttestError::Length`] above a cap, [`AttestError::UnsupportedVersion`] for another format, else [`AttestError::Malformed`].
     pub fn parse(json: &[u8]) -> Result<Self, AttestError> {
@@ -93,13 +98,35 @@ impl CollateralBundle {
             }
             tdx.insert(fmspc, collateral);
         }
-        Ok(Self { bytes: json.to_vec(), tdx })
+        let x509 = raw.x509.map(RawPool::pool).transpose()?.unwrap_or_default();
+        Ok(Self { bytes: json.to_vec(), tdx, x509 })
+    }
+
+    /// The bundle of these parts, in the one text that stands for them: members in order, no white space.
+    /// # Errors
+    /// [`AttestError::Length`] above a cap, else what [`Self::parse`] refuses.
+    pub fn compose(tdx: &BTreeMap<[u8; 6], TdxCollateral>, x509: &X509Pool) -> Result<Self, AttestError> {
+        capped_count(tdx.len())?;
+        let raw = RawBundle {
+            format: 1,
+            tdx: tdx.iter().map(|(fmspc, collateral)| (hex::encode(fmspc), collateral.clone())).collect(),
+            x509: (!x509.is_empty()).then(|| RawPool::of(x509)),
+        };
+        let json =
+            serde_json::to_vec(&raw).map_err(|_| AttestError::Malformed { part: "collateral bundle", why: "its parts have no text" })?;
+        Self::parse(&json)
+    }
+
+    /// Whether its bytes are the one text that stands for its parts; asked of every bundle that is pinned after genesis.
+    #[must_use]
+    pub fn is_canonical(&self) -> bool {
+        Self::compose(&self.tdx, &self.x509).is_ok_and(|same| same.bytes == self.bytes)
     }
 
     /// A bundle without any platform: evidence that needs no collateral (Nitro) can still be verified.
     #[must_use]
     pub fn empty() -> Self {
-        Self { bytes: br#"{"format":1,"tdx":{}}"#.to_vec(), tdx: BTreeMap::new() }
+        Self { bytes: br#"{"format":1,"tdx":{}}"#.to_vec(), tdx: BTreeMap::new(), x509: X509Pool::default() }
     }
 
     /// The bytes it was read from.
@@ -111,6 +138,18 @@ impl CollateralBundle {
     /// The platforms it covers, in order.
     pub fn fmspcs(&self) -> impl Iterator<Item = &[u8; 6]> {
         self.tdx.keys()
+    }
+
+    /// The collateral of every TDX platform it covers.
+    #[must_use]
+    pub const fn tdx_platforms(&self) -> &BTreeMap<[u8; 6], TdxCollateral> {
+        &self.tdx
+    }
+
+    /// Certificates and revocation lists for all platforms but TDX. Untrusted until a chain of theirs was checked.
+    #[must_use]
+    pub const fn x509(&self) -> &X509Pool {
+        &self.x509
     }
 
     /// Verifies every platform's collateral, as is done before a bundle is pinned. Answers the dates of each platform.
@@ -174,6 +213,27 @@ mod tests {
         let other = CollateralBundle::parse(br#"{"format":2,"tdx":{}}"#);
         assert_eq!(other, Err(AttestError::UnsupportedVersion { part: "collateral bundle", got: 2 }));
         assert!(CollateralBundle::parse(br#"{"format":1,"tdx":{},"snp":{}}"#).is_err());
+        assert!(CollateralBundle::parse(br#"{"format":1,"tdx":{},"x509":{"certificates":[]}}"#).is_err());
+        assert!(CollateralBundle::parse(br#"{"format":1,"tdx":{},"x509":{"certificates":["3000","3000"],"crls":[]}}"#).is_err());
         assert_eq!(CollateralBundle::parse(CollateralBundle::empty().bytes()), Ok(CollateralBundle::empty()));
+    }
+
+    #[test]
+    fn a_bundle_is_composed_into_one_text() {
+        let one: TdxCollateral = TdxCollateral::parse(ONE.as_bytes()).unwrap();
+        let pool = X509Pool::new(vec![vec![0x30, 1, 2], vec![0x30, 0]], vec![vec![0x30, 1, 7]]).unwrap();
+        let tdx = BTreeMap::from([([9; 6], one.clone()), ([1; 6], one)]);
+        let bundle = CollateralBundle::compose(&tdx, &pool).unwrap();
+        assert!(bundle.is_canonical());
+        assert_eq!(CollateralBundle::parse(bundle.bytes()), Ok(bundle.clone()));
+        assert_eq!((bundle.x509(), bundle.tdx_platforms()), (&pool, &tdx));
+        let text = String::from_utf8(bundle.bytes().to_vec()).unwrap();
+        assert!(text.ends_with(r#""x509":{"certificates":["3000","300102"],"crls":["300107"]}}"#), "{text}");
+        assert!(CollateralBundle::empty().is_canonical());
+        let spaced = text.replacen(':', ": ", 1);
+        assert!(!CollateralBundle::parse(spaced.as_bytes()).unwrap().is_canonical());
+        // A platform that stands twice reads as the second one: such a text is not the one of its parts.
+        let twice = format!(r#"{{"format":1,"tdx":{{"00806f050000":{ONE},"00806f050000":{ONE}}}}}"#);
+        assert!(!CollateralBundle::parse(twice.as_bytes()).is_ok_and(|bundle| bundle.is_canonical()));
     }
 }
