@@ -9,12 +9,14 @@ use crate::AttestError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcbPolicy {
     allowed: Vec<TcbStatus>,
+    accept_vlek: bool,
+    accept_missing_crl: bool,
 }
 
 impl Default for TcbPolicy {
     /// `UpToDate` only.
     fn default() -> Self {
-        Self { allowed: vec![TcbStatus::UpToDate] }
+        Self::allowing(&[TcbStatus::UpToDate])
     }
 }
 
@@ -22,7 +24,34 @@ impl TcbPolicy {
     /// Accepts exactly `allowed`, without `Revoked` even if it is named.
     #[must_use]
     pub fn allowing(allowed: &[TcbStatus]) -> Self {
-        Self { allowed: allowed.iter().copied().filter(|status| *status != TcbStatus::Revoked).collect() }
+        let allowed = allowed.iter().copied().filter(|status| *status != TcbStatus::Revoked).collect();
+        Self { allowed, accept_vlek: false, accept_missing_crl: false }
+    }
+
+    /// Also accepts SEV-SNP reports signed by a VLEK: a key that AMD gave to a cloud, so that the report names no chip.
+    #[must_use]
+    pub fn accepting_vlek(mut self) -> Self {
+        self.accept_vlek = true;
+        self
+    }
+
+    /// Also accepts an AMD chain whose root has no revocation list in the bundle. A list that is there is obeyed anyway.
+    #[must_use]
+    pub fn accepting_missing_crl(mut self) -> Self {
+        self.accept_missing_crl = true;
+        self
+    }
+
+    /// Whether VLEK-signed reports are accepted; not unless asked for.
+    #[must_use]
+    pub const fn accepts_vlek(&self) -> bool {
+        self.accept_vlek
+    }
+
+    /// Whether an AMD chain is accepted without a revocation list of its root; not unless asked for.
+    #[must_use]
+    pub const fn accepts_missing_crl(&self) -> bool {
+        self.accept_missing_crl
     }
 
     /// The accepted statuses.
