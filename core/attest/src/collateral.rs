@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use dstack_protocol::UnixMillis;
+use dstack_protocol::{UnixMillis, genesis::collateral_id};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     AttestError, TrustRoots, X509Pool,
-    tdx::{self, CollateralDates},
+    tdx::{self, CollateralDates, CollateralFacts},
     x509pool::RawPool,
 };
 
@@ -62,6 +62,7 @@ impl TdxCollateral {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CollateralBundle {
     bytes: Vec<u8>,
+    id: [u8; 32],
     tdx: BTreeMap<[u8; 6], TdxCollateral>,
     x509: X509Pool,
 }
@@ -99,7 +100,7 @@ impl CollateralBundle {
             tdx.insert(fmspc, collateral);
         }
         let x509 = raw.x509.map(RawPool::pool).transpose()?.unwrap_or_default();
-        Ok(Self { bytes: json.to_vec(), tdx, x509 })
+        Ok(Self { bytes: json.to_vec(), id: collateral_id(json), tdx, x509 })
     }
 
     /// The bundle of these parts, in the one text that stands for them: members in order, no white space.
@@ -126,13 +127,20 @@ impl CollateralBundle {
     /// A bundle without any platform: evidence that needs no collateral (Nitro) can still be verified.
     #[must_use]
     pub fn empty() -> Self {
-        Self { bytes: br#"{"format":1,"tdx":{}}"#.to_vec(), tdx: BTreeMap::new(), x509: X509Pool::default() }
+        let bytes = br#"{"format":1,"tdx":{}}"#;
+        Self { bytes: bytes.to_vec(), id: collateral_id(bytes), tdx: BTreeMap::new(), x509: X509Pool::default() }
     }
 
     /// The bytes it was read from.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// `collateral_id`: its name in the log, in rows of intents and in verdicts.
+    #[must_use]
+    pub const fn id(&self) -> &[u8; 32] {
+        &self.id
     }
 
     /// The platforms it covers, in order.
@@ -158,6 +166,14 @@ impl CollateralBundle {
     pub fn check(&self, now: UnixMillis, roots: &TrustRoots) -> Result<BTreeMap<[u8; 6], CollateralDates>, AttestError> {
         let checked = |(fmspc, collateral): (&[u8; 6], _)| Ok((*fmspc, tdx::check_collateral(fmspc, collateral, now.0, roots)?));
         self.tdx.iter().map(checked).collect()
+    }
+
+    /// What every platform's collateral says of its age, read without verifying it: for a bundle that was verified before, or to
+    /// name the difference of two. A platform whose parts cannot be read is left out.
+    #[must_use]
+    pub fn facts(&self) -> BTreeMap<[u8; 6], CollateralFacts> {
+        let read = |(fmspc, collateral): (&[u8; 6], _)| Some((*fmspc, tdx::collateral_facts(collateral).ok()?));
+        self.tdx.iter().filter_map(read).collect()
     }
 
     /// The collateral of the platform `fmspc`.

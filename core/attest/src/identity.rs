@@ -35,6 +35,14 @@ pub struct VerifiedIdentity {
     earliest_expiry: UnixMillis,
     software_root: bool,
     evidence_hash: [u8; 32],
+    under: Under,
+}
+
+/// The collateral that a verdict rests on. A platform's module gives the issue date; [`crate::verify`] names the bundle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Under {
+    collateral_id: [u8; 32],
+    issued: Option<UnixMillis>,
 }
 
 impl VerifiedIdentity {
@@ -142,6 +150,25 @@ impl VerifiedIdentity {
         self.evidence_hash
     }
 
+    /// The bundle that the evidence was judged with ([`crate::CollateralBundle::id`]): what makes a verdict provable later.
+    #[must_use]
+    pub const fn collateral_id(&self) -> &[u8; 32] {
+        &self.under.collateral_id
+    }
+
+    /// When the oldest part was issued that its vendor renews within weeks (TDX: TCB info, QE identity, PCK CRL); `None` where the
+    /// platform's evidence needs no such part.
+    #[must_use]
+    pub const fn collateral_issued(&self) -> Option<UnixMillis> {
+        self.under.issued
+    }
+
+    /// Names the bundle it was judged with.
+    pub(crate) const fn judged_with(mut self, collateral_id: [u8; 32]) -> Self {
+        self.under.collateral_id = collateral_id;
+        self
+    }
+
     /// Refuses evidence that was made for something else.
     /// # Errors
     /// [`AttestError::ReportData`].
@@ -181,6 +208,7 @@ impl VerifiedIdentity {
             earliest_expiry: UnixMillis(td.earliest_expiry_ms()),
             software_root: td.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
+            under: Under { issued: Some(UnixMillis(td.collateral_issued_ms())), ..Under::default() },
         })
     }
 
@@ -207,6 +235,7 @@ impl VerifiedIdentity {
             earliest_expiry: document.earliest_expiry(),
             software_root: document.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
+            under: Under::default(),
         })
     }
 }

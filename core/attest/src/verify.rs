@@ -24,7 +24,7 @@ pub struct VerifyContext<'a> {
     pub now: UnixMillis,
     /// Roots a chain may end at.
     pub roots: &'a TrustRoots,
-    /// Intel's collateral of the platforms that are served.
+    /// Collateral of the platforms that are served.
     pub collateral: &'a CollateralBundle,
     /// TCB statuses that are good enough.
     pub tcb: &'a TcbPolicy,
@@ -62,6 +62,10 @@ fn verify_decoded(
     trace: &Trace,
 ) -> Result<VerifiedIdentity, AttestError> {
     trace.enter(&DECODED);
+    judged(attestation, evidence, context).map(|identity| identity.judged_with(*context.collateral.id()))
+}
+
+fn judged(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
     match &attestation.platform {
         PlatformEvidence::Tdx(td) => verify_td(Platform::Tdx, td, attestation, evidence, context),
         PlatformEvidence::GcpTdx(td, _) => verify_td(Platform::GcpTdx, td, attestation, evidence, context),

@@ -11,12 +11,13 @@ pub(crate) struct Window {
     now_ms: u64,
     earliest_expiry_ms: u64,
     oldest_issue_ms: u64,
+    renewed_issue_ms: u64,
 }
 
 impl Window {
     /// A window at `now_ms` that nothing has narrowed yet.
     pub(crate) const fn at(now_ms: u64) -> Self {
-        Self { now_ms, earliest_expiry_ms: u64::MAX, oldest_issue_ms: u64::MAX }
+        Self { now_ms, earliest_expiry_ms: u64::MAX, oldest_issue_ms: u64::MAX, renewed_issue_ms: u64::MAX }
     }
 
     /// The first moment at which one of the parts is over.
@@ -27,6 +28,11 @@ impl Window {
     /// When the oldest revocation list, TCB info or QE identity was issued.
     pub(crate) const fn oldest_issue_ms(&self) -> u64 {
         self.oldest_issue_ms
+    }
+
+    /// As [`Self::oldest_issue_ms`], without the root's revocation list, which is renewed about once a year.
+    pub(crate) const fn renewed_issue_ms(&self) -> u64 {
+        self.renewed_issue_ms
     }
 
     /// Judges a certificate's validity.
@@ -43,6 +49,9 @@ impl Window {
     pub(crate) fn collateral(&mut self, issued_ms: u64, next_update_ms: u64, part: &'static str) -> Result<(), AttestError> {
         self.begin(issued_ms, part)?;
         self.oldest_issue_ms = self.oldest_issue_ms.min(issued_ms);
+        if part != super::ROOT_CRL {
+            self.renewed_issue_ms = self.renewed_issue_ms.min(issued_ms);
+        }
         if self.ended(next_update_ms) {
             return Err(AttestError::CollateralExpired { part, expired_at_ms: next_update_ms, now_ms: self.now_ms });
         }

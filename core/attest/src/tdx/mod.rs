@@ -6,6 +6,7 @@
 mod attributes;
 mod chain;
 mod clock;
+mod facts;
 mod pck;
 mod pem;
 mod quote;
@@ -21,6 +22,7 @@ use dstack_protocol::{TcbStatus, UnixMillis};
 use x509_parser::prelude::X509Certificate;
 
 pub(crate) use clock::ms_of_rfc3339;
+pub use facts::{CollateralFacts, collateral_facts};
 pub use pck::PckPlatform;
 pub use quote::{QUOTE_BYTES_MAX, QeReport, Quote, ServiceTdEx, SignatureData, TdBody, TdBody15};
 pub use tcb::{LevelVerdict, TcbVerdict};
@@ -45,6 +47,7 @@ pub struct VerifiedTd {
     pck: PckPlatform,
     tcb: TcbVerdict,
     earliest_expiry_ms: u64,
+    collateral_issued_ms: u64,
     software_root: bool,
     padding_bytes: usize,
 }
@@ -74,6 +77,11 @@ impl VerifiedTd {
     #[must_use]
     pub const fn earliest_expiry_ms(&self) -> u64 {
         self.earliest_expiry_ms
+    }
+    /// When the oldest of TCB info, QE identity and PCK CRL was issued, milliseconds since 1970.
+    #[must_use]
+    pub const fn collateral_issued_ms(&self) -> u64 {
+        self.collateral_issued_ms
     }
     /// Whether the chain ends at a software root.
     #[must_use]
@@ -149,6 +157,7 @@ pub fn check_collateral(
     QeIdentityText::verify(collateral, &anchor, &root_crl, &mut window)?.check_kind()?;
     Ok(CollateralDates {
         oldest_issue: UnixMillis(window.oldest_issue_ms()),
+        renewed_issue: UnixMillis(window.renewed_issue_ms()),
         earliest_expiry: UnixMillis(window.earliest_expiry_ms()),
         software_root: root.is_software(),
     })
@@ -159,6 +168,8 @@ pub fn check_collateral(
 pub struct CollateralDates {
     /// When the oldest of its signed parts was issued.
     pub oldest_issue: UnixMillis,
+    /// The same without the root's revocation list, which is renewed about once a year.
+    pub renewed_issue: UnixMillis,
     /// The first moment at which one of its parts is over.
     pub earliest_expiry: UnixMillis,
     /// Whether it was signed under a software root.
@@ -214,6 +225,7 @@ pub fn verify_quote(bytes: &[u8], collateral: &TdxCollateral, now_ms: u64, roots
         pck,
         tcb,
         earliest_expiry_ms: window.earliest_expiry_ms(),
+        collateral_issued_ms: window.renewed_issue_ms(),
         software_root: root.is_software(),
         padding_bytes: quote.trailing.len(),
         body: quote.body,
