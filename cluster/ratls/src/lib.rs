@@ -8,7 +8,7 @@
 //! - [`peer`], [`judge`], [`attest_judge`]: the other side: what it showed and who says that it holds.
 //! - [`hello`]: which seat and node key a node connection speaks for.
 //! - [`server`], [`plain`], [`limits`]: listeners.
-//! - [`peer_client`], [`client`]: connections to nodes, as a node and as a client.
+//! - [`peer_client`], [`client`]: connections to nodes, as a node and as a client; [`probe`]: a look at a server's certificate.
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,7 @@ pub mod peer;
 pub mod peer_client;
 pub mod plain;
 mod pool;
+pub mod probe;
 pub mod server;
 pub mod source;
 mod tls;

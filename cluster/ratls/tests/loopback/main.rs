@@ -5,6 +5,7 @@ mod flood;
 mod handshake;
 mod nodes;
 mod plain;
+mod probe;
 mod raw;
 mod rotation;
 mod sessions;

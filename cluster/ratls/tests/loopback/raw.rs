@@ -151,12 +151,15 @@ pub async fn serve_once(
 ) -> (SocketAddr, tokio::task::JoinHandle<std::io::Result<()>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let key = provider.key_provider.load_private_key(certificate.key).unwrap();
+    // Unchecked: a liar's key need not be the certificate's.
+    let shown = rustls::sign::SingleCertAndKey::from(rustls::sign::CertifiedKey::new(certificate.chain, key));
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(certificate.chain, certificate.key)
-        .unwrap();
+        .with_cert_resolver(Arc::new(shown));
     config.alpn_protocols = vec![alpn.to_vec()];
     let task = tokio::spawn(async move {
         let (stream, _) = listener.accept().await?;
