@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 
-use crate::Class;
+use crate::{Class, verify};
 
 /// One check of one platform's evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,12 @@ pub struct Check {
     pub classes: &'static [Class],
     /// Its negative test: the name of a test function, or of a derived vector as `vector:ID`.
     pub test: &'static str,
+}
+
+/// All checks, platform by platform, in the order of judgement.
+pub fn checks() -> impl Iterator<Item = &'static Check> {
+    let platforms: [&'static [&'static Check]; 1] = [verify::CHECKS];
+    platforms.into_iter().flatten().copied()
 }
 
 /// The checks that one judgement entered. The last one entered is the one that refused, if it was refused.

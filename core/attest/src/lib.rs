@@ -20,12 +20,12 @@ pub mod wire;
 pub mod x509ext;
 mod x509pool;
 
-pub use check::{Check, Trace};
+pub use check::{Check, Trace, checks};
 pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
 pub use error::{AttestError, Class};
 pub use explain::Explanation;
 pub use identity::VerifiedIdentity;
 pub use roots::{Root, TrustRoots};
 pub use tcb::TcbPolicy;
-pub use verify::{VerifyContext, verify, verify_legacy, verify_traced};
+pub use verify::{VerifyContext, verify, verify_legacy, verify_legacy_traced, verify_traced};
 pub use x509pool::{POOL_CERTIFICATE_BYTES_MAX, POOL_CERTIFICATES_MAX, POOL_CRL_BYTES_MAX, POOL_CRLS_MAX, X509Pool};

@@ -9,6 +9,9 @@ use crate::{
     wire::{Attestation, PlatformEvidence, TdxEvidence},
 };
 
+/// The checks that are the same for every platform.
+pub(crate) static CHECKS: &[&Check] = &[&DECODED];
+
 static DECODED: Check = Check {
     id: "evidence.encoding",
     what: "the evidence is SCALE V0 or msgpack V1, whole, of a platform that is served",
@@ -51,8 +54,20 @@ pub fn verify_traced(evidence: &[u8], context: &VerifyContext<'_>, trace: &Trace
 /// # Errors
 /// As [`verify`].
 pub fn verify_legacy(quote: &[u8], event_log_json: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+    verify_legacy_traced(quote, event_log_json, context, &Trace::new())
+}
+
+/// As [`verify_legacy`], and notes in `trace` every check that was begun.
+/// # Errors
+/// As [`verify`].
+pub fn verify_legacy_traced(
+    quote: &[u8],
+    event_log_json: &[u8],
+    context: &VerifyContext<'_>,
+    trace: &Trace,
+) -> Result<VerifiedIdentity, AttestError> {
     let attestation = Attestation::from_legacy_pair(quote, event_log_json)?;
-    verify_decoded(&attestation, &binding::legacy_evidence(quote, event_log_json), context, &Trace::new())
+    verify_decoded(&attestation, &binding::legacy_evidence(quote, event_log_json), context, trace)
 }
 
 fn verify_decoded(

@@ -3,7 +3,7 @@
 //! Source: dstack attestation reference, section 1.
 
 use crate::wire::{ATTESTATION_BYTES_MAX, AppInfo};
-use crate::{AttestError, VerifiedIdentity, VerifyContext, verify, verify_legacy};
+use crate::{AttestError, Trace, VerifiedIdentity, VerifyContext, verify_legacy_traced, verify_traced};
 use dstack_protocol::binding;
 use x509_parser::oid_registry::Oid;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -66,9 +66,17 @@ impl CertificateEvidence {
     /// # Errors
     /// As [`crate::verify`].
     pub fn verify(&self, context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+        self.verify_traced(context, &Trace::new())
+    }
+
+    /// As [`Self::verify`], and notes in `trace` every check that was begun.
+    ///
+    /// # Errors
+    /// As [`crate::verify`].
+    pub fn verify_traced(&self, context: &VerifyContext<'_>, trace: &Trace) -> Result<VerifiedIdentity, AttestError> {
         match self {
-            Self::Versioned(attestation) => verify(attestation, context),
-            Self::Legacy { quote, event_log } => verify_legacy(quote, event_log, context),
+            Self::Versioned(attestation) => verify_traced(attestation, context, trace),
+            Self::Legacy { quote, event_log } => verify_legacy_traced(quote, event_log, context, trace),
         }
     }
 
@@ -173,6 +181,7 @@ fn unwrap(der: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verify_legacy;
     use crate::wire::{Attestation, PlatformEvidence, TdxEvent};
     use crate::{CollateralBundle, TcbPolicy, TrustRoots};
     use dstack_protocol::UnixMillis;

@@ -45,12 +45,24 @@ fn shown(cluster: &Cluster, genesis: &str) -> Value {
     serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"))
 }
 
+fn a_live_node_is_judged(cluster: &mut Cluster, genesis: &str) {
+    let url = cluster.node(1).url();
+    let address = url.trim_start_matches("https://");
+    let judged: Value = serde_json::from_str(&done(cluster, &["evidence", "verify", address, "--genesis", genesis, "--json"])).unwrap();
+    assert_eq!((&judged["result"], &judged["form"]), (&Value::from("ok"), &Value::from("certificate")), "{judged}");
+    assert_eq!(judged["proven"]["software_root"], true);
+    // Without the cluster's roots it is nobody's.
+    refused(cluster, &["evidence", "verify", address, "--collateral", &format!("{genesis}/collateral.json")], "chain.untrusted_root");
+    assert!(done(cluster, &["evidence", "show", address]).starts_with("nothing here is verified\n"));
+}
+
 #[test]
 fn operators_govern_a_cluster() {
     let spec = ClusterSpec { operators: 3, approvals: 2, timelock_s: 2, guests: Vec::new(), ..ClusterSpec::default() };
     let mut cluster = Cluster::start(&spec).unwrap();
     let genesis = cluster.genesis().to_owned();
     let genesis = text(&genesis);
+    a_live_node_is_judged(&mut cluster, genesis);
     let keys: Vec<PathBuf> = cluster.operators.iter().map(|operator| operator.key.clone()).collect();
     let keys: Vec<&str> = keys.iter().map(|key| text(key)).collect();
     let hash = "aa".repeat(32);

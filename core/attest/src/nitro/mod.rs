@@ -6,8 +6,11 @@
 
 mod cbor;
 mod chain;
+mod claims;
 mod cose;
 mod document;
+
+pub use claims::{Claims, claims};
 
 use crate::{AttestError, TrustRoots};
 use cose::Sign1;
