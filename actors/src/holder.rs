@@ -12,6 +12,7 @@ use dstack_attest::VerifiedIdentity;
 use dstack_protocol::limits::HOLDER_WAIT_MS_MAX;
 use dstack_protocol::release::{Ask, Go, Out};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode};
+use dstack_release::SignedAsk;
 use dstack_release::session::check_evidence_hash;
 
 use crate::mailbox::of_mailbox;
@@ -28,7 +29,7 @@ pub const SESSIONS_MAX: usize = 4096;
 
 #[derive(Clone)]
 struct Pending {
-    ask: Arc<Ask>,
+    signed: SignedAsk,
     identity: Arc<VerifiedIdentity>,
 }
 
@@ -112,16 +113,27 @@ impl Holder {
     ///
     /// # Errors
     /// The first rule broken.
-    pub async fn ask(&self, ask: Ask) -> Result<(), Refusal> {
+    pub async fn ask(&self, mut ask: Ask) -> Result<(), Refusal> {
         let identity = self.identify(&ask).await?;
-        let mut ask = ask;
         ask.evidence.clear();
-        let ask = Arc::new(ask);
-        let message = Precheck { ask: Arc::clone(&ask), identity: Arc::clone(&identity) };
-        self.policy.send(message).await.map_err(|error| of_mailbox(policy::NAME, error))??;
-        let id = ask.request.intent(NodeIndex(0)).id();
-        lock(&self.pending).put(id, Pending { ask, identity });
+        let signed = self.judge(Arc::new(ask), &identity).await?;
+        self.keep(signed, identity);
         Ok(())
+    }
+
+    /// Judges a request against the applied state, its signature included; the proof of that is the answer.
+    ///
+    /// # Errors
+    /// The first rule broken.
+    pub async fn judge(&self, ask: Arc<Ask>, identity: &Arc<VerifiedIdentity>) -> Result<SignedAsk, Refusal> {
+        let message = Precheck { ask, identity: Arc::clone(identity) };
+        self.policy.send(message).await.map_err(|error| of_mailbox(policy::NAME, error))?
+    }
+
+    /// Keeps a request that was judged here until its `go`.
+    pub fn keep(&self, signed: SignedAsk, identity: Arc<VerifiedIdentity>) {
+        let id = signed.ask().request.intent(NodeIndex(0)).id();
+        lock(&self.pending).put(id, Pending { signed, identity });
     }
 
     /// Answers a request whose intent is committed at `go.pos`.
@@ -136,11 +148,11 @@ impl Holder {
 
     async fn answer(&self, go: Go) -> Result<Out, Refusal> {
         let pending = lock(&self.pending).get(&go.intent_id);
-        let Some(Pending { ask, identity }) = pending else {
+        let Some(Pending { signed, identity }) = pending else {
             return Err(Refusal::new(RefusalCode::IntentUnknown, "an ask before its go", "none").retry_after(50));
         };
         self.applied(go.pos).await?;
-        let clearance = self.policy.send(Clear { ask, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))??;
+        let clearance = self.policy.send(Clear { signed, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))??;
         self.shares.evaluate(clearance).await
     }
 

@@ -16,6 +16,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("kms_actors_releases_total", "counter", "outcome", "Releases coordinated here; outcome is ok or the refusal's code."),
     ("kms_actors_partials_total", "counter", "outcome", "Partials asked of this holder; outcome is ok or the refusal's code."),
     ("kms_actors_batch_intents", "histogram", "", "Intents in one proposal."),
+    ("kms_actors_hedges_total", "counter", "", "Holders asked because partials of others were late."),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
 ];
 
@@ -39,6 +40,10 @@ pub(crate) fn release(outcome: &'static str) {
 
 pub(crate) fn partial(outcome: &'static str) {
     metrics::counter!("kms_actors_partials_total", "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn hedged(holders: u64) {
+    metrics::counter!("kms_actors_hedges_total").increment(holders);
 }
 
 pub(crate) fn batch(intents: usize) {

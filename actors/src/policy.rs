@@ -9,6 +9,7 @@ use actix::{Actor, Context, Handler, Message};
 use dstack_attest::VerifiedIdentity;
 use dstack_protocol::release::{Ask, Go};
 use dstack_protocol::{ClusterId, Refusal};
+use dstack_release::SignedAsk;
 use dstack_release::clearance::{Clearance, HolderView, clear, precheck};
 
 use crate::metrics;
@@ -53,9 +54,10 @@ impl Policy {
     }
 }
 
-/// Everything but the committed row: asked before anything is recorded, and by a holder that is asked early.
+/// Everything but the committed row: asked before anything is recorded, and by a holder that is asked early. The answer proves that the
+/// signature verifies.
 #[derive(Message)]
-#[rtype(result = "Result<(), Refusal>")]
+#[rtype(result = "Result<SignedAsk, Refusal>")]
 pub struct Precheck {
     /// The request.
     pub ask: Arc<Ask>,
@@ -64,10 +66,10 @@ pub struct Precheck {
 }
 
 impl Handler<Precheck> for Policy {
-    type Result = Result<(), Refusal>;
+    type Result = Result<SignedAsk, Refusal>;
 
     fn handle(&mut self, message: Precheck, _context: &mut Self::Context) -> Self::Result {
-        self.view(|view| precheck(&message.ask, &message.identity, view))
+        self.view(|view| precheck(message.ask, &message.identity, view))
     }
 }
 
@@ -75,8 +77,8 @@ impl Handler<Precheck> for Policy {
 #[derive(Message)]
 #[rtype(result = "Result<Clearance, Refusal>")]
 pub struct Clear {
-    /// The request.
-    pub ask: Arc<Ask>,
+    /// The request, its signature checked here.
+    pub signed: SignedAsk,
     /// Where its intent is.
     pub go: Go,
     /// What its evidence proved.
@@ -87,6 +89,6 @@ impl Handler<Clear> for Policy {
     type Result = Result<Clearance, Refusal>;
 
     fn handle(&mut self, message: Clear, _context: &mut Self::Context) -> Self::Result {
-        self.view(|view| clear(&message.ask, &message.go, &message.identity, view))
+        self.view(|view| clear(&message.signed, &message.go, &message.identity, view))
     }
 }

@@ -4,21 +4,21 @@
 //! Source: architecture.md §4, §6.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, ActorFutureExt, Addr, ArbiterHandle, AsyncContext, Context, WrapFuture};
 use dstack_attest::VerifiedIdentity;
-use dstack_protocol::release::{Ask, Go, Out};
+use dstack_protocol::release::{Ask, Go, Intent, Out};
 use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_GO, ReleaseAnswer};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode, RootTag, Seat, UnixMillis, Wire};
 use dstack_release::coordination::{Coordination, Effect, Input, Plan};
+use dstack_release::{Pace, SignedAsk};
 use tokio::sync::oneshot;
 
 use crate::holder::Holder;
 use crate::mailbox::{Gate, gone, of_mailbox};
 use crate::metrics;
-use crate::policy::{self, Policy, Precheck};
 use crate::ports::{Log, Now, Peers, read};
 use crate::recorder::{self, Record, Recorder};
 
@@ -27,8 +27,6 @@ pub const NAME: &str = "release";
 /// How long a request may take.
 pub const DEADLINE: Duration = Duration::from_secs(8);
 const PEER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pause before a holder that is behind is told `go` again.
-const AGAIN: Duration = Duration::from_millis(60);
 
 /// What every release of a node shares.
 #[derive(Clone)]
@@ -41,8 +39,6 @@ pub struct Coordinator {
     pub peers: Arc<dyn Peers>,
     /// This node's own holder.
     pub holder: Arc<Holder>,
-    /// Judges before anything is recorded.
-    pub policy: Addr<Policy>,
     /// Commits intents.
     pub recorder: Addr<Recorder>,
     /// Own clock.
@@ -51,6 +47,8 @@ pub struct Coordinator {
     pub arbiter: ArbiterHandle,
     /// Releases at once.
     pub gate: Gate,
+    /// How long other holders took lately.
+    pub pace: Arc<Mutex<Pace>>,
 }
 
 impl Coordinator {
@@ -74,26 +72,35 @@ impl Coordinator {
         answer
     }
 
-    async fn run(&self, ask: Ask, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
-        // Cheap refusal early, with its explanation: nothing of this is trusted by any holder.
-        let identity: Arc<VerifiedIdentity> = self.holder.identify(&ask).await?;
-        let ask = Arc::new(ask);
-        let message = Precheck { ask: Arc::clone(&ask), identity };
-        self.policy.send(message).await.map_err(|error| of_mailbox(policy::NAME, error))??;
-        let (plan, seats) = self.plan(&ask, exclude)?;
+    async fn run(&self, mut ask: Ask, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
+        // Cheap refusal early, with its explanation: no other holder trusts anything of this. This node's own holder is the same judge.
+        let identity = self.holder.identify(&ask).await?;
+        let evidence = std::mem::take(&mut ask.evidence);
+        let signed = self.holder.judge(Arc::new(ask), &identity).await?;
+        let (plan, seats) = self.plan(signed.ask(), exclude)?;
+        let intent = signed.ask().request.intent(NodeIndex(0));
         let (reply, answer) = oneshot::channel();
-        let shared = self.clone();
-        let started = self.arbiter.spawn_fn(move || {
-            let deadline = plan.deadline;
-            Release { shared, ask, seats, deadline, plan: Some(plan), state: None, reply: Some(reply), began: Instant::now() }.start();
+        let request = Request { intent_id: intent.id(), intent, signed, evidence, identity, seats };
+        let (shared, started) = (self.clone(), (self.now)());
+        let spawned = self.arbiter.spawn_fn(move || {
+            let release = Release {
+                shared,
+                request: Arc::new(request),
+                plan: Some(plan),
+                state: None,
+                reply: Some(reply),
+                started,
+                began: Instant::now(),
+            };
+            release.start();
         });
-        if !started {
+        if !spawned {
             return Err(gone(NAME));
         }
         answer.await.unwrap_or_else(|_| Err(gone(NAME)))
     }
 
-    /// Holders of the generation's root, nearest first: this node, then by measured latency, then by index.
+    /// Holders of the generation's root, nearest first: this node if it has a share, then by measured latency, then by index.
     fn plan(&self, ask: &Ask, exclude: &[NodeIndex]) -> Result<(Plan, BTreeMap<NodeIndex, Seat>), Refusal> {
         let generation = ask.request.generation;
         let (threshold, seats) = read(&*self.log, |state| {
@@ -104,25 +111,45 @@ impl Coordinator {
         })?
         .ok_or_else(|| Refusal::new(RefusalCode::UnknownGeneration, "a generation with a root", generation.to_string()))?;
         let mut holders: Vec<NodeIndex> = seats.keys().filter(|index| !exclude.contains(index)).copied().collect();
-        holders.sort_by_key(|index| {
+        let in_use = self.holder.shares().in_use().map(|share| share.index);
+        holders.sort_by_cached_key(|index| {
             let seat = seats.get(index).copied().unwrap_or(Seat(0));
-            let own = seat != self.seat;
-            (own, self.peers.latency(seat).unwrap_or(Duration::MAX), *index)
+            let distance = match (seat == self.seat, in_use == Some(*index)) {
+                (true, true) => Duration::ZERO,
+                (true, false) => Duration::MAX,
+                (false, _) => self.peers.latency(seat).unwrap_or(Duration::MAX),
+            };
+            (distance, *index)
         });
         let deadline = (self.now)().plus_ms(u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX));
-        Ok((Plan { threshold, holders, hedge: 1, deadline }, seats))
+        let hedge_after = self.pace().hedge_after();
+        Ok((Plan { threshold, holders, hedge_after, deadline }, seats))
+    }
+
+    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One request.
+/// What is asked, and of whom.
+struct Request {
+    intent: Intent,
+    intent_id: [u8; 32],
+    /// Without its evidence.
+    signed: SignedAsk,
+    evidence: Vec<u8>,
+    identity: Arc<VerifiedIdentity>,
+    seats: BTreeMap<NodeIndex, Seat>,
+}
+
+/// One request on its way.
 struct Release {
     shared: Coordinator,
-    ask: Arc<Ask>,
-    seats: BTreeMap<NodeIndex, Seat>,
-    deadline: UnixMillis,
+    request: Arc<Request>,
     plan: Option<Plan>,
     state: Option<Coordination>,
     reply: Option<oneshot::Sender<Result<ReleaseAnswer, Refusal>>>,
+    started: UnixMillis,
     began: Instant,
 }
 
@@ -131,11 +158,6 @@ impl Actor for Release {
 
     fn started(&mut self, context: &mut Self::Context) {
         context.set_mailbox_capacity(16);
-        context.run_later(DEADLINE, |this, context| {
-            // The timer is what measures: a wall clock that stands still or was set back keeps no request alive.
-            let now = (this.shared.now)().max(this.deadline);
-            this.step(now, Input::Tick, context);
-        });
         let Some(plan) = self.plan.take() else { return context.stop() };
         let mut effects = Vec::new();
         self.state = Some(Coordination::begin(plan, &mut effects));
@@ -144,14 +166,19 @@ impl Actor for Release {
 }
 
 impl Release {
-    fn input(&mut self, input: Input, context: &mut Context<Self>) {
-        self.step((self.shared.now)(), input, context);
+    /// The wall clock at the start and what was measured since: a clock that stands still or was set back keeps no request alive.
+    fn now(&self) -> UnixMillis {
+        self.started.plus_ms(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    fn step(&mut self, now: UnixMillis, input: Input, context: &mut Context<Self>) {
+    fn input(&mut self, input: Input, context: &mut Context<Self>) {
         let Some(state) = self.state.take() else { return };
-        let mut effects = Vec::new();
-        self.state = Some(state.step(now, input, &mut effects));
+        let (mut effects, late) = (Vec::new(), input == Input::Tick);
+        self.state = Some(state.step(self.now(), input, &mut effects));
+        if late {
+            let hedges = effects.iter().filter(|effect| matches!(effect, Effect::Ask(_))).count();
+            metrics::hedged(u64::try_from(hedges).unwrap_or(u64::MAX));
+        }
         self.carry_out(effects, context);
     }
 
@@ -161,6 +188,10 @@ impl Release {
                 Effect::Ask(index) => self.send_ask(index, context),
                 Effect::Record => self.record(context),
                 Effect::Go(index, pos) => self.send_go(index, pos, context),
+                Effect::WakeAt(at) => {
+                    let wait = Duration::from_millis(at.since(self.now()));
+                    context.run_later(wait, |this, context| this.input(Input::Tick, context));
+                }
                 Effect::Answer(answer) => self.finish(Ok(*answer), context),
                 Effect::Refuse(refusal) => self.finish(Err(refusal), context),
             }
@@ -177,8 +208,7 @@ impl Release {
     }
 
     fn record(&self, context: &mut Context<Self>) {
-        let intent = self.ask.request.intent(NodeIndex(0));
-        let recorded = self.shared.recorder.send(Record { intent });
+        let recorded = self.shared.recorder.send(Record { intent: self.request.intent.clone() });
         context.spawn(recorded.into_actor(self).map(|answer, this, context| {
             let input = match answer.map_err(|error| of_mailbox(recorder::NAME, error)).and_then(|answer| answer) {
                 Ok(receipt) => Input::Recorded(receipt),
@@ -189,59 +219,57 @@ impl Release {
     }
 
     fn seat(&self, index: NodeIndex) -> Seat {
-        self.seats.get(&index).copied().unwrap_or(Seat(0))
+        self.request.seats.get(&index).copied().unwrap_or(Seat(0))
     }
 
-    fn send_ask(&self, index: NodeIndex, context: &mut Context<Self>) {
-        let (seat, ask) = (self.seat(index), Arc::clone(&self.ask));
-        let (holder, peers, own) = (Arc::clone(&self.shared.holder), Arc::clone(&self.shared.peers), self.shared.seat);
+    fn send_ask(&mut self, index: NodeIndex, context: &mut Context<Self>) {
+        let seat = self.seat(index);
+        if seat == self.shared.seat {
+            // Judged here before anything was recorded.
+            self.shared.holder.keep(self.request.signed.clone(), Arc::clone(&self.request.identity));
+            return self.input(Input::AskTaken(index), context);
+        }
+        let (request, peers) = (Arc::clone(&self.request), Arc::clone(&self.shared.peers));
         let asked = async move {
-            if seat == own {
-                return holder.ask((*ask).clone()).await;
-            }
             // A holder that has judged this evidence needs only its hash.
-            let mut light = (*ask).clone();
-            light.evidence.clear();
+            let light = request.signed.ask();
             match peers.post(seat, PATH_PEER_ASK, light.encode(), PEER_TIMEOUT).await {
                 Err(refusal) if refusal.code == RefusalCode::NeedEvidence => {
-                    peers.post(seat, PATH_PEER_ASK, ask.encode(), PEER_TIMEOUT).await.map(drop)
+                    let whole = Ask { evidence: request.evidence.clone(), ..light.clone() };
+                    peers.post(seat, PATH_PEER_ASK, whole.encode(), PEER_TIMEOUT).await.map(drop)
                 }
                 other => other.map(drop),
             }
         };
         context.spawn(asked.into_actor(self).map(move |answer, this, context| {
-            if let Err(refusal) = answer {
-                this.input(Input::AskRefused(index, refusal), context);
-            }
+            let input = match answer {
+                Ok(()) => Input::AskTaken(index),
+                Err(refusal) => Input::AskRefused(index, refusal),
+            };
+            this.input(input, context);
         }));
     }
 
     fn send_go(&self, index: NodeIndex, pos: u64, context: &mut Context<Self>) {
         let seat = self.seat(index);
-        let go = Go { intent_id: self.ask.request.intent(NodeIndex(0)).id(), pos };
-        let (holder, peers, own) = (Arc::clone(&self.shared.holder), Arc::clone(&self.shared.peers), self.shared.seat);
+        let own = seat == self.shared.seat;
+        let go = Go { intent_id: self.request.intent_id, pos };
+        let (holder, peers, began) = (Arc::clone(&self.shared.holder), Arc::clone(&self.shared.peers), Instant::now());
         let gone = async move {
-            let mut tries = 0;
-            loop {
-                let answer = if seat == own {
-                    holder.go(go).await
-                } else {
-                    let bytes = peers.post(seat, PATH_PEER_GO, go.encode(), PEER_TIMEOUT).await;
-                    bytes.and_then(|bytes| Out::decode(&bytes).map_err(Refusal::from))
-                };
-                // The ask may still be on its way to that holder: its verification runs beside the commit.
-                match answer {
-                    Err(refusal) if refusal.code == RefusalCode::IntentUnknown && tries < 20 => {
-                        tries += 1;
-                        tokio::time::sleep(AGAIN).await;
-                    }
-                    other => return other,
-                }
+            if own {
+                return holder.go(go).await;
             }
+            let bytes = peers.post(seat, PATH_PEER_GO, go.encode(), PEER_TIMEOUT).await?;
+            Ok(Out::decode(&bytes)?)
         };
         context.spawn(gone.into_actor(self).map(move |answer, this, context| {
             let input = match answer {
-                Ok(out) if out.index == index => Input::PartialArrived(out),
+                Ok(out) if out.index == index => {
+                    if !own {
+                        this.shared.pace().answered(began.elapsed());
+                    }
+                    Input::PartialArrived(out)
+                }
                 Ok(out) => {
                     let refusal = Refusal::new(RefusalCode::Malformed, index.to_string(), out.index.to_string());
                     Input::PartialRefused(index, refusal)

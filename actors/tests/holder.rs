@@ -221,11 +221,12 @@ fn an_intent_that_differs_from_the_request_gets_nothing() {
         other[3].app_id = AppId([3; 20]);
         assert_eq!(w.cluster.set_policy(AppId([3; 20])), None);
         let identity = w.holder().identify(&ask).await.unwrap();
+        let signed = w.holder().judge(Arc::new(ask), &identity).await.unwrap();
         for intent in other {
             let go = w.commit(&intent);
             assert_eq!(w.refused_go(go).await.code, RefusalCode::IntentUnknown, "its id is not that of an ask");
             assert_eq!(w.refused_go(Go { intent_id: honest.id(), ..go }).await.code, RefusalCode::IntentUnknown, "not committed");
-            let clear = Clear { ask: Arc::new(ask.clone()), go, identity: Arc::clone(&identity) };
+            let clear = Clear { signed: signed.clone(), go, identity: Arc::clone(&identity) };
             assert_eq!(w.node.policy.send(clear).await.unwrap().unwrap_err().code, RefusalCode::IntentMismatch);
         }
         let go = w.commit(&honest);

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use dstack_actors::mailbox::FULL_RETRY_MS;
 use dstack_actors::ports::Peers;
 use dstack_actors::release::DEADLINE;
+use dstack_actors::share_holder::ShareHolderPool;
 use dstack_protocol::release::Out;
 use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_GO, ReleaseAnswer};
 use dstack_protocol::{Epoch, Generation, NodeIndex, RefusalCode, Seat, Wire as _};
+use dstack_release::pace::HEDGE_AFTER_FIRST;
 use dstack_threshold::combine::CombineError;
 use dstack_threshold::prf::PrfShare;
-use support::client::{Client, combine};
-use support::cluster::{Cluster, copy, direct};
+use support::client::{Client, combine, combine_certified};
+use support::cluster::{Cluster, copy, direct, renamed};
 use support::holders::Node;
 use support::peers::{InProcess, Manner};
 use support::run;
@@ -150,10 +152,82 @@ fn the_nearest_holders_are_asked_first() {
         let peers = InProcess::measured(w.peers(&[]), &[(2, 90), (3, 10), (4, 50), (5, 20)]);
         w.release(peers.clone(), &[]).await.unwrap();
         let mut asked = peers.reached(PATH_PEER_ASK);
-        asked.dedup();
         asked.sort_unstable();
         asked.dedup();
-        assert_eq!(asked, vec![Seat(3), Seat(4), Seat(5)], "own, two near ones, one to hedge; the far one rests");
+        assert_eq!(asked, vec![Seat(3), Seat(5)], "own and two near ones; the far ones rest");
+        assert_eq!(peers.reached(PATH_PEER_GO).len(), 2, "each is told to go once");
+    });
+}
+
+#[test]
+fn a_silent_holder_costs_one_delay() {
+    run(async {
+        let w = World::new(3);
+        let silent = [(2, Manner::Silent)];
+        // Seat 2 is the nearest as far as anybody measured; it takes nothing and says nothing.
+        let peers = InProcess::measured(w.peers(&silent), &[(2, 1), (3, 5)]);
+        let began = Instant::now();
+        w.release(peers.clone(), &[]).await.unwrap();
+        let took = began.elapsed();
+        assert!(took >= HEDGE_AFTER_FIRST, "{took:?}: seat 3 is asked only once seat 2 is late");
+        assert!(took < HEDGE_AFTER_FIRST + Duration::from_secs(2), "{took:?}: far less than its connection's timeout of 3 s");
+        assert_eq!(peers.reached(PATH_PEER_GO), vec![Seat(3)]);
+    });
+}
+
+#[test]
+fn holders_that_take_the_ask_and_never_answer_cost_one_delay_together() {
+    run(async {
+        let w = World::new(7);
+        // 4 of 7: the node itself, and of the three nearest others two that never answer.
+        let dumb = Manner::Dawdles(Duration::from_secs(60));
+        let near: Vec<(u16, u64)> = (2..=7).map(|seat| (seat, u64::from(seat))).collect();
+        let peers = InProcess::measured(w.peers(&[(2, dumb.clone()), (3, dumb)]), &near);
+        let began = Instant::now();
+        w.release(peers.clone(), &[]).await.unwrap();
+        let took = began.elapsed();
+        assert!(took >= HEDGE_AFTER_FIRST && took < Duration::from_secs(2), "{took:?}");
+        let mut told = peers.reached(PATH_PEER_GO);
+        told.sort_unstable();
+        assert_eq!(told, [2, 3, 4, 5, 6].map(Seat), "one more for each that is late; the last one rests");
+    });
+}
+
+#[test]
+fn a_node_without_a_share_coordinates_by_others() {
+    run(async {
+        let w = World::new(3);
+        let bare = Node::with(&w.cluster, 1, ShareHolderPool::start(1, 4, w.cluster.id), w.cluster.judge(), 4);
+        let (request, recipient) = w.client.request(&w.cluster, w.client.wishes());
+        let began = Instant::now();
+        let peers = InProcess::new(w.peers(&[]));
+        let answer = bare.coordinator(peers, 8).release(w.client.ask(&request), &[]).await.unwrap();
+        assert!(began.elapsed() < HEDGE_AFTER_FIRST, "its own holder is not waited for");
+        assert_eq!(answer.outs.iter().map(|out| out.index.0).collect::<Vec<_>>(), vec![2, 3]);
+        assert!(combine(&w.cluster, &request, &recipient, &answer).is_ok());
+    });
+}
+
+#[test]
+fn a_wrong_partial_is_named_and_dropped_and_the_keys_are_served() {
+    run(async {
+        let w = World::new(3);
+        let (request, recipient) = w.client.request(&w.cluster, w.client.wishes());
+        // Seat 2 evaluates under a share of its own making: sealed well, proven well for the wrong key.
+        let liar = Node::start(&w.cluster, 2, renamed(&w.shares[2], NodeIndex(2)));
+        let manners = [(2, Manner::Honest(Arc::clone(&liar.holder)))];
+        let coordinator = w.nodes[0].coordinator(InProcess::measured(w.peers(&manners), &[(2, 1), (3, 5)]), 8);
+        let answer = coordinator.release(w.client.ask(&request), &[]).await.unwrap();
+        assert_eq!(answer.outs.iter().map(|out| out.index.0).collect::<Vec<_>>(), vec![1, 2]);
+        let failed = combine(&w.cluster, &request, &recipient, &answer).unwrap_err();
+        assert_eq!(failed, CombineError::NoSet { failed_sets: vec![vec![NodeIndex(1), NodeIndex(2)]], culprits: vec![] });
+        // The client knows the certified keys of the epoch and names it; the same request without it is served.
+        let certified = w.shares.iter().map(|share| (share.index(), share.vk())).collect();
+        let named = combine_certified(&w.cluster, &request, &recipient, &answer, Some(&certified)).unwrap_err();
+        assert_eq!(named.culprits(), [NodeIndex(2)]);
+        let again = coordinator.release(w.client.ask(&request), &[NodeIndex(2)]).await.unwrap();
+        let keys = combine(&w.cluster, &request, &recipient, &again).unwrap();
+        assert_eq!(keys, direct(&w.cluster, &w.shares, &request));
     });
 }
 
@@ -194,7 +268,7 @@ fn the_deadline_ends_a_release_even_when_the_wall_clock_stands_still() {
     run(async {
         // The nodes' clocks stand at log time for the whole test; the deadline is measured, not read.
         let w = World::new(3);
-        let slow = Manner::Dawdles(Duration::from_millis(900));
+        let slow = Manner::Dawdles(Duration::from_millis(2_500));
         let peers = InProcess::new(w.peers(&[(2, slow.clone()), (3, slow)]));
         let began = Instant::now();
         let refusal = w.release(peers, &[]).await.unwrap_err();

@@ -1,15 +1,6 @@
-//! Sealed share files of foreign bytes: they end in an error, since nobody but the key's owner can make one.
+//! Calls the target `share_file` of `chaos/fuzz-targets`; see there.
 #![no_main]
 
-use dstack_protocol::ClusterId;
-use dstack_secret::Secret;
-use dstack_threshold::share_file::{SealingKey, name_of, open};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
-    if let Ok(name) = name_of(data) {
-        let platform_key = Secret::<32>::from_fn(|key| key.fill(7));
-        let key = SealingKey::derive(&ClusterId([1; 32]), b"measurement", None, Some(&platform_key)).expect("a secret is given");
-        assert!(open(&key, &name, data).is_err(), "nobody sealed this");
-    }
-});
+fuzz_target!(|data: &[u8]| dstack_fuzz_targets::run("share_file", data));

@@ -1,5 +1,7 @@
 //! A client of mode C: a guest with a session key, its requests, and what it does with the answer.
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -96,6 +98,17 @@ pub fn open(request: &RelReq, key: &RecipientKey, out: &Out) -> Option<PartialPl
 
 /// What a client does: receipt, partials against it, combination under the pinned key alone.
 pub fn combine(cluster: &Cluster, request: &RelReq, key: &RecipientKey, answer: &ReleaseAnswer) -> Result<Vec<[u8; 64]>, CombineError> {
+    combine_certified(cluster, request, key, answer, None)
+}
+
+/// The same with the verification keys of the epoch at hand.
+pub fn combine_certified(
+    cluster: &Cluster,
+    request: &RelReq,
+    key: &RecipientKey,
+    answer: &ReleaseAnswer,
+    certified: Option<&BTreeMap<NodeIndex, [u8; 32]>>,
+) -> Result<Vec<[u8; 64]>, CombineError> {
     let committed = verify_receipt(&answer.receipt, &request.intent(NodeIndex(0))).unwrap();
     let plains: Vec<PartialPlain> = answer.outs.iter().filter_map(|out| open(request, key, out)).collect();
     let vouched: Vec<VouchedHead> =
@@ -108,7 +121,7 @@ pub fn combine(cluster: &Cluster, request: &RelReq, key: &RecipientKey, answer: 
         group = Some(combiner.add(plain).unwrap());
     }
     let Some(group) = group else { return Err(CombineError::TooFew { have: 0, need: usize::from(t), culprits: vec![] }) };
-    let combined = combiner.combine(&group, t, None)?;
+    let combined = combiner.combine(&group, t, certified)?;
     assert!(combined.failed_sets.is_empty() && combined.culprits.is_empty());
     Ok(combined.outputs.iter().map(|output| output.expose(|z| *z)).collect())
 }

@@ -278,6 +278,12 @@ pub fn copy(share: &PrfShare) -> PrfShare {
     PrfShare::new(share.index(), share.generation(), share.epoch(), scalar, &share.vk()).unwrap()
 }
 
+/// A liar's share: another holder's scalar under the name of `index`. What it evaluates is proven well, for the wrong key.
+pub fn renamed(share: &PrfShare, index: NodeIndex) -> PrfShare {
+    let scalar = share.scalar().expose(|bytes| Secret::from_fn(|out| out.copy_from_slice(bytes)));
+    PrfShare::new(index, share.generation(), share.epoch(), scalar, &share.vk()).unwrap()
+}
+
 /// What `request` gives under the whole secret, which only a test ever puts together: no combination of elements is involved.
 pub fn direct(cluster: &Cluster, shares: &[PrfShare], request: &RelReq) -> Vec<[u8; 64]> {
     let t = usize::from(Genesis::threshold_for(cluster.n()));
@@ -291,7 +297,7 @@ pub fn direct(cluster: &Cluster, shares: &[PrfShare], request: &RelReq) -> Vec<[
     let elements = evaluate(&whole, &Batch::of_request(request).unwrap(), &[7; 64]).into_plain(0, 0, [0; 32]).elements;
     let lp = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat();
     let inputs = request.wishes.iter().map(|wish| wish.prf_input(&request.cluster_id, &request.app_id));
-    inputs.zip(elements).map(|(x, y)| dstack_protocol::codec::sha512(&[&lp(&x), &lp(&y), b"Finalize"])).collect()
+    inputs.zip(elements.iter()).map(|(x, y)| dstack_protocol::codec::sha512(&[&lp(&x), &lp(y), b"Finalize"])).collect()
 }
 
 /// A machine as a node's device.

@@ -82,11 +82,11 @@ impl Node {
             log: self.log.clone(),
             peers,
             holder: Arc::clone(&self.holder),
-            policy: self.policy.clone(),
             recorder: self.recorder.clone(),
             now: self.now.port(),
             arbiter: actix::Arbiter::current(),
             gate: Gate::new("release", releases),
+            pace: Arc::default(),
         }
     }
 }

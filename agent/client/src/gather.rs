@@ -11,7 +11,6 @@ use dstack_threshold::answer::{AnswerContext, RecipientKey, open_partial};
 use dstack_threshold::combine::{AnswerGroup, CombineError, Combined, Combiner};
 use dstack_threshold::keys::{TypedKey, derive};
 use dstack_threshold::prf::Batch;
-use zeroize::Zeroize as _;
 
 use crate::error::{BadPartial, BadPartialFault, ClientError};
 use crate::pin::Pin;
@@ -84,7 +83,7 @@ impl<'a> Gather<'a> {
 
     fn open(&mut self, out: &Out) {
         let context = AnswerContext { cluster_id: &self.request.cluster_id, generation: self.request.generation, req_hash: &self.req_hash };
-        let mut plain = match open_partial(out, &context, &self.recipient) {
+        let plain = match open_partial(out, &context, &self.recipient) {
             Ok(plain) => plain,
             Err(error) => {
                 self.bad.insert(out.index, BadPartialFault::Sealed(error));
@@ -101,7 +100,6 @@ impl<'a> Gather<'a> {
                 self.bad.insert(out.index, BadPartialFault::Evaluation(error.fault));
             }
         }
-        plain.elements.zeroize();
     }
 
     /// The largest set that leads to the pinned key. The threshold is not known here and need not be: proofs and the pinned key decide

@@ -21,8 +21,10 @@ use crate::files::write_durably;
 
 /// Certificates and own heads kept in memory.
 const KEPT_MAX: usize = 4096;
-/// Signatures kept for sizes that this node has not applied yet.
-const EARLY_MAX: usize = 1024;
+/// Certificates kept for sizes that this node has not applied yet; each bears a quorum's signatures.
+const AHEAD_MAX: usize = 1024;
+/// Signatures of one signer kept for sizes that this node has not applied yet.
+const EARLY_EACH_MAX: usize = 64;
 const PUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// See the module text.
@@ -42,7 +44,7 @@ pub(crate) struct Heads {
 struct Book {
     own: BTreeMap<u64, Head>,
     tallies: BTreeMap<u64, HeadTally>,
-    early: BTreeMap<(u64, NodeIndex), SignedHead>,
+    early: Early,
     certified: BTreeMap<u64, CertifiedHead>,
     /// Certificates that came before this node applied their size: compared on getting there.
     ahead: BTreeMap<u64, HeadCert>,
@@ -50,6 +52,30 @@ struct Book {
     awaited: Option<u64>,
     /// Signers that deviated; an alarm each, once.
     deviated: BTreeSet<(u64, NodeIndex)>,
+}
+
+/// Signatures for sizes that this node has not applied yet, by signer: each has a room of its own, so that one who signs much displaces
+/// nobody else's. Bounded by the signers that the log knows.
+#[derive(Default)]
+struct Early {
+    by_signer: BTreeMap<NodeIndex, BTreeMap<u64, SignedHead>>,
+}
+
+impl Early {
+    fn keep(&mut self, signed: SignedHead) {
+        let own = self.by_signer.entry(signed.index).or_default();
+        own.insert(signed.head.size, signed);
+        while own.len() > EARLY_EACH_MAX {
+            own.pop_first();
+        }
+    }
+
+    /// Takes out what was signed for `size`.
+    fn take(&mut self, size: u64) -> Vec<SignedHead> {
+        let due = self.by_signer.values_mut().filter_map(|own| own.remove(&size)).collect();
+        self.by_signer.retain(|_, own| !own.is_empty());
+        due
+    }
 }
 
 impl Book {
@@ -89,12 +115,7 @@ impl Heads {
         self.compare_with_earlier(&head);
         let signed = SignedHead { head, index: own, sig: self.node_key.sign(&head.signed_bytes(&self.cluster_id)) };
         self.take(signed);
-        let early: Vec<SignedHead> = {
-            let mut book = self.book();
-            let sizes: Vec<(u64, NodeIndex)> =
-                book.early.range((head.size, NodeIndex(0))..=(head.size, NodeIndex(u16::MAX))).map(|(k, _)| *k).collect();
-            sizes.iter().filter_map(|key| book.early.remove(key)).collect()
-        };
+        let early = self.book().early.take(head.size);
         early.into_iter().for_each(|signed| self.take(signed));
         // Taken out first: the certificate is compared under the same lock.
         let ahead = self.book().ahead.remove(&head.size);
@@ -162,11 +183,7 @@ impl Heads {
             .map_err(|error| Refusal::new(RefusalCode::BadMessageSignature, "a head signed by who it names", error.to_string()))?;
         let applied = read(&*self.log, |state| state.size)?;
         if signed.head.size > applied {
-            let mut book = self.book();
-            if book.early.len() >= EARLY_MAX {
-                book.early.pop_first();
-            }
-            book.early.insert((signed.head.size, signed.index), signed);
+            self.book().early.keep(signed);
             return Ok(());
         }
         self.take(signed);
@@ -207,7 +224,7 @@ impl Heads {
         let applied = read(&*self.log, |state| state.size).unwrap_or(0);
         if certificate.head.size > applied {
             let mut book = self.book();
-            if book.ahead.len() < EARLY_MAX {
+            if book.ahead.len() < AHEAD_MAX {
                 book.ahead.insert(certificate.head.size, certificate.clone());
             }
             return true;

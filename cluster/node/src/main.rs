@@ -11,6 +11,7 @@ mod config;
 mod files;
 mod heads;
 mod identity;
+mod latency;
 mod native_api;
 mod node;
 mod observer;

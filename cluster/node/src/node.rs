@@ -347,7 +347,7 @@ fn assemble(
         let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), rebuild(Arc::clone(log), audit.clone()));
         Supervisor::start_in_arbiter(&records.handle(), move |_| Recorder::new(log, board, rebuild))
     };
-    let holder = Arc::new(Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy.clone(), shares.clone()));
+    let holder = Arc::new(Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy, shares.clone()));
     let parts = ceremony::Parts {
         cluster_id,
         seat: config.seat,
@@ -369,11 +369,11 @@ fn assemble(
         log: Arc::clone(log),
         peers: dyn_peers,
         holder: Arc::clone(&holder),
-        policy,
         recorder,
         now: Arc::clone(now),
         arbiter: requests.handle(),
         gate: Gate::new(dstack_actors::release::NAME, config.releases_max),
+        pace: Arc::default(),
     };
     Arc::new(Services {
         seat: config.seat,

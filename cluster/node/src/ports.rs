@@ -3,7 +3,7 @@
 //! Owns: [`RaftLog`], [`PeerNodes`]. Never: a rule.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dstack_actors::ports::{Later, Log, Peers};
@@ -19,6 +19,7 @@ use dstack_ratls::peer_client::PeerClient;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::latency::Latencies;
 use crate::observer::Observer;
 
 /// This node's Raft.
@@ -96,13 +97,10 @@ impl Log for RaftLog {
     }
 }
 
-/// Smoothing of measured answers: 1/8 of the newest.
-const SMOOTHING: u32 = 8;
-
 /// The other nodes.
 pub(crate) struct PeerNodes {
     clients: BTreeMap<Seat, PeerClient>,
-    latencies: Arc<Mutex<BTreeMap<Seat, Duration>>>,
+    latencies: Arc<Mutex<Latencies>>,
     runtime: Handle,
 }
 
@@ -125,18 +123,9 @@ impl Peers for PeerNodes {
         };
         let latencies = Arc::clone(&self.latencies);
         let sent = self.runtime.spawn(async move {
-            let began = Instant::now();
+            let request = lock(&latencies).sent(seat, Instant::now());
             let answer = client.post(path, body, timeout).await;
-            let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
-            match &answer {
-                Ok(_) => {
-                    let took = began.elapsed();
-                    latencies.entry(seat).and_modify(|old| *old = (*old * (SMOOTHING - 1) + took) / SMOOTHING).or_insert(took);
-                }
-                Err(_) => {
-                    latencies.remove(&seat);
-                }
-            }
+            lock(&latencies).ended(request, Instant::now(), answer.is_ok());
             answer
         });
         Box::pin(async move {
@@ -155,6 +144,10 @@ impl Peers for PeerNodes {
     }
 
     fn latency(&self, seat: Seat) -> Option<Duration> {
-        self.latencies.lock().unwrap_or_else(PoisonError::into_inner).get(&seat).copied()
+        lock(&self.latencies).of(seat, Instant::now())
     }
+}
+
+fn lock(latencies: &Mutex<Latencies>) -> MutexGuard<'_, Latencies> {
+    latencies.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -72,7 +72,7 @@ fn directory(path: &Path, cause: &std::io::Error) -> AuditLogError {
     AuditLogError::Directory { path: path.display().to_string(), detail: cause.to_string() }
 }
 
-fn encode(leaf: &Leaf) -> Result<Vec<u8>, AuditLogError> {
+pub(crate) fn encode(leaf: &Leaf) -> Result<Vec<u8>, AuditLogError> {
     let got_bytes = leaf.record.len();
     let length = u16::try_from(got_bytes).map_err(|_| AuditLogError::RecordTooLong { pos: leaf.pos, got_bytes })?;
     let mut bytes = Vec::with_capacity(3 + got_bytes + leaf.body.len());
@@ -83,7 +83,7 @@ fn encode(leaf: &Leaf) -> Result<Vec<u8>, AuditLogError> {
     Ok(bytes)
 }
 
-fn decode(pos: u64, bytes: &[u8]) -> Result<Leaf, AuditLogError> {
+pub(crate) fn decode(pos: u64, bytes: &[u8]) -> Result<Leaf, AuditLogError> {
     let parsed = bytes.split_first_chunk::<3>().and_then(|([version, high, low], rest)| {
         (*version == LEAF_VERSION).then_some(())?;
         rest.split_at_checked(usize::from(u16::from_be_bytes([*high, *low])))

@@ -19,6 +19,8 @@ pub mod contract;
 mod disk;
 pub mod error;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod handle;
 mod lead;

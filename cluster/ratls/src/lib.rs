@@ -18,6 +18,8 @@ pub mod certificate;
 pub mod client;
 mod dial;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hello;
 mod http;
 pub mod judge;

@@ -299,6 +299,12 @@ impl Writer {
         w
     }
 
+    /// Makes room for `count` more bytes.
+    pub fn reserve(&mut self, count: usize) -> &mut Self {
+        self.bytes.reserve(count);
+        self
+    }
+
     /// Appends bytes as they are.
     pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);

@@ -1,5 +1,7 @@
 //! Request, intent, ask, go, partial and answer of a key release (threshold.md §1.1, §2.2, §2.3).
 
+use zeroize::Zeroizing;
+
 use crate::codec::{DecodeError, Reader, Wire, Writer, sha256};
 use crate::ids::{AppId, ClusterId, Epoch, Generation, NodeIndex};
 use crate::limits::{EVIDENCE_BYTES_MAX, PATH_BYTES_MAX, RELREQ_BYTES_MAX, SPKI_BYTES_MAX, WISHES_MAX};
@@ -388,8 +390,9 @@ impl Wire for Go {
 
 /// `pt`: a holder's partial evaluations before sealing. Elements are canonical encodings, checked by `threshold`.
 ///
-/// It holds partial secrets: keep it no longer than needed. No `Debug`.
-#[derive(Clone, PartialEq, Eq)]
+/// It holds partial secrets: keep it no longer than needed. The elements are wiped on drop; no `Clone`, no `Debug`. Whoever encodes it
+/// wipes the encoding, which is written in one piece and leaves no copies behind.
+#[derive(PartialEq, Eq)]
 pub struct PartialPlain {
     /// Holder.
     pub index: NodeIndex,
@@ -406,7 +409,7 @@ pub struct PartialPlain {
     /// Verification key of the share.
     pub vk: [u8; 32],
     /// `Y_ij` in the order of the request.
-    pub elements: Vec<[u8; 32]>,
+    pub elements: Zeroizing<Vec<[u8; 32]>>,
     /// Challenge of the batch proof.
     pub c: [u8; 32],
     /// Response of the batch proof.
@@ -416,6 +419,8 @@ pub struct PartialPlain {
 impl Wire for PartialPlain {
     const BYTES_MAX: usize = 1024;
     fn write(&self, w: &mut Writer) {
+        // Room for all of it: growing would leave copies of the elements in freed memory.
+        w.reserve(Self::BYTES_MAX);
         w.raw(b"DKMS-V1-PARTIAL")
             .u16(self.index.0)
             .u32(self.generation.0)
@@ -425,7 +430,7 @@ impl Wire for PartialPlain {
             .raw(&self.log_root)
             .raw(&self.vk)
             .count1(self.elements.len());
-        for element in &self.elements {
+        for element in self.elements.iter() {
             w.raw(element);
         }
         w.raw(&self.c).raw(&self.s);
@@ -445,7 +450,11 @@ impl Wire for PartialPlain {
                 if count == 0 || count > WISHES_MAX {
                     return Err(DecodeError::Field { field: "elements", reason: "1 to 16 elements" });
                 }
-                r.list("elements", count, 32, |r| r.array("element"))?
+                let mut elements = Zeroizing::new(Vec::with_capacity(count));
+                for _ in 0..count {
+                    elements.push(r.array("element")?);
+                }
+                elements
             },
             c: r.array("c")?,
             s: r.array("s")?,

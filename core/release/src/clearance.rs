@@ -2,6 +2,8 @@
 //!
 //! Owns: [`Clearance`], the proof that a request was judged here against a committed row. Never: takes the coordinator's word.
 
+use std::sync::Arc;
+
 use dstack_attest::VerifiedIdentity;
 use dstack_policy::{Facts, Grant, Rules, decide, still_allowed};
 use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, CLOCK_SKEW_MS_MAX, INTENT_ROW_MS_MAX};
@@ -10,7 +12,7 @@ use dstack_protocol::release::{Ask, Go, Mode};
 use dstack_protocol::state::{IntentRow, State};
 use dstack_protocol::{ClusterId, NodeIndex, Refusal, RefusalCode, UnixMillis, Wire};
 
-use crate::session::{check_session, check_signature};
+use crate::session::{SignedAsk, check_session};
 
 /// What a holder sees when it judges: its latest applied state and its own clock.
 #[derive(Clone, Copy)]
@@ -70,10 +72,11 @@ pub fn check_clock(log_time: UnixMillis, now: UnixMillis) -> Result<(), Refusal>
 }
 
 /// What a coordinator checks before it spends a log entry, and a holder when it is asked early: everything but the row.
+/// Its answer is the request with its checked signature; [`clear`] takes nothing less.
 ///
 /// # Errors
 /// The first rule broken.
-pub fn precheck(ask: &Ask, identity: &VerifiedIdentity, view: HolderView<'_>) -> Result<(), Refusal> {
+pub fn precheck(ask: Arc<Ask>, identity: &VerifiedIdentity, view: HolderView<'_>) -> Result<SignedAsk, Refusal> {
     let request = &ask.request;
     let state = view.state;
     if request.cluster_id != *view.cluster_id {
@@ -83,25 +86,27 @@ pub fn precheck(ask: &Ask, identity: &VerifiedIdentity, view: HolderView<'_>) ->
         return Err(Refusal::new(RefusalCode::ModeUnsupported, "mode C", format!("{:?}", request.mode)));
     }
     check_clock(state.log_time, view.now)?;
-    check_beacons(ask, view)?;
+    check_beacons(&ask, view)?;
     let session_beacon = state.beacons.get(&ask.session_pos).map(|row| row.value).unwrap_or_default();
-    check_session(view.cluster_id, ask, identity.report_data(), &session_beacon)?;
-    check_signature(ask)?;
+    check_session(view.cluster_id, &ask, identity.report_data(), &session_beacon)?;
+    let signed = SignedAsk::check(Arc::clone(&ask))?;
     let request_beacon = state.beacons.get(&request.beacon_pos).map_or(UnixMillis(0), |row| row.log_time);
     let age_ms = state.log_time.since(request_beacon);
     if age_ms > BEACON_FRESH_MS_MAX {
         return Err(Refusal::new(RefusalCode::BeaconStale, format!("at most {BEACON_FRESH_MS_MAX} ms"), format!("{age_ms} ms")));
     }
-    let (policy, policy_hash) = policy_in_force(state, ask)?;
-    check_session_age(ask, state, state.log_time, policy.session_ms)?;
-    decide(identity, request, Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked }).map(drop)
+    let (policy, policy_hash) = policy_in_force(state, &ask)?;
+    check_session_age(&ask, state, state.log_time, policy.session_ms)?;
+    decide(identity, request, Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked })?;
+    Ok(signed)
 }
 
-/// Judges `ask` against the committed row that `go` names.
+/// Judges `ask` against the committed row that `go` names. That its signature verifies is proven by its type.
 ///
 /// # Errors
 /// The first rule of threshold.md §2.2 that is broken.
-pub fn clear(ask: &Ask, go: &Go, identity: &VerifiedIdentity, view: HolderView<'_>) -> Result<Clearance, Refusal> {
+pub fn clear(signed: &SignedAsk, go: &Go, identity: &VerifiedIdentity, view: HolderView<'_>) -> Result<Clearance, Refusal> {
+    let ask = signed.ask();
     let request = &ask.request;
     let state = view.state;
     if request.cluster_id != *view.cluster_id {
@@ -123,7 +128,6 @@ pub fn clear(ask: &Ask, go: &Go, identity: &VerifiedIdentity, view: HolderView<'
     check_beacons(ask, view)?;
     let session_beacon = state.beacons.get(&ask.session_pos).map(|row| row.value).unwrap_or_default();
     check_session(view.cluster_id, ask, identity.report_data(), &session_beacon)?;
-    check_signature(ask)?;
     // Judged by the row's policy, never by re-reading old state.
     let Some(policy) = state.policies.get(&row.policy_hash).and_then(|blob| AppPolicy::decode(&blob.0).ok()) else {
         return Err(Refusal::new(RefusalCode::Internal, "the policy that the row names", hex(&row.policy_hash)));

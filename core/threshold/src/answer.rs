@@ -14,7 +14,6 @@ use hpke::kem::X25519HkdfSha256;
 use hpke::rand_core::{TryCryptoRng, TryRng};
 use hpke::{Deserializable as _, Kem, OpModeR, OpModeS, Serializable as _};
 use sha2::{Digest as _, Sha512};
-use zeroize::Zeroize as _;
 
 /// Why an answer cannot be sealed or opened.
 #[non_exhaustive]
@@ -77,12 +76,11 @@ pub struct AnswerContext<'a> {
 ///
 /// # Errors
 /// [`AnswerError::RecipientKey`].
-pub fn seal_partial(mut plain: PartialPlain, context: &AnswerContext<'_>, epk: &[u8; 32], rng: Secret<32>) -> Result<Out, AnswerError> {
+pub fn seal_partial(plain: PartialPlain, context: &AnswerContext<'_>, epk: &[u8; 32], rng: Secret<32>) -> Result<Out, AnswerError> {
     let recipient = <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(epk).map_err(|_| AnswerError::RecipientKey)?;
     let info = hpke_info(context.cluster_id, context.generation, context.req_hash);
     let aad = hpke_aad(plain.index, plain.epoch);
     let plaintext = SecretBytes::take(plain.encode());
-    plain.elements.zeroize();
     let (kem, ct) = plaintext
         .expose(|plaintext| {
             hpke::single_shot_seal_with_rng::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
@@ -172,7 +170,7 @@ mod tests {
             size: 11,
             log_root: [1; 32],
             vk: [2; 32],
-            elements: vec![[3; 32], [4; 32]],
+            elements: vec![[3; 32], [4; 32]].into(),
             c: [5; 32],
             s: [6; 32],
         }

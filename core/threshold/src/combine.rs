@@ -200,11 +200,13 @@ impl Combiner {
         }
         // Step 1: `decode` refuses non-canonical elements and the identity.
         let vk = Ristretto255::decode(&plain.vk).ok_or(fail(PartialFault::Encoding))?;
-        let elements: Vec<RistrettoPoint> =
-            plain.elements.iter().map(|bytes| Ristretto255::decode(bytes)).collect::<Option<_>>().ok_or(fail(PartialFault::Encoding))?;
-        let proof = Proof::decode(&plain.c, &plain.s).ok_or(fail(PartialFault::Encoding))?;
         let group = AnswerGroup { epoch: plain.epoch, pos: plain.pos, size: plain.size, log_root: plain.log_root };
-        let accepted = Accepted { group, vk, elements };
+        // Room for all from the start: growing would leave copies of the elements in freed memory.
+        let mut accepted = Accepted { group, vk, elements: Vec::with_capacity(plain.elements.len()) };
+        for bytes in plain.elements.iter() {
+            accepted.elements.push(Ristretto255::decode(bytes).ok_or(fail(PartialFault::Encoding))?);
+        }
+        let proof = Proof::decode(&plain.c, &plain.s).ok_or(fail(PartialFault::Encoding))?;
         // Step 3: each response alone.
         if !dleq::verify(&accepted.vk, self.batch.points(), &accepted.elements, &proof) {
             return Err(fail(PartialFault::Proof));

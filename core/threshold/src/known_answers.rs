@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use curve25519_dalek::ristretto::RistrettoPoint;
 use curve25519_dalek::scalar::Scalar;
 use dstack_protocol::release::{KeyClass, PartialPlain, Wish};
-use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex};
+use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex, Wire as _};
 
 use crate::combine::{AnswerGroup, CombineError, Combiner, PartialFault, finalize};
 use crate::dleq::{self, Proof};
@@ -253,6 +253,11 @@ fn answers(t: u16, epoch: u64, holders: &[NodeIndex], batch: &Batch) -> Vec<Part
     holders.iter().map(|i| evaluate(&share(&polynomial, *i, epoch), batch, &[7; 64]).into_plain(5, 6, [9; 32])).collect()
 }
 
+/// Partials are no `Clone` on purpose; test values are no secrets.
+fn copy(plain: &PartialPlain) -> PartialPlain {
+    PartialPlain::decode(&plain.encode()).unwrap()
+}
+
 const GROUP: AnswerGroup = AnswerGroup { epoch: Epoch(1), pos: 5, size: 6, log_root: [9; 32] };
 
 #[test]
@@ -333,7 +338,7 @@ fn flipped_bits_in_an_answer_are_rejected() {
     let batch = Batch::new(&CLUSTER, &APP, &section_1_5_wishes()[..1]).unwrap();
     let good = answers(2, 1, &[NodeIndex(1)], &batch).pop().unwrap();
     let refuse = |change: &dyn Fn(&mut PartialPlain)| {
-        let mut bad = good.clone();
+        let mut bad = copy(&good);
         change(&mut bad);
         let mut combiner = Combiner::new(batch.clone(), Generation(0), &bytes(PK)).unwrap();
         let error = combiner.add(&bad).unwrap_err();
@@ -357,15 +362,15 @@ fn malformed_answers_are_refused_with_their_reason() {
     let mut refuse = |plain: PartialPlain, fault: PartialFault| {
         assert_eq!(combiner.add(&plain).unwrap_err().fault, fault);
     };
-    refuse(PartialPlain { index: NodeIndex(0), ..good.clone() }, PartialFault::Index);
-    refuse(PartialPlain { index: NodeIndex(0x8000), ..good.clone() }, PartialFault::Index);
+    refuse(PartialPlain { index: NodeIndex(0), ..copy(&good) }, PartialFault::Index);
+    refuse(PartialPlain { index: NodeIndex(0x8000), ..copy(&good) }, PartialFault::Index);
     let (want, got) = (Generation(0), Generation(1));
-    refuse(PartialPlain { generation: got, ..good.clone() }, PartialFault::Generation { want, got });
-    refuse(PartialPlain { elements: vec![good.elements[0]], ..good.clone() }, PartialFault::Count { want: 3, got: 1 });
-    refuse(PartialPlain { vk: [0; 32], ..good.clone() }, PartialFault::Encoding);
-    refuse(PartialPlain { elements: vec![[0; 32]; 3], ..good.clone() }, PartialFault::Encoding);
-    refuse(PartialPlain { s: [0xff; 32], ..good.clone() }, PartialFault::Encoding);
-    let mut swapped = good.clone();
+    refuse(PartialPlain { generation: got, ..copy(&good) }, PartialFault::Generation { want, got });
+    refuse(PartialPlain { elements: vec![good.elements[0]].into(), ..copy(&good) }, PartialFault::Count { want: 3, got: 1 });
+    refuse(PartialPlain { vk: [0; 32], ..copy(&good) }, PartialFault::Encoding);
+    refuse(PartialPlain { elements: vec![[0; 32]; 3].into(), ..copy(&good) }, PartialFault::Encoding);
+    refuse(PartialPlain { s: [0xff; 32], ..copy(&good) }, PartialFault::Encoding);
+    let mut swapped = copy(&good);
     swapped.elements.swap(0, 1);
     refuse(swapped, PartialFault::Proof);
     assert_eq!(combiner.add(&good), Ok(GROUP));

@@ -11,7 +11,7 @@ use dstack_protocol::limits::WISHES_MAX;
 use dstack_protocol::release::{PartialPlain, RelReq, Wish};
 use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex};
 use dstack_secret::{LockWarning, Locked, Secret};
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::dleq::{self, Proof};
 use crate::group::{Group as _, Ristretto255, SecretScalar, hash_to_group};
@@ -180,7 +180,7 @@ impl PartialEvaluation {
             size,
             log_root,
             vk: Ristretto255::encode(&self.vk),
-            elements: self.elements.iter().map(Ristretto255::encode).collect(),
+            elements: Zeroizing::new(self.elements.iter().map(Ristretto255::encode).collect()),
             c: self.proof.c(),
             s: self.proof.s(),
         }

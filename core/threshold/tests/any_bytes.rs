@@ -98,7 +98,7 @@ proptest! {
         let pk = Combiner::new(batch.clone(), Generation(0), &pk).map_or(key(1).public(), |_| pk);
         let mut combiner = Combiner::new(batch, Generation(0), &pk).unwrap();
         let (generation, epoch) = (Generation(0), Epoch(1));
-        let plain = PartialPlain { index: NodeIndex(index), generation, epoch, pos: 0, size: 1, log_root: [0; 32], vk, elements, c, s };
+        let plain = PartialPlain { index: NodeIndex(index), generation, epoch, pos: 0, size: 1, log_root: [0; 32], vk, elements: elements.into(), c, s };
         prop_assert_eq!(combiner.add(&plain).unwrap_err().index, NodeIndex(index));
         prop_assert!(combiner.groups().is_empty());
     }

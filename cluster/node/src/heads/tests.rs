@@ -164,7 +164,25 @@ async fn an_early_signature_is_kept_and_counted_after_applying() {
     assert_eq!(behind.heads().last(), Some(&head));
     node.due(head).await;
     assert_eq!(node.certificate_of(head.size).map(|certificate| certificate.head), Some(head));
-    assert!(node.book().early.is_empty());
+    assert!(node.book().early.by_signer.is_empty());
+}
+
+#[tokio::test]
+async fn a_signer_that_signs_sizes_without_end_displaces_nobodys_early_signature() {
+    let w = World::new();
+    let head = w.next_head();
+    let behind = w.cluster.log.behind(1);
+    let node = w.node_over(1, &behind);
+    node.pushed(w.signed(2, head)).unwrap();
+    // Signer 3 is faulty: every size after that one, more than all signers together have room for.
+    for size in 1..=u64::try_from(EARLY_EACH_MAX).unwrap() * 4 {
+        node.pushed(w.signed(3, Head { size: head.size + size, ..head })).unwrap();
+    }
+    let held: Vec<(u16, usize)> = node.book().early.by_signer.iter().map(|(index, own)| (index.0, own.len())).collect();
+    assert_eq!(held, vec![(2, 1), (3, EARLY_EACH_MAX)]);
+    behind.catch_up(&w.cluster.log);
+    node.due(head).await;
+    assert_eq!(node.certificate_of(head.size), Some(w.certificate(head, &[1, 2])));
 }
 
 #[tokio::test]

@@ -535,7 +535,7 @@ impl Make for PartialPlain {
             size: Make::make(s),
             log_root: Make::make(s),
             vk: Make::make(s),
-            elements: s.list(1, 16),
+            elements: s.list(1, 16).into(),
             c: Make::make(s),
             s: Make::make(s),
         }

@@ -77,7 +77,7 @@ impl Format for PartialPlain {
     /// The type has no `Debug` on purpose; test values are no secrets.
     fn show(&self) -> String {
         let Self { index, generation, epoch, pos, size, log_root, vk, elements, c, s } = self;
-        format!("{:?}", (index, generation, epoch, pos, size, log_root, vk, elements, c, s))
+        format!("{:?}", (index, generation, epoch, pos, size, log_root, vk, elements.as_slice(), c, s))
     }
 }
 

@@ -13,12 +13,14 @@ pub(crate) struct Arguments {
     pub(crate) from: u64,
     pub(crate) seed: u64,
     pub(crate) dir: Option<PathBuf>,
+    /// Address space of a child that opens damaged files; 0 for no limit, where a sanitizer needs it all and limits memory itself.
+    pub(crate) memory_mib: u64,
 }
 
 impl Arguments {
     pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
         let command = words.next().ok_or("no trial named")?;
-        let mut arguments = Self { command, engine: EngineKind::Redb, count: 10, from: 0, seed: 1, dir: None };
+        let mut arguments = Self { command, engine: EngineKind::Redb, count: 10, from: 0, seed: 1, dir: None, memory_mib: 2048 };
         while let Some(name) = words.next() {
             let value = words.next().ok_or_else(|| format!("{name} needs a value"))?;
             let number = || value.parse::<u64>().map_err(|error| format!("{name} {value}: {error}"));
@@ -27,6 +29,7 @@ impl Arguments {
                 "--count" => arguments.count = number()?,
                 "--from" => arguments.from = number()?,
                 "--seed" => arguments.seed = number()?,
+                "--memory-mib" => arguments.memory_mib = number()?,
                 "--dir" => arguments.dir = Some(PathBuf::from(value)),
                 _ => return Err(format!("unknown argument {name}")),
             }

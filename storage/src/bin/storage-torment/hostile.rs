@@ -114,7 +114,8 @@ impl Opener {
         let command = format!("{}-child", arguments.command);
         let mut child = Command::new(program)
             .args([command.as_str(), "--engine", arguments.engine.as_str(), "--seed", &arguments.seed.to_string()])
-            .args(["--from", &from.to_string(), "--count", &to.saturating_sub(from).to_string(), "--dir"])
+            .args(["--from", &from.to_string(), "--count", &to.saturating_sub(from).to_string()])
+            .args(["--memory-mib", &arguments.memory_mib.to_string(), "--dir"])
             .arg(dir)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -173,8 +174,11 @@ impl Drop for Opener {
 
 /// The child: opens images `from..from + count` and prints an outcome for each.
 pub(crate) fn child(arguments: &Arguments) -> Result<(), String> {
-    let limit = Rlimit { current: Some(MEMORY_BYTES_MAX), maximum: Some(MEMORY_BYTES_MAX) };
-    setrlimit(Resource::As, limit).map_err(|error| error.to_string())?;
+    if arguments.memory_mib > 0 {
+        let bytes = arguments.memory_mib.saturating_mul(1 << 20);
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        setrlimit(Resource::As, limit).map_err(|error| error.to_string())?;
+    }
     std::panic::set_hook(Box::new(|_| {
         PANICS.fetch_add(1, Ordering::Relaxed);
     }));
@@ -269,4 +273,3 @@ const GOLDEN_OPERATIONS: u64 = 60;
 const IMAGES_PER_CHILD: u64 = 100;
 const IMAGE_CPU_MAX: Duration = Duration::from_secs(15);
 const IMAGE_TIME_MAX: Duration = Duration::from_secs(120);
-const MEMORY_BYTES_MAX: u64 = 2 << 30;

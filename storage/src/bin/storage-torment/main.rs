@@ -20,8 +20,7 @@ use std::process::ExitCode;
 
 use arguments::Arguments;
 
-const USAGE: &str =
-    "usage: storage-torment kill|power|torn|hostile|forged|open [--engine sled|redb] [--count N] [--from N] [--seed N] [--dir DIR]";
+const USAGE: &str = "usage: storage-torment kill|power|torn|hostile|forged|open [--engine sled|redb] [--count N] [--from N] [--seed N] [--dir DIR] [--memory-mib N]";
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
