@@ -292,6 +292,14 @@ pub enum AttestError {
         /// Which chain.
         chain: &'static str,
     },
+    /// Nobody presented or pinned a certificate of an issuer. Ours to fix where the vendor has a new intermediate: refresh the collateral.
+    #[error("{chain}: no certificate of the issuer {issuer}")]
+    IssuerUnknown {
+        /// Which chain.
+        chain: &'static str,
+        /// The issuer's name.
+        issuer: String,
+    },
     /// A signature in a certificate path or on a revocation list does not verify.
     #[error("{chain}: a signature of the certificate path does not verify")]
     ChainSignature {
@@ -325,6 +333,14 @@ pub enum AttestError {
     CrlMismatch {
         /// Which list.
         crl: &'static str,
+    },
+    /// An issuer publishes a revocation list and the collateral has none. Ours to fix: refresh the collateral.
+    #[error("{chain}: no revocation list of {issuer}")]
+    CrlMissing {
+        /// Which chain.
+        chain: &'static str,
+        /// The issuer's name.
+        issuer: String,
     },
     /// A certificate was revoked by its issuer.
     #[error("{chain}: certificate with serial {serial} is revoked")]
@@ -481,7 +497,7 @@ impl AttestError {
             Self::QeReportBinding => Class::SigQeHash,
             Self::Algorithm { .. } => Class::SigAlgorithm,
             Self::ReservedBytes { .. } => Class::SigReserved,
-            Self::UntrustedRoot { .. } => Class::ChainUntrustedRoot,
+            Self::UntrustedRoot { .. } | Self::IssuerUnknown { .. } => Class::ChainUntrustedRoot,
             Self::ChainSignature { .. } => Class::ChainSignature,
             Self::ChainInvalid { .. } | Self::SecondVerifier { .. } => Class::ChainInvalid,
             Self::NotCa { .. } => Class::ChainNotCa,
@@ -492,7 +508,7 @@ impl AttestError {
             Self::NotYetValid { .. } => Class::TimeNotYetValid,
             Self::CollateralExpired { .. } => Class::TimeCollateralExpired,
             Self::CollateralSignature { .. } => Class::CollateralSignature,
-            Self::CollateralMismatch { .. } | Self::CollateralMissing { .. } => Class::CollateralMismatch,
+            Self::CollateralMismatch { .. } | Self::CollateralMissing { .. } | Self::CrlMissing { .. } => Class::CollateralMismatch,
             Self::NoTcbLevel { .. } => Class::CollateralNoTcbLevel,
             Self::Debug => Class::PolicyDebug,
             Self::TcbStatus { .. } => Class::PolicyTcbStatus,

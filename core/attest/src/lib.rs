@@ -11,12 +11,15 @@ mod explain;
 mod identity;
 pub mod manifest;
 pub mod nitro;
+mod pem;
 mod reader;
 mod roots;
 mod tcb;
 pub mod tdx;
 mod verify;
+mod window;
 pub mod wire;
+pub mod x509;
 pub mod x509ext;
 mod x509pool;
 
@@ -25,7 +28,7 @@ pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MA
 pub use error::{AttestError, Class};
 pub use explain::Explanation;
 pub use identity::VerifiedIdentity;
-pub use roots::{Root, TrustRoots};
+pub use roots::{Root, TrustRoots, Vendor};
 pub use tcb::TcbPolicy;
 pub use verify::{VerifyContext, verify, verify_legacy, verify_legacy_traced, verify_traced};
 pub use x509pool::{POOL_CERTIFICATE_BYTES_MAX, POOL_CERTIFICATES_MAX, POOL_CRL_BYTES_MAX, POOL_CRLS_MAX, X509Pool};

@@ -12,7 +12,7 @@ mod document;
 
 pub use claims::{Claims, claims};
 
-use crate::{AttestError, TrustRoots};
+use crate::{AttestError, TrustRoots, window::Window};
 use cose::Sign1;
 use document::Document;
 use dstack_protocol::UnixMillis;
@@ -162,8 +162,9 @@ pub fn verify(document: &[u8], roots: &TrustRoots, now: UnixMillis) -> Result<Ve
     let message = Sign1::decode(document)?;
     let fields = Document::decode(message.payload)?;
     let path = chain::walk(fields.certificate, &fields.cabundle, roots, now)?;
-    message.verify(&path.leaf_key)?;
-    let fresh_until = check_age(fields.timestamp_ms, now)?;
+    message.verify(path.key()?.bytes())?;
+    let mut window = Window::at(now.0);
+    window.document(fields.timestamp_ms, AGE_MS_MAX, FUTURE_MS_MAX, PART)?;
 
     // §5.3 rule 7: PCR0, PCR1, PCR2 required; zero in debug mode, in no other
     let mut image = [0; 3 * PCR_BYTES];
@@ -181,38 +182,8 @@ pub fn verify(document: &[u8], roots: &TrustRoots, now: UnixMillis) -> Result<Ve
         user_data: fields.user_data.map(<[u8]>::to_vec),
         nonce: fields.nonce.map(<[u8]>::to_vec),
         public_key: fields.public_key.map(<[u8]>::to_vec),
-        earliest_expiry: fresh_until.min(path.earliest_expiry),
-        root_spki_sha256: *path.root.spki_sha256(),
-        software_root: path.root.is_software(),
+        earliest_expiry: path.earliest_expiry().min(UnixMillis(window.earliest_expiry_ms())),
+        root_spki_sha256: *path.root().spki_sha256(),
+        software_root: path.root().is_software(),
     })
-}
-
-/// §5.3 rule 3: not older than 3600 s, not more than 300 s in the future; answers the last moment of its age.
-fn check_age(timestamp_ms: u64, now: UnixMillis) -> Result<UnixMillis, AttestError> {
-    let (valid_from_ms, expired_at_ms) = (timestamp_ms.saturating_sub(FUTURE_MS_MAX), timestamp_ms.saturating_add(AGE_MS_MAX));
-    if now.0 < valid_from_ms {
-        return Err(AttestError::NotYetValid { part: PART, valid_from_ms, now_ms: now.0 });
-    }
-    if now.0 > expired_at_ms {
-        return Err(AttestError::CollateralExpired { part: PART, expired_at_ms, now_ms: now.0 });
-    }
-    Ok(UnixMillis(expired_at_ms))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_document_lives_an_hour_and_may_be_five_minutes_ahead() {
-        let made_at = 10_000_000;
-        assert_eq!(check_age(made_at, UnixMillis(made_at + 3_600_000)), Ok(UnixMillis(made_at + 3_600_000)));
-        assert_eq!(check_age(made_at, UnixMillis(made_at - 300_000)), Ok(UnixMillis(made_at + 3_600_000)));
-        let expired_at_ms = made_at + 3_600_000;
-        let stale = AttestError::CollateralExpired { part: PART, expired_at_ms, now_ms: expired_at_ms + 1 };
-        assert_eq!(check_age(made_at, UnixMillis(made_at + 3_600_001)), Err(stale));
-        let early = AttestError::NotYetValid { part: PART, valid_from_ms: made_at - 300_000, now_ms: made_at - 300_001 };
-        assert_eq!(check_age(made_at, UnixMillis(made_at - 300_001)), Err(early));
-        assert!(check_age(u64::MAX, UnixMillis(0)).is_err());
-    }
 }

@@ -9,20 +9,39 @@ use crate::AttestError;
 
 const INTEL_SGX_ROOT_CA: &[u8] = include_bytes!("intel-sgx-root-ca.der");
 const AWS_NITRO_ROOT_G1: &[u8] = include_bytes!("aws-nitro-root-g1.der");
+const GOOGLE_EK_AK_CA_ROOT: &[u8] = include_bytes!("google-ek-ak-ca-root.der");
+const GOOGLE_TPM_EK_V1_ROOT: &[u8] = include_bytes!("google-tpm-ek-v1-root.der");
 
 /// Largest certificate taken as a root.
 const ROOT_BYTES_MAX: usize = 8 * 1024;
+
+/// Who signs evidence of a platform: a root ends the paths of its own vendor and no other's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vendor {
+    /// Intel: PCK certificates and collateral.
+    Intel,
+    /// AWS: NSM and NitroTPM documents.
+    Aws,
+    /// Google: attestation keys of vTPMs.
+    Google,
+    /// AMD: VCEK and VLEK.
+    Amd,
+    /// Microsoft: attestation keys of vTPMs.
+    Microsoft,
+}
 
 /// One root certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
     der: Vec<u8>,
+    subject: Vec<u8>,
     spki_sha256: [u8; 32],
-    software: bool,
+    /// `None` for a software root.
+    vendor: Option<Vendor>,
 }
 
 impl Root {
-    fn parse(der: &[u8], software: bool) -> Result<Self, AttestError> {
+    fn parse(der: &[u8], vendor: Option<Vendor>) -> Result<Self, AttestError> {
         if der.len() > ROOT_BYTES_MAX {
             return Err(AttestError::Length { part: "root certificate", length_bytes: der.len(), limit_bytes: ROOT_BYTES_MAX });
         }
@@ -32,13 +51,18 @@ impl Root {
             return Err(AttestError::TrailingBytes { part: "root certificate", count_bytes: rest.len() });
         }
         let spki_sha256 = Sha256::digest(certificate.public_key().raw).into();
-        Ok(Self { der: der.to_vec(), spki_sha256, software })
+        Ok(Self { der: der.to_vec(), subject: certificate.subject().as_raw().to_vec(), spki_sha256, vendor })
     }
 
     /// The certificate, DER.
     #[must_use]
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// Its subject, DER.
+    pub(crate) fn subject(&self) -> &[u8] {
+        &self.subject
     }
 
     /// SHA-256 of the certificate's SubjectPublicKeyInfo: the root's name.
@@ -50,7 +74,13 @@ impl Root {
     /// Whether this root was named by the operator and belongs to no vendor: nothing under it is backed by hardware.
     #[must_use]
     pub const fn is_software(&self) -> bool {
-        self.software
+        self.vendor.is_none()
+    }
+
+    /// The vendor, or `None` for a software root.
+    #[must_use]
+    pub const fn vendor(&self) -> Option<Vendor> {
+        self.vendor
     }
 }
 
@@ -61,11 +91,17 @@ pub struct TrustRoots {
 }
 
 impl TrustRoots {
-    /// The vendors' roots: Intel SGX Root CA and AWS Nitro Enclaves Root G1.
+    /// The vendors' roots, one or more of each [`Vendor`] whose platforms are served.
     #[must_use]
     pub fn production() -> Self {
-        let vendor = |der| Root::parse(der, false).expect("built-in roots parse, see the test below");
-        Self { roots: vec![vendor(INTEL_SGX_ROOT_CA), vendor(AWS_NITRO_ROOT_G1)] }
+        let built_in = [
+            (Vendor::Intel, INTEL_SGX_ROOT_CA),
+            (Vendor::Aws, AWS_NITRO_ROOT_G1),
+            (Vendor::Google, GOOGLE_EK_AK_CA_ROOT),
+            (Vendor::Google, GOOGLE_TPM_EK_V1_ROOT),
+        ];
+        let root = |(vendor, der)| Root::parse(der, Some(vendor)).expect("built-in roots parse, see the test below");
+        Self { roots: built_in.into_iter().map(root).collect() }
     }
 
     /// No root at all; add software roots. For test vectors and clusters of emulated machines that must accept no hardware.
@@ -78,13 +114,18 @@ impl TrustRoots {
     /// # Errors
     /// [`AttestError::Malformed`] and its kin when `der` is no certificate: the configuration is wrong.
     pub fn with_software_root(mut self, der: &[u8]) -> Result<Self, AttestError> {
-        self.roots.push(Root::parse(der, true)?);
+        self.roots.push(Root::parse(der, None)?);
         Ok(self)
     }
 
     /// The roots, vendors' first.
     pub fn iter(&self) -> impl Iterator<Item = &Root> {
         self.roots.iter()
+    }
+
+    /// The roots that may end a path of `vendor`: its own, and software roots.
+    pub fn serving(&self, vendor: Vendor) -> impl Iterator<Item = &Root> {
+        self.roots.iter().filter(move |root| root.vendor.is_none_or(|own| own == vendor))
     }
 
     /// The root whose key has this SPKI digest.
@@ -99,10 +140,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn production_roots_are_two_vendors() {
-        let roots = TrustRoots::production();
-        assert_eq!(roots.iter().count(), 2);
-        assert!(roots.iter().all(|root| !root.is_software()));
+    fn production_roots_serve_their_own_vendor_only() {
+        let roots = TrustRoots::production().with_software_root(INTEL_SGX_ROOT_CA).unwrap();
+        let serving = |vendor| roots.serving(vendor).filter(|root| !root.is_software()).count();
+        assert_eq!((serving(Vendor::Intel), serving(Vendor::Aws), serving(Vendor::Google)), (1, 1, 2));
+        assert_eq!(roots.iter().filter(|root| root.is_software()).count(), 1);
+        assert!(roots.serving(Vendor::Aws).any(Root::is_software), "a software root serves every vendor");
     }
 
     #[test]

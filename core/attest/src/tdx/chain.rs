@@ -9,8 +9,9 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
+pub(crate) use super::clock::validity_ms;
 use super::clock::{Window, ms_of};
-use crate::{AttestError, Root, TrustRoots};
+use crate::{AttestError, Root, TrustRoots, Vendor};
 
 /// Parses one certificate that ends where its bytes end.
 pub(crate) fn certificate<'a>(der: &'a [u8], chain: &'static str) -> Result<X509Certificate<'a>, AttestError> {
@@ -33,7 +34,7 @@ pub(crate) fn root_of<'r>(
     let Some(last) = certificates.last() else {
         return Err(AttestError::ChainInvalid { chain, why: "holds no certificate" });
     };
-    for root in roots.iter() {
+    for root in roots.serving(Vendor::Intel) {
         let anchor = certificate(root.der(), "root certificate")?;
         let same_key = last.public_key().raw == anchor.public_key().raw;
         if is_self_issued(last) {
@@ -186,12 +187,6 @@ impl<'a> RevocationList<'a> {
         }
         Ok(())
     }
-}
-
-/// The validity of a certificate in milliseconds.
-pub(crate) fn validity_ms(certificate: &X509Certificate<'_>) -> Result<(u64, u64), AttestError> {
-    let validity = certificate.validity();
-    Ok((ms_of(validity.not_before)?, ms_of(validity.not_after)?))
 }
 
 #[cfg(test)]

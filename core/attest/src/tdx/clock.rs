@@ -1,82 +1,7 @@
-//! Time of judgement against the validity of every part. Owns: the window in which a verdict holds. Never: reads the clock.
+//! Dates as Intel's collateral writes them. Owns: the one form that is read. Never: judges them (that is [`crate::window`]).
 
-use x509_parser::prelude::{ASN1Time, X509Certificate};
-
-use super::chain::validity_ms;
 use crate::AttestError;
-
-/// The time of judgement and how long what was seen so far stays valid, in milliseconds since 1970.
-#[derive(Debug, Clone)]
-pub(crate) struct Window {
-    now_ms: u64,
-    earliest_expiry_ms: u64,
-    oldest_issue_ms: u64,
-    renewed_issue_ms: u64,
-}
-
-impl Window {
-    /// A window at `now_ms` that nothing has narrowed yet.
-    pub(crate) const fn at(now_ms: u64) -> Self {
-        Self { now_ms, earliest_expiry_ms: u64::MAX, oldest_issue_ms: u64::MAX, renewed_issue_ms: u64::MAX }
-    }
-
-    /// The first moment at which one of the parts is over.
-    pub(crate) const fn earliest_expiry_ms(&self) -> u64 {
-        self.earliest_expiry_ms
-    }
-
-    /// When the oldest revocation list, TCB info or QE identity was issued.
-    pub(crate) const fn oldest_issue_ms(&self) -> u64 {
-        self.oldest_issue_ms
-    }
-
-    /// As [`Self::oldest_issue_ms`], without the root's revocation list, which is renewed about once a year.
-    pub(crate) const fn renewed_issue_ms(&self) -> u64 {
-        self.renewed_issue_ms
-    }
-
-    /// Judges a certificate's validity.
-    pub(crate) fn certificate(&mut self, certificate: &X509Certificate<'_>, part: &'static str) -> Result<(), AttestError> {
-        let (valid_from_ms, expired_at_ms) = validity_ms(certificate)?;
-        self.begin(valid_from_ms, part)?;
-        if self.ended(expired_at_ms) {
-            return Err(AttestError::CertExpired { part, expired_at_ms, now_ms: self.now_ms });
-        }
-        Ok(())
-    }
-
-    /// Judges the dates of a revocation list, TCB info or QE identity.
-    pub(crate) fn collateral(&mut self, issued_ms: u64, next_update_ms: u64, part: &'static str) -> Result<(), AttestError> {
-        self.begin(issued_ms, part)?;
-        self.oldest_issue_ms = self.oldest_issue_ms.min(issued_ms);
-        if part != super::ROOT_CRL {
-            self.renewed_issue_ms = self.renewed_issue_ms.min(issued_ms);
-        }
-        if self.ended(next_update_ms) {
-            return Err(AttestError::CollateralExpired { part, expired_at_ms: next_update_ms, now_ms: self.now_ms });
-        }
-        Ok(())
-    }
-
-    const fn begin(&self, valid_from_ms: u64, part: &'static str) -> Result<(), AttestError> {
-        match self.now_ms < valid_from_ms {
-            true => Err(AttestError::NotYetValid { part, valid_from_ms, now_ms: self.now_ms }),
-            false => Ok(()),
-        }
-    }
-
-    /// Dates name whole seconds; the second they name is the last one that counts.
-    fn ended(&mut self, last_ms: u64) -> bool {
-        self.earliest_expiry_ms = self.earliest_expiry_ms.min(last_ms);
-        self.now_ms / 1000 > last_ms / 1000
-    }
-}
-
-/// Milliseconds since 1970 of an ASN.1 time.
-pub(crate) fn ms_of(time: ASN1Time) -> Result<u64, AttestError> {
-    let seconds = u64::try_from(time.timestamp()).map_err(|_| AttestError::Field { field: "asn.1 time", why: "before 1970" })?;
-    seconds.checked_mul(1000).ok_or(AttestError::Field { field: "asn.1 time", why: "too far ahead" })
-}
+pub(crate) use crate::window::{Window, ms_of, validity_ms};
 
 /// Milliseconds since 1970 of the only RFC 3339 form Intel and the vectors use, `YYYY-MM-DDThh:mm:ssZ`.
 pub(crate) fn ms_of_rfc3339(text: &str, field: &'static str) -> Result<u64, AttestError> {
@@ -145,16 +70,5 @@ mod tests {
         ] {
             assert!(ms_of_rfc3339(text, "test").is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn the_last_second_still_counts() {
-        let mut window = Window::at(2_000);
-        assert_eq!(window.collateral(0, 2_000, "test"), Ok(()));
-        assert_eq!(
-            Window::at(3_000).collateral(0, 2_000, "test"),
-            Err(AttestError::CollateralExpired { part: "test", expired_at_ms: 2_000, now_ms: 3_000 })
-        );
-        assert_eq!(window.earliest_expiry_ms(), 2_000);
     }
 }

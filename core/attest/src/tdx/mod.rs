@@ -8,7 +8,6 @@ mod chain;
 mod clock;
 mod facts;
 mod pck;
-mod pem;
 mod quote;
 mod second;
 mod signed;
@@ -32,10 +31,10 @@ use self::{
     clock::Window,
     signed::{QeIdentityText, TcbInfoText},
 };
-use crate::{AttestError, TdxCollateral, TrustRoots};
+use crate::{AttestError, TdxCollateral, TrustRoots, pem};
 
 const PCK_CHAIN: &str = "pck certificate chain";
-const ROOT_CRL: &str = "root crl";
+pub(crate) const ROOT_CRL: &str = "root crl";
 const PCK_CRL: &str = "pck crl";
 const PCK_CRL_CHAIN: &str = "pck crl issuer chain";
 

@@ -1,4 +1,4 @@
-//! PEM certificate chains as Intel writes them. Owns: the text form and its limits. Never: parses a certificate.
+//! PEM certificate chains as Intel and Google write them. Owns: the text form and its limits. Never: parses a certificate.
 //! Source: RFC 7468, the strict form, with LF or CRLF line ends; quotes may end the text with one NUL.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
