@@ -144,7 +144,7 @@ impl<'a, 'r> Search<'_, 'a, 'r> {
             }
         }
         if upwards.len() > rules.intermediates_max {
-            self.refuse(AttestError::PathLength { chain: rules.chain, count: upwards.len().saturating_add(1) });
+            self.refuse(AttestError::PathLength { chain: rules.chain, count: upwards.len().saturating_add(2) });
             return None;
         }
         let mut candidates = 0_usize;
