@@ -16,6 +16,7 @@ mod reader;
 mod roots;
 mod tcb;
 pub mod tdx;
+pub mod tpm;
 mod verify;
 mod window;
 pub mod wire;

@@ -2,7 +2,7 @@
 
 use crate::AttestError;
 
-/// Reads little-endian fields from the front of a slice.
+/// Reads fields from the front of a slice: little-endian ones, and big-endian ones where the name says so.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -48,6 +48,24 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn u32(&mut self) -> Result<u32, AttestError> {
         self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u16_be(&mut self) -> Result<u16, AttestError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub(crate) fn u32_be(&mut self) -> Result<u32, AttestError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn u64_be(&mut self) -> Result<u64, AttestError> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    /// Reads a buffer with its length before it in two bytes (TPM2B).
+    pub(crate) fn sized_be(&mut self) -> Result<&'a [u8], AttestError> {
+        let size = self.u16_be()?;
+        self.take(usize::from(size))
     }
 
     /// Reads `size_bytes` that a length field before them claims; too many is the length's fault.

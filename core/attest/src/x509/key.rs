@@ -56,6 +56,12 @@ impl<'a> Key<'a> {
         (bytes.len() == size_bytes).then_some(Self { kind, bytes })
     }
 
+    /// The key of an uncompressed point on P-256, where it has a point's form.
+    #[must_use]
+    pub fn of_p256_point(point: &'a [u8]) -> Option<Self> {
+        (point.len() == 65 && point.first() == Some(&4)).then_some(Self { kind: KeyKind::P256, bytes: point })
+    }
+
     /// Its kind.
     #[must_use]
     pub const fn kind(&self) -> KeyKind {
