@@ -1,17 +1,14 @@
-//! The firmware's own event log (CCEL): TCG2 crypto-agile form, SHA-384 bank. Owns: its parser and replay.
+//! The firmware's own event log of a TD (CCEL): TCG2 crypto-agile form, SHA-384 bank. Owns: its replay.
 //! Never: judges what an event describes. Register index 1 to 4 of the log is RTMR0 to RTMR3.
 //! Source: TCG PC Client Platform Firmware Profile, "crypto agile log format"; UEFI "confidential computing", table CCEL.
 
-use super::{Digest384, EV_NO_ACTION, extend};
-use crate::{AttestError, reader::Reader};
+use super::{Digest384, extend, tcg2};
+use crate::AttestError;
 
-/// Largest log area: GCP reserves 256 KiB.
-pub const CCEL_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest log area.
+pub const CCEL_BYTES_MAX: usize = tcg2::LOG_BYTES_MAX;
 
 const ALGORITHM_SHA384: u16 = 0x000c;
-const SIGNATURE: &[u8; 16] = b"Spec ID Event03\0";
-/// Digest algorithms a log may list; TPM banks number five.
-const ALGORITHMS_MAX: usize = 8;
 const PART: &str = "ccel";
 
 /// What a log leads to.
@@ -43,93 +40,23 @@ impl Replay {
 /// # Errors
 /// Parse classes, or [`AttestError::EventRegister`] for a register that is none.
 pub fn replay(area: &[u8]) -> Result<Replay, AttestError> {
-    if area.len() > CCEL_BYTES_MAX {
-        return Err(AttestError::Length { part: PART, length_bytes: area.len(), limit_bytes: CCEL_BYTES_MAX });
-    }
-    let mut reader = Reader::new(area, PART);
-    let algorithms = header(&mut reader).map_err(|_| AttestError::Malformed { part: PART, why: "does not begin with a spec id event" })?;
+    let mut log = tcg2::Log::begin(area, PART)?;
     let mut replay = Replay { registers: [[0; 48]; 4], extended: [false; 4], event_count: 0 };
-    while !is_fill(reader.rest()) {
-        event(&mut reader, &algorithms, &mut replay)?;
+    while let Some(event) = log.next()? {
+        if event.is_note() {
+            continue;
+        }
+        let bad_register = AttestError::EventRegister { index: event.index, register: event.register };
+        let at = (event.register as usize).checked_sub(1).ok_or_else(|| bad_register.clone())?;
+        let (Some(value), Some(extended)) = (replay.registers.get_mut(at), replay.extended.get_mut(at)) else {
+            return Err(bad_register);
+        };
+        let digest = event.digest(ALGORITHM_SHA384).and_then(|digest| digest.try_into().ok());
+        extend(value, digest.ok_or(AttestError::Malformed { part: PART, why: "an event without a sha-384 digest" })?);
+        *extended = true;
     }
+    replay.event_count = log.count();
     Ok(replay)
-}
-
-fn is_fill(rest: &[u8]) -> bool {
-    rest.iter().all(|byte| *byte == 0xff) || rest.iter().all(|byte| *byte == 0)
-}
-
-/// The first entry has the old form and lists the digest algorithms of all others.
-fn header(reader: &mut Reader<'_>) -> Result<Vec<(u16, usize)>, AttestError> {
-    let malformed = |why| AttestError::Malformed { part: PART, why };
-    reader.take(4)?;
-    if reader.u32()? != EV_NO_ACTION {
-        return Err(malformed("first entry extends a register"));
-    }
-    reader.take(20)?;
-    let size = reader.u32()? as usize;
-    let mut spec = Reader::new(reader.claimed(size, "spec id event")?, "spec id event");
-    if spec.array()? != *SIGNATURE {
-        return Err(malformed("another signature"));
-    }
-    spec.take(4 + 4)?; // platform class; version minor, major, errata, size of a native integer
-    let count = spec.u32()? as usize;
-    if count == 0 || count > ALGORITHMS_MAX {
-        return Err(malformed("an impossible number of algorithms"));
-    }
-    let mut algorithms = Vec::with_capacity(count);
-    for _ in 0..count {
-        let (algorithm, size) = (spec.u16()?, usize::from(spec.u16()?));
-        let repeated = algorithms.iter().any(|(listed, _)| *listed == algorithm);
-        if repeated || size == 0 || size > 64 || (algorithm == ALGORITHM_SHA384) != (size == 48) {
-            return Err(malformed("an impossible algorithm"));
-        }
-        algorithms.push((algorithm, size));
-    }
-    let vendor_size = usize::from(spec.u8()?);
-    spec.claimed(vendor_size, "vendor data of the spec id event")?;
-    match spec.remaining() {
-        0 => Ok(algorithms),
-        _ => Err(malformed("its spec id event is longer than its content")),
-    }
-}
-
-fn event(reader: &mut Reader<'_>, algorithms: &[(u16, usize)], replay: &mut Replay) -> Result<(), AttestError> {
-    let malformed = |why| AttestError::Malformed { part: PART, why };
-    let index = replay.event_count;
-    let register = reader.u32()?;
-    let event_type = reader.u32()?;
-    let count = reader.u32()? as usize;
-    if count == 0 || count > algorithms.len() {
-        return Err(malformed("an impossible number of digests"));
-    }
-    let mut sha384 = None;
-    for _ in 0..count {
-        let algorithm = reader.u16()?;
-        let size = algorithms.iter().find(|(listed, _)| *listed == algorithm).map(|(_, size)| *size);
-        let digest = reader.take(size.ok_or_else(|| malformed("a digest of an algorithm that is not listed"))?)?;
-        if algorithm == ALGORITHM_SHA384 {
-            let twice = sha384.replace(digest).is_some();
-            if twice {
-                return Err(malformed("two sha-384 digests in one event"));
-            }
-        }
-    }
-    let size = reader.u32()? as usize;
-    reader.claimed(size, "event of the ccel")?;
-    replay.event_count = replay.event_count.saturating_add(1);
-    if event_type == EV_NO_ACTION {
-        return Ok(());
-    }
-    let bad_register = AttestError::EventRegister { index, register };
-    let at = (register as usize).checked_sub(1).ok_or_else(|| bad_register.clone())?;
-    let (Some(value), Some(extended)) = (replay.registers.get_mut(at), replay.extended.get_mut(at)) else {
-        return Err(bad_register);
-    };
-    let digest = sha384.ok_or_else(|| malformed("an event without a sha-384 digest"))?;
-    extend(value, digest.try_into().map_err(|_| malformed("a sha-384 digest of another size"))?);
-    *extended = true;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -137,6 +64,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::eventlog::EV_NO_ACTION;
+
+    const SIGNATURE: &[u8; 16] = b"Spec ID Event03\0";
 
     fn log(events: &[(u32, u32, u8)]) -> Vec<u8> {
         let mut spec = SIGNATURE.to_vec();

@@ -3,6 +3,8 @@
 //! Source: dstack attestation reference, sections 2.5 and 4; the vectors' README.
 
 pub mod ccel;
+mod tcg2;
+pub mod tpm;
 
 use sha2::{Digest, Sha384};
 
