@@ -6,7 +6,7 @@ use super::EV_NO_ACTION;
 use crate::{AttestError, reader::Reader};
 
 /// Largest log area: GCP reserves 256 KiB.
-pub const LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 const SIGNATURE: &[u8; 16] = b"Spec ID Event03\0";
 /// Digest algorithms a log may list; TPM banks number five.
