@@ -18,6 +18,7 @@ mod measure;
 pub mod nitro;
 mod roots;
 pub mod tdx;
+pub mod tsm;
 mod validity;
 mod world;
 mod x509;

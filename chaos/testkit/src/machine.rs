@@ -107,7 +107,7 @@ impl Device for Machine {
     }
 
     fn describe(&self) -> Result<Description, TeeError> {
-        Ok(self.host.description(&self.measured()))
+        Ok(self.host.description(&self.measured()).into())
     }
 
     fn is_software(&self) -> bool {
@@ -144,12 +144,12 @@ mod tests {
         for machine in [Machine::tdx("m", &roots).unwrap(), Machine::nitro("m", &roots).unwrap()] {
             let machine = machine.at(clock.clone());
             let node = machine.describe().unwrap();
-            assert_eq!(node.measurement.0, machine.measurement());
+            assert_eq!(node.measurement, machine.measurement());
             let sealed = machine.platform_key(b"seal").unwrap().unwrap();
             let boot = Boot { compose: HexBytes(b"{}".to_vec()), app_id: None, instance_seed: None, key_provider: None };
             let booted = machine.boot_app(boot.clone()).unwrap();
             assert_eq!(Some(booted), machine.host().booted(&Measured::compose(b"{}")));
-            assert_ne!(machine.measurement(), node.measurement.0);
+            assert_ne!(machine.measurement(), node.measurement);
             assert!(machine.platform_key(b"seal").unwrap().unwrap() != sealed);
             assert!(matches!(machine.boot_app(boot), Err(TeeError::Refused { code: RefusedCode::AlreadyBooted, .. })));
             assert!(matches!(machine.platform_key(&[0; 257]), Err(TeeError::TooLarge { .. })));

@@ -310,16 +310,17 @@ fn the_products_client_gets_evidence_that_the_products_verifier_accepts() {
     for name in ["a", "n"] {
         let tee = dstack_tee::open(&format!("software:{}", device.socket(name).display())).unwrap();
         let description = tee.describe().unwrap();
-        let collateral = description.collateral.as_ref().map(|json| CollateralBundle::parse(json.as_bytes()).unwrap());
+        let software = description.software.unwrap();
+        let collateral = software.collateral.as_ref().map(|json| CollateralBundle::parse(json.as_bytes()).unwrap());
         let collateral = collateral.unwrap_or_else(CollateralBundle::empty);
-        let roots = TrustRoots::production().with_software_root(&description.root_der.0).unwrap();
+        let roots = TrustRoots::production().with_software_root(&software.root_der).unwrap();
         let judge = |evidence: &[u8]| {
             let now = SystemClock::new().now();
             verify(evidence, &VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &TcbPolicy::default() }).unwrap()
         };
         let node = judge(&tee.evidence([1; 64]).unwrap());
-        assert_eq!(node.measurement(), description.measurement.0);
-        assert_eq!(node.platform_identity(), description.platform_identity.0);
+        assert_eq!(node.measurement(), description.measurement);
+        assert_eq!(node.platform_identity(), description.platform_identity);
         assert_eq!((node.report_data(), node.app_id()), (&[1; 64], None));
 
         let Request::Boot(boot) = boot(COMPOSE) else { panic!() };
@@ -327,7 +328,7 @@ fn the_products_client_gets_evidence_that_the_products_verifier_accepts() {
         let guest = judge(&tee.evidence([2; 64]).unwrap());
         assert_eq!(guest.app_id().unwrap().0, booted.app_id.0);
         assert_eq!(guest.compose_hash().unwrap(), booted.compose_hash.0);
-        assert_eq!(guest.measurement(), tee.describe().unwrap().measurement.0);
+        assert_eq!(guest.measurement(), tee.describe().unwrap().measurement);
         assert!(guest.software_root() && tee.is_software());
         assert!(tee.platform_key(b"seal").unwrap().unwrap().expose(|key| key != &[0; 32]));
     }

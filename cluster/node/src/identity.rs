@@ -59,7 +59,7 @@ impl Identity {
     pub(crate) fn open(device: &str, data_dir: &Path, cluster_id: &ClusterId, seat: Seat) -> anyhow::Result<Self> {
         let device: Arc<dyn Device> = dstack_tee::open(device).map_err(|error| anyhow::anyhow!("device: {error}"))?;
         let description = device.describe().map_err(|error| anyhow::anyhow!("device: {error}"))?;
-        let measurement = &description.measurement.0;
+        let measurement = &description.measurement;
         let platform_key = device.platform_key(PURPOSE_SHARES).map_err(|error| anyhow::anyhow!("device: {error}"))?;
         let sealing = match &platform_key {
             Some(key) => Some(Arc::new(SealingKey::derive(cluster_id, measurement, None, Some(key)).context("sealing key")?)),

@@ -1,20 +1,24 @@
-//! The device a program runs in, as the program sees it. Owns: the trait, opening by a config's text.
+//! The device a program runs in, as the program sees it. Owns: the trait, what a device says of itself, opening by a config's text.
 //! Never: knows how a device does it.
 
 use crate::TeeError;
+use crate::options::{Kind, Options};
 use crate::software::SoftwareDevice;
-use crate::software::protocol::{Boot, Booted, Description};
+use crate::software::protocol::{self, Boot, Booted};
+use crate::tdx::TdxDevice;
 use dstack_protocol::Platform;
 use dstack_secret::Secret;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A producer of evidence. Calls block, some for tens of milliseconds: an async caller uses a worker thread.
+/// A producer of evidence. Calls block, some for tens of milliseconds and a busy TDX host for seconds: an async caller uses a worker
+/// thread.
 pub trait Device: Send + Sync + std::fmt::Debug {
     /// What the evidence is of.
     fn platform(&self) -> Platform;
 
-    /// The versioned attestation (SCALE V0) of what runs here, bound to `report_data`: content of X.509 extension `.8`.
+    /// The versioned attestation of what runs here, bound to `report_data`: content of X.509 extension `.8`. SCALE V0, stripped; msgpack
+    /// V1 where a runtime event of version 2 was measured, which V0 cannot carry.
     ///
     /// # Errors
     /// The device's; see [`TeeError`].
@@ -27,7 +31,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     fn quote(&self, report_data: [u8; 64]) -> Result<Quote, TeeError>;
 
     /// A key that only this code on this platform gets, the same each time for one `purpose`; `None` where the platform has
-    /// none (plain TDX, GCP, AWS), so that nothing can be sealed there.
+    /// none (plain TDX, GCP, AWS: a vTPM run by the host is outside the trust boundary), so that nothing can be sealed there.
     ///
     /// # Errors
     /// The device's; see [`TeeError`].
@@ -40,7 +44,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// The device's; see [`TeeError`].
     fn boot_app(&self, boot: Boot) -> Result<Booted, TeeError>;
 
-    /// What this device is, for people, and for `software` devices its root and collateral.
+    /// What this device is and measures now.
     ///
     /// # Errors
     /// The device's; see [`TeeError`].
@@ -48,6 +52,39 @@ pub trait Device: Send + Sync + std::fmt::Debug {
 
     /// Whether no hardware stands behind the evidence. Programs say so in log and status.
     fn is_software(&self) -> bool;
+}
+
+/// What a device is. For people and for setting up a cluster; never a reason to trust anything in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// What its evidence is of.
+    pub platform: Platform,
+    /// Canonical measurement of what runs here, in the platform's form.
+    pub measurement: Vec<u8>,
+    /// Which machine it is (PPID, PCR4); empty where only a verifier can tell.
+    pub platform_identity: Vec<u8>,
+    /// What evidence of a software device is judged with; `None` for hardware.
+    pub software: Option<SoftwareTrust>,
+}
+
+/// What a verifier of a software device's evidence has to be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SoftwareTrust {
+    /// DER of the software root the evidence chains to.
+    pub root_der: Vec<u8>,
+    /// Collateral bundle JSON; `None` where the platform has none (Nitro).
+    pub collateral: Option<String>,
+}
+
+impl From<protocol::Description> for Description {
+    fn from(said: protocol::Description) -> Self {
+        Self {
+            platform: said.platform.platform(),
+            measurement: said.measurement.0,
+            platform_identity: said.platform_identity.0,
+            software: Some(SoftwareTrust { root_der: said.root_der.0, collateral: said.collateral }),
+        }
+    }
 }
 
 /// A raw quote and what is needed to replay it.
@@ -64,14 +101,21 @@ pub struct Quote {
 /// A device that was opened, to be shared between tasks.
 pub type Opened = Arc<dyn Device>;
 
-/// Opens the device that a config names: `software:/path/to/socket`.
+/// Opens the device that a config names: `software:/path/to/socket`, `tdx`, `tdx:ROOT` or `gcp`; see [`crate::options`] for what may
+/// follow.
 ///
 /// # Errors
-/// [`TeeError::UnknownDevice`] for any other text; what [`SoftwareDevice::open`] answers.
+/// [`TeeError::UnknownDevice`] for any other text, [`TeeError::BadOption`], [`TeeError::FeatureOff`] for a device that this build
+/// lacks, and what the device answers.
 pub fn open(config: &str) -> Result<Opened, TeeError> {
-    match config.strip_prefix("software:") {
-        Some(path) if !path.is_empty() => Ok(Arc::new(SoftwareDevice::open(Path::new(path))?)),
-        _ => Err(TeeError::UnknownDevice { config: config.to_owned() }),
+    let options = Options::parse(config)?;
+    match options.kind {
+        Kind::Software => Ok(Arc::new(SoftwareDevice::open(Path::new(&options.root))?)),
+        Kind::Tdx => Ok(Arc::new(TdxDevice::open(&options)?)),
+        #[cfg(feature = "tpm")]
+        Kind::Gcp => Ok(Arc::new(crate::tpm::GcpDevice::open(&options)?)),
+        #[cfg(not(feature = "tpm"))]
+        Kind::Gcp => Err(TeeError::FeatureOff { device: "gcp", feature: "tpm" }),
     }
 }
 
@@ -81,10 +125,10 @@ mod tests {
 
     #[test]
     fn other_devices_are_refused_by_name() {
-        for config in ["", "software:", "tdx", "tdx:/sys/kernel/config/tsm", "/run/tee.sock"] {
+        for config in ["", "software:", "sgx", "tdxx", "/run/tee.sock"] {
             let refused = open(config).unwrap_err();
             assert_eq!(refused, TeeError::UnknownDevice { config: config.to_owned() });
-            assert!(refused.to_string().contains("hardware devices come with a later version"));
+            assert!(refused.to_string().contains("\"tdx\""));
         }
     }
 
@@ -92,5 +136,18 @@ mod tests {
     fn a_missing_socket_is_named() {
         let refused = open("software:/nonexistent/tee.sock").unwrap_err();
         assert_eq!(refused, TeeError::Connect { path: "/nonexistent/tee.sock".into(), kind: std::io::ErrorKind::NotFound });
+    }
+
+    #[test]
+    fn hardware_that_is_not_there_is_refused_with_what_to_do() {
+        let refused = open("tdx:/nonexistent/tsm").unwrap_err();
+        assert!(refused.to_string().contains("no configfs-tsm at /nonexistent/tsm"), "{refused}");
+    }
+
+    #[cfg(not(feature = "tpm"))]
+    #[test]
+    fn a_device_of_another_build_is_refused_by_its_feature() {
+        let refused = open("gcp").unwrap_err();
+        assert_eq!(refused, TeeError::FeatureOff { device: "gcp", feature: "tpm" });
     }
 }

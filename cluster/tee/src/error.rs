@@ -1,18 +1,37 @@
 //! What a device answers when it cannot. Owns: [`TeeError`]. Never: carries a key.
 
+use crate::attribute::Fault;
 use crate::software::protocol::RefusedCode;
+use crate::tdx::TsmError;
 use dstack_attest::AttestError;
 use std::io::ErrorKind;
+use std::path::Path;
 
 /// Why a device did not do what it was asked. None of it is a remote peer's fault.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TeeError {
     /// The config names no device of this build. Operator's to fix.
-    #[error("unknown device {config:?}: this build opens \"software:/path/to/socket\" only; hardware devices come with a later version")]
+    #[error("unknown device {config:?}: \"tdx\", \"tdx:ROOT\", \"gcp\" and \"software:/path/to/socket\" are known")]
     UnknownDevice {
         /// What the config says.
         config: String,
+    },
+    /// The device is known, this build was made without it. Operator's to fix: another build.
+    #[error("device {device:?} needs a build with feature {feature:?}")]
+    FeatureOff {
+        /// Its name in the config.
+        device: &'static str,
+        /// The feature of the program's package.
+        feature: &'static str,
+    },
+    /// What follows the device's name is not understood. Operator's to fix.
+    #[error("device {config:?}: {why}")]
+    BadOption {
+        /// What the config says.
+        config: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// The socket cannot be connected to. Operator's to fix: is the device process running?
     #[error("cannot connect to the software device at {path}: {kind}")]
@@ -81,4 +100,77 @@ pub enum TeeError {
     /// This device cannot boot guests: it is the one the program runs in.
     #[error("this device boots no guests")]
     NoGuests,
+    /// The kernel gives no quote. By variant: whose to fix.
+    #[error("{0}")]
+    Tsm(#[from] TsmError),
+    /// The TPM cannot. By variant: whose to fix.
+    #[cfg(feature = "tpm")]
+    #[error("{0}")]
+    Tpm(#[from] crate::tpm::TpmError),
+    /// A file of the system cannot be read or written. Operator's to fix.
+    #[error("{path}: {}", std::io::Error::from_raw_os_error(*errno))]
+    File {
+        /// The file.
+        path: String,
+        /// The system's code.
+        errno: i32,
+    },
+    /// A measurement register has another size than it must. The kernel's fault.
+    #[error("{path} has {have_bytes} bytes, a register has {want_bytes}")]
+    BadRegister {
+        /// The file.
+        path: String,
+        /// Its size.
+        have_bytes: usize,
+        /// What it must be.
+        want_bytes: usize,
+    },
+    /// This kernel cannot extend the register. Operator's to fix: Linux 6.16 or later for RTMR3; or measure nothing at run time.
+    #[error("{path} is not there: this kernel cannot measure at run time (Linux 6.16 can)")]
+    NoRegister {
+        /// The file.
+        path: String,
+    },
+    /// What was measured at run time and what the log says differ: no verifier accepts this guest. Operator's to fix: boot it anew.
+    #[error("{register} is not what the runtime event log leads to: no verifier accepts this guest, boot it anew")]
+    LogDiverged {
+        /// The register.
+        register: &'static str,
+    },
+    /// An event that verifiers would refuse. Caller's to fix.
+    #[error("the event {why}")]
+    BadEvent {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The runtime event log is damaged. Operator's to fix: boot the guest anew.
+    #[error("{path}, line {line}: {why}; without it the guest's measurements cannot be explained, boot it anew")]
+    BadEvents {
+        /// The file.
+        path: String,
+        /// Which line; 0 for the file as a whole.
+        line: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The firmware's event log is damaged. Operator's to fix: another firmware, or the option that leaves this log out.
+    #[error("{path} is no event log ({error}): leave it out with the option \"{option}=none\" if the firmware cannot be mended")]
+    BadFirmwareLog {
+        /// The file.
+        path: String,
+        /// Where it fails.
+        error: AttestError,
+        /// The option of the device's text that leaves it out.
+        option: &'static str,
+    },
+}
+
+impl TeeError {
+    /// What the system said of `path`.
+    pub(crate) fn file(path: &Path, fault: Fault) -> Self {
+        match fault {
+            Fault::Errno(errno) => Self::File { path: path.display().to_string(), errno: errno.raw_os_error() },
+            Fault::TooLarge => Self::File { path: path.display().to_string(), errno: rustix::io::Errno::FBIG.raw_os_error() },
+        }
+    }
 }

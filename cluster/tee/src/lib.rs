@@ -1,13 +1,20 @@
-//! Evidence producers: the software device and, later, hardware. Owns: the [`Device`] trait, its implementations, opening one by
-//! its name in a config. Never: judges evidence (crate `attest`), seals anything (crate `threshold`), decides which root to trust.
+//! Evidence producers: TDX by the kernel's configfs-tsm, Google's vTPM, the software device. Owns: the [`Device`] trait, its
+//! implementations, opening one by its name in a config, the guest's runtime event log. Never: judges evidence (crate `attest`), decides
+//! which root to trust.
 //! Source: architecture.md §5, threshold.md §6 (`platform_key`).
 #![forbid(unsafe_code)]
 
+mod attribute;
 mod device;
 mod error;
+pub mod options;
+pub mod runtime_log;
 pub mod software;
+pub mod tdx;
+#[cfg(feature = "tpm")]
+pub mod tpm;
 
-pub use device::{Device, Opened, Quote, open};
+pub use device::{Description, Device, Opened, Quote, SoftwareTrust, open};
 pub use error::TeeError;
 pub use software::SoftwareDevice;
-pub use software::protocol::{Boot, Booted, Description, KeyProvider};
+pub use software::protocol::{Boot, Booted, KeyProvider};

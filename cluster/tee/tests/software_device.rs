@@ -71,9 +71,9 @@ fn a_node_is_what_asks_on_both_platforms() {
         assert_eq!(identity.report_data(), &report_data);
         assert!(identity.software_root());
         let described = device.describe().unwrap();
-        assert_eq!(identity.measurement(), described.measurement.0);
-        assert_eq!(identity.platform_identity(), described.platform_identity.0);
-        assert_eq!(described.measurement.0.len(), if platform == Platform::Tdx { 224 } else { 144 });
+        assert_eq!(identity.measurement(), described.measurement);
+        assert_eq!(identity.platform_identity(), described.platform_identity);
+        assert_eq!(described.measurement.len(), if platform == Platform::Tdx { 224 } else { 144 });
         let again = connect(serving.path());
         assert_eq!(key(&*device, b"seal"), key(&*again, b"seal"));
         assert_ne!(key(&*device, b"seal"), key(&*device, b"other"));

@@ -3,10 +3,9 @@
 
 use super::connection::Connection;
 use super::protocol::{
-    Boot, Booted, COMPOSE_BYTES_MAX, Description, EmulatedPlatform, HexArray, HexBytes, PROTOCOL_VERSION, PURPOSE_BYTES_MAX, RefusedCode,
-    Request, Response,
+    Boot, Booted, COMPOSE_BYTES_MAX, HexArray, HexBytes, PROTOCOL_VERSION, PURPOSE_BYTES_MAX, RefusedCode, Request, Response,
 };
-use crate::{Device, Quote, TeeError};
+use crate::{Description, Device, Quote, TeeError};
 use dstack_attest::wire::{Attestation, Encoding};
 use dstack_protocol::Platform;
 use dstack_secret::Secret;
@@ -56,10 +55,7 @@ impl SoftwareDevice {
         if description.version != PROTOCOL_VERSION {
             return Err(TeeError::Version { got: description.version, want: PROTOCOL_VERSION });
         }
-        let platform = match description.platform {
-            EmulatedPlatform::Tdx => Platform::Tdx,
-            EmulatedPlatform::Nitro => Platform::Nitro,
-        };
+        let platform = description.platform.platform();
         tracing::warn!(device = %path.display(), platform = platform.name(), "evidence comes from a software device, no hardware stands behind it");
         let session = Mutex::new(Session { connection: Some(connection), booted: None });
         Ok(Self { path: path.to_owned(), limit, platform, session })
@@ -164,7 +160,7 @@ impl Device for SoftwareDevice {
 
     fn describe(&self) -> Result<Description, TeeError> {
         match self.call(&Request::Describe)? {
-            Response::Description(description) => Ok(description),
+            Response::Description(description) => Ok(description.into()),
             _ => Err(OTHER_ANSWER),
         }
     }

@@ -9,6 +9,7 @@
 //! it the caller is a node, and its measurement is that of the executable on the other end of the socket, which the
 //! server learns from the peer credentials and never from the request.
 
+use dstack_protocol::Platform;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
@@ -130,6 +131,17 @@ pub enum EmulatedPlatform {
     Tdx,
     /// AWS Nitro Enclave.
     Nitro,
+}
+
+impl EmulatedPlatform {
+    /// As evidence names it.
+    #[must_use]
+    pub const fn platform(self) -> Platform {
+        match self {
+            Self::Tdx => Platform::Tdx,
+            Self::Nitro => Platform::Nitro,
+        }
+    }
 }
 
 /// The identity an emulated guest booted into.

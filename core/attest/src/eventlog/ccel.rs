@@ -1,9 +1,10 @@
-//! The firmware's own event log of a TD (CCEL): TCG2 crypto-agile form, SHA-384 bank. Owns: its replay.
+//! The firmware's own event log of a TD (CCEL): TCG2 crypto-agile form, SHA-384 bank. Owns: its replay, its events in dstack's form.
 //! Never: judges what an event describes. Register index 1 to 4 of the log is RTMR0 to RTMR3.
 //! Source: TCG PC Client Platform Firmware Profile, "crypto agile log format"; UEFI "confidential computing", table CCEL.
 
 use super::{Digest384, extend, tcg2};
 use crate::AttestError;
+use crate::wire::{EVENTS_MAX, TdxEvent};
 
 /// Largest log area.
 pub const CCEL_BYTES_MAX: usize = tcg2::LOG_BYTES_MAX;
@@ -43,20 +44,46 @@ pub fn replay(area: &[u8]) -> Result<Replay, AttestError> {
     let mut log = tcg2::Log::begin(area, PART)?;
     let mut replay = Replay { registers: [[0; 48]; 4], extended: [false; 4], event_count: 0 };
     while let Some(event) = log.next()? {
-        if event.is_note() {
+        let Some((at, digest)) = extension(&event)? else {
             continue;
-        }
-        let bad_register = AttestError::EventRegister { index: event.index, register: event.register };
-        let at = (event.register as usize).checked_sub(1).ok_or_else(|| bad_register.clone())?;
-        let (Some(value), Some(extended)) = (replay.registers.get_mut(at), replay.extended.get_mut(at)) else {
-            return Err(bad_register);
         };
-        let digest = event.digest(ALGORITHM_SHA384).and_then(|digest| digest.try_into().ok());
-        extend(value, digest.ok_or(AttestError::Malformed { part: PART, why: "an event without a sha-384 digest" })?);
-        *extended = true;
+        if let (Some(value), Some(extended)) = (replay.registers.get_mut(at), replay.extended.get_mut(at)) {
+            extend(value, &digest);
+            *extended = true;
+        }
     }
     replay.event_count = log.count();
     Ok(replay)
+}
+
+/// The events of a log area that extend a register, as dstack's logs carry boot events: without a name, the content as payload.
+/// # Errors
+/// As [`replay`], and [`AttestError::Length`] above [`EVENTS_MAX`].
+pub fn events(area: &[u8]) -> Result<Vec<TdxEvent>, AttestError> {
+    let mut log = tcg2::Log::begin(area, PART)?;
+    let mut events = Vec::new();
+    while let Some(event) = log.next()? {
+        if event.index >= EVENTS_MAX {
+            return Err(AttestError::Length { part: PART, length_bytes: log.count(), limit_bytes: EVENTS_MAX });
+        }
+        if let Some((_, digest)) = extension(&event)? {
+            let (imr, event_type, event_payload) = (event.register.saturating_sub(1), event.event_type, event.content.to_vec());
+            events.push(TdxEvent { imr, event_type, digest: digest.to_vec(), event_payload, ..TdxEvent::default() });
+        }
+    }
+    Ok(events)
+}
+
+/// Which of the four registers an event extends, with what; `None` for a note.
+fn extension(event: &tcg2::Event<'_>) -> Result<Option<(usize, Digest384)>, AttestError> {
+    if event.is_note() {
+        return Ok(None);
+    }
+    let at = (event.register as usize).checked_sub(1).filter(|at| *at < 4);
+    let at = at.ok_or(AttestError::EventRegister { index: event.index, register: event.register })?;
+    let digest = event.digest(ALGORITHM_SHA384).and_then(|digest| digest.try_into().ok());
+    let digest = digest.ok_or(AttestError::Malformed { part: PART, why: "an event without a sha-384 digest" })?;
+    Ok(Some((at, digest)))
 }
 
 #[cfg(test)]
@@ -94,6 +121,17 @@ mod tests {
         assert_eq!((replay.extended, replay.event_count), ([true, false, true, false], 3));
         assert_eq!(replay.check(&replay.registers.clone()), Ok(()));
         assert_eq!(replay.check(&[[0; 48]; 4]), Err(AttestError::ReplayMismatch { register: 0 }));
+    }
+
+    #[test]
+    fn events_are_the_ones_that_are_replayed() {
+        let area = log(&[(1, 4, 7), (2, EV_NO_ACTION, 8), (3, 10, 9)]);
+        let listed = events(&area).unwrap();
+        let seen: Vec<_> = listed.iter().map(|event| (event.imr, event.event_type, &event.digest[..2], &event.event_payload[..])).collect();
+        assert_eq!(seen, [(0, 4, &[7, 7][..], &b"hi"[..]), (2, 10, &[9, 9][..], &b"hi"[..])]);
+        let registers = replay(&area).unwrap().registers;
+        assert!(crate::eventlog::prove_log(&listed, &registers).is_ok());
+        assert_eq!(events(&log(&[(5, 4, 1)])), Err(AttestError::EventRegister { index: 0, register: 5 }));
     }
 
     #[test]

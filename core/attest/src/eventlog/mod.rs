@@ -37,7 +37,12 @@ pub fn runtime_digest(event: &RuntimeEvent) -> Digest384 {
     Sha384::digest(preimage(event.version, &event.event, &event.payload)).into()
 }
 
-/// What the digest of a runtime event is the hash of.
+/// What the digest of a runtime event is the hash of, for any register.
+#[must_use]
+pub fn runtime_preimage(event: &RuntimeEvent) -> Vec<u8> {
+    preimage(event.version, &event.event, &event.payload)
+}
+
 fn preimage(version: EventVersion, name: &str, payload: &[u8]) -> Vec<u8> {
     match version {
         EventVersion::V1 => [&RUNTIME_EVENT_TYPE.to_le_bytes(), &b":"[..], name.as_bytes(), b":", payload].concat(),

@@ -3,6 +3,7 @@
 use super::*;
 use crate::software::frame::{read_frame, write_frame};
 use crate::software::protocol::Refused;
+use crate::software::protocol::{Description, EmulatedPlatform};
 use dstack_attest::wire::PlatformEvidence;
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixListener;

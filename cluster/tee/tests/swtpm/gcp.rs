@@ -1,0 +1,120 @@
+//! Google Cloud's evidence: a software TD by FUSE and a real vTPM, one list of events behind RTMR3 and PCR 14.
+
+use super::guest::{Td, event};
+use super::pki::AkAuthority;
+use super::process::Swtpm;
+use dstack_attest::eventlog::{replay_runtime, runtime_preimage};
+use dstack_attest::wire::{Attestation, EventVersion, PlatformEvidence, TpmPlatform};
+use dstack_protocol::Platform;
+use dstack_tee::options::Options;
+use dstack_tee::tpm::{GcpDevice, TpmError};
+use dstack_tee::{Device, TeeError, open};
+use sha2::{Digest as _, Sha256};
+
+/// A machine of Google Cloud. The order is that in which its parts end.
+pub(crate) struct Machine {
+    pub(crate) td: Td,
+    pub(crate) swtpm: Swtpm,
+    pub(crate) authority: AkAuthority,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Option<Self> {
+        let (td, swtpm) = (Td::new()?, Swtpm::start()?);
+        let authority = AkAuthority::new();
+        let key = swtpm.write_template();
+        swtpm.write_certificate(&authority.certify(key));
+        // the firmware's work: what its log says is what the PCRs hold
+        for (pcr, fill) in FIRMWARE_EVENTS {
+            swtpm.tpm().extend(pcr, [fill; 32]).unwrap();
+        }
+        std::fs::write(td.dir.path().join("tpm.log"), firmware_log()).unwrap();
+        Some(Self { td, swtpm, authority })
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let log = self.td.dir.path().join("tpm.log");
+        self.td.text(&format!(";tpm={};tpm-log={}", self.swtpm.tcti(), log.display())).replacen("tdx:", "gcp:", 1)
+    }
+
+    pub(crate) fn device(&self) -> GcpDevice {
+        GcpDevice::open(&Options::parse(&self.text()).unwrap()).unwrap()
+    }
+}
+
+/// PCR and digest of what the firmware measured; PCR 4 is not quoted.
+const FIRMWARE_EVENTS: [(u32, u8); 6] = [(0, 1), (0, 2), (2, 3), (4, 4), (2, 5), (2, 6)];
+
+#[test]
+fn both_quotes_fit_and_are_of_one_event_list() {
+    let Some(machine) = Machine::new() else { return };
+    let device = machine.device();
+    let events = [
+        event("system-preparing", &[], EventVersion::V1),
+        event("app-id", &[0x11; 20], EventVersion::V1),
+        event("compose-hash", &[0x44; 32], EventVersion::V1),
+    ];
+    for event in &events {
+        device.measure(event).unwrap();
+    }
+    let evidence = open(&machine.text()).unwrap().evidence([3; 64]).unwrap();
+    let attestation = Attestation::decode(&evidence).unwrap();
+    assert_eq!((&attestation.runtime_events[..], attestation.report_data), (&events[..], [3; 64]));
+    let PlatformEvidence::GcpTdx(td, tpm) = attestation.platform else { panic!("another platform") };
+    assert_eq!(machine.td.mounted.registers()[3], replay_runtime(&events));
+
+    let replay =
+        |digests: &[[u8; 32]]| digests.iter().fold([0; 32], |pcr, digest| <[u8; 32]>::from(Sha256::digest([pcr, *digest].concat())));
+    let digests: Vec<[u8; 32]> = events.iter().map(|event| Sha256::digest(runtime_preimage(event)).into()).collect();
+    let values: Vec<(u32, &[u8])> = tpm.pcr_values.iter().map(|pcr| (pcr.index, &pcr.value[..])).collect();
+    let (pcr0, pcr2, pcr14) = (replay(&[[1; 32], [2; 32]]), replay(&[[3; 32], [5; 32], [6; 32]]), replay(&digests));
+    assert_eq!(values, [(0, &pcr0[..]), (2, &pcr2[..]), (14, &pcr14[..])]);
+    assert!(tpm.pcr_values.iter().all(|pcr| pcr.algorithm == "sha256"));
+    assert_eq!(tpm.platform, TpmPlatform::Gcp);
+    let logged: Vec<(u32, u8)> = tpm.event_log.iter().map(|event| (event.pcr_index, event.digest[0])).collect();
+    assert_eq!(logged, [(0, 1), (0, 2), (2, 3), (2, 5), (2, 6)]);
+    let nonce = Sha256::digest(&td.quote);
+    assert!(tpm.message.windows(32).any(|window| window == nonce.as_slice()), "the TPM's quote is not over the TD's");
+
+    assert_eq!(device.platform(), Platform::GcpTdx);
+    let measurement = device.describe().unwrap().measurement;
+    assert_eq!((measurement.len(), &measurement[224..256], &measurement[256..]), (288, &pcr0[..], &pcr2[..]));
+    assert_eq!(measurement[192..224], [0x44; 32]);
+    assert!(device.platform_key(b"shares").unwrap().is_none(), "a vTPM of the host seals nothing");
+}
+
+#[test]
+fn a_pcr_that_moved_without_the_log_stops_evidence() {
+    let Some(machine) = Machine::new() else { return };
+    let device = machine.device();
+    device.measure(&event("a", &[], EventVersion::V1)).unwrap();
+    assert!(device.evidence([1; 64]).is_ok());
+    device.tpm().extend(14, [9; 32]).unwrap();
+    assert_eq!(device.evidence([1; 64]), Err(TeeError::LogDiverged { register: "PCR14" }));
+    // neither register moves when one of them does not fit
+    let rtmr3 = machine.td.mounted.registers()[3];
+    assert_eq!(device.measure(&event("b", &[], EventVersion::V1)), Err(TeeError::LogDiverged { register: "PCR14" }));
+    assert_eq!(machine.td.mounted.registers()[3], rtmr3);
+}
+
+#[test]
+fn a_machine_without_the_clouds_key_is_refused_at_start() {
+    let (Some(td), Some(swtpm)) = (Td::new(), Swtpm::start()) else { return };
+    let text = td.text(&format!(";tpm={}", swtpm.tcti())).replacen("tdx:", "gcp:", 1);
+    assert_eq!(open(&text).unwrap_err(), TeeError::Tpm(TpmError::NoTemplate));
+}
+
+/// The firmware's log in the TCG2 form, banks SHA-1 and SHA-256, with a note that extends nothing.
+fn firmware_log() -> Vec<u8> {
+    let mut spec = b"Spec ID Event03\0".to_vec();
+    spec.extend([0, 0, 0, 0, 0, 2, 0, 2, 2, 0, 0, 0, 4, 0, 20, 0, 0x0b, 0, 32, 0, 0]);
+    let mut log = [&0u32.to_le_bytes()[..], &3u32.to_le_bytes(), &[0; 20]].concat();
+    log.extend((spec.len() as u32).to_le_bytes());
+    log.extend(spec);
+    for (pcr, event_type, fill) in [(0, 3u32, 0xee)].into_iter().chain(FIRMWARE_EVENTS.map(|(pcr, fill)| (pcr, 4, fill))) {
+        log.extend([pcr.to_le_bytes(), event_type.to_le_bytes(), 2u32.to_le_bytes()].concat());
+        log.extend([&[4, 0][..], &[fill; 20], &[0x0b, 0], &[fill; 32]].concat());
+        log.extend([3, 0, 0, 0, b'e', b'v', b't']);
+    }
+    log
+}

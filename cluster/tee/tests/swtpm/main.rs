@@ -1,0 +1,11 @@
+//! The TPM producer against real TPMs (swtpm, one per test): the attestation key from NV as Google keeps it, quotes, PCR 14, sealing,
+//! and Google Cloud's evidence with a software TD beside the TPM. Needs swtpm; the last also root and /dev/fuse.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod gcp;
+#[path = "../fuse_tdx/guest.rs"]
+mod guest;
+mod pki;
+mod process;
+mod quoting;
+mod sealing;
