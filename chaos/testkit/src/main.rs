@@ -18,6 +18,7 @@ use dstack_tee::software::frame::{read_frame, write_frame};
 use dstack_tee::software::protocol::{Request, Response};
 use dstack_testkit::device::{Executables, MachineSpec, serve};
 use dstack_testkit::tdx::{CollateralSpec, bundle_json};
+use dstack_testkit::tsm::{SoftwareTd, mount};
 use dstack_testkit::{Measured, SoftwareRoots, Validity, public_files};
 use sha2::{Digest as _, Sha256};
 
@@ -50,6 +51,21 @@ enum Command {
         /// End when the process that started this one ends (Linux: the thread that did, so start it from one that stays).
         #[arg(long)]
         with_parent: bool,
+    },
+    /// Mount the files by which a TD's kernel gives quotes and registers (configfs-tsm, RTMRs), until SIGTERM or SIGINT. Needs root.
+    Tsm {
+        /// Directory that `init` made.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Name of the machine.
+        #[arg(long, default_value = "machine")]
+        name: String,
+        /// Executable that the TD is measured as.
+        #[arg(long)]
+        exe: PathBuf,
+        /// Empty directory to mount at.
+        #[arg(long)]
+        mount: PathBuf,
     },
     /// Print what a software TEE measures for an executable (a node) or a compose document (an app).
     Measure {
@@ -115,6 +131,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init { dir } => init(&dir),
         Command::Tee { dir, machines, mode, with_parent } => tee(&dir, &machines, mode, with_parent),
+        Command::Tsm { dir, name, exe, mount } => tsm(&dir, &name, &exe, &mount),
         Command::Measure { platform, exe, compose } => measure(platform, exe, compose),
         Command::Describe { socket } => describe(&socket),
         Command::Demo { examples, keep } => demo::run(&examples, keep),
@@ -166,6 +183,25 @@ async fn tee(dir: &std::path::Path, machines: &[MachineSpec], mode: u32, with_pa
     tracing::warn!(machines = serving.len(), "serving software TEEs: their evidence proves nothing about hardware");
     shutdown.requested().await;
     serving.into_iter().for_each(dstack_testkit::device::Serving::stop);
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn tsm(dir: &std::path::Path, name: &str, exe: &std::path::Path, at: &std::path::Path) -> anyhow::Result<()> {
+    init_logging(LogFormat::Pretty, "info")?;
+    let shutdown = Shutdown::on_signals().context("signal handlers")?;
+    let roots = SoftwareRoots::load(dir)?;
+    let measured = Measured::executable(&std::fs::read(exe).with_context(|| exe.display().to_string())?);
+    let mounted = mount(at, SoftwareTd::new(name, &roots, &measured)?).with_context(|| format!("mounting at {}", at.display()))?;
+    {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "device=tdx:{};rtmr={};ccel=none", mounted.tsm_root().display(), mounted.measurements().display())?;
+        writeln!(out, "ready")?;
+        out.flush()?;
+    }
+    tracing::warn!("an emulated TD is mounted: its quotes prove nothing about hardware");
+    shutdown.requested().await;
+    drop(mounted);
     Ok(())
 }
 

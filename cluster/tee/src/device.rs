@@ -105,7 +105,7 @@ pub type Opened = Arc<dyn Device>;
 /// follow.
 ///
 /// # Errors
-/// [`TeeError::UnknownDevice`] for any other text, [`TeeError::BadOption`], [`TeeError::FeatureOff`] for a device that this build
+/// [`TeeError::UnknownDevice`] for any other text, [`TeeError::BadOption`], [`TeeError::NotBuilt`] for a device that this build
 /// lacks, and what the device answers.
 pub fn open(config: &str) -> Result<Opened, TeeError> {
     let options = Options::parse(config)?;
@@ -115,7 +115,7 @@ pub fn open(config: &str) -> Result<Opened, TeeError> {
         #[cfg(feature = "tpm")]
         Kind::Gcp => Ok(Arc::new(crate::tpm::GcpDevice::open(&options)?)),
         #[cfg(not(feature = "tpm"))]
-        Kind::Gcp => Err(TeeError::FeatureOff { device: "gcp", feature: "tpm" }),
+        Kind::Gcp => Err(TeeError::NotBuilt { config: config.to_owned(), feature: "tpm" }),
     }
 }
 
@@ -148,6 +148,6 @@ mod tests {
     #[test]
     fn a_device_of_another_build_is_refused_by_its_feature() {
         let refused = open("gcp").unwrap_err();
-        assert_eq!(refused, TeeError::FeatureOff { device: "gcp", feature: "tpm" });
+        assert_eq!(refused, TeeError::NotBuilt { config: "gcp".to_owned(), feature: "tpm" });
     }
 }

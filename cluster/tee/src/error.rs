@@ -17,12 +17,12 @@ pub enum TeeError {
         /// What the config says.
         config: String,
     },
-    /// The device is known, this build was made without it. Operator's to fix: another build.
-    #[error("device {device:?} needs a build with feature {feature:?}")]
-    FeatureOff {
-        /// Its name in the config.
-        device: &'static str,
-        /// The feature of the program's package.
+    /// The config names a device that this build leaves out. Operator's to fix: another build, or another device.
+    #[error("device {config:?} needs a build with feature `{feature}`; this one has it not")]
+    NotBuilt {
+        /// What the config says.
+        config: String,
+        /// Feature of this crate.
         feature: &'static str,
     },
     /// What follows the device's name is not understood. Operator's to fix.

@@ -125,7 +125,7 @@ fn der_element(bytes: &[u8]) -> Option<&[u8]> {
     let (tag, rest) = bytes.split_first()?;
     let (first, rest) = rest.split_first()?;
     let (length, header) = match first {
-        0..0x80 => (usize::from(*first), 2usize),
+        0..=0x7f => (usize::from(*first), 2usize),
         0x81 | 0x82 => {
             let count = usize::from(first & 0x7f);
             let length = rest.get(..count)?.iter().fold(0usize, |length, byte| length << 8 | usize::from(*byte));

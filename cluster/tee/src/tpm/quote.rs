@@ -80,7 +80,7 @@ impl Tpm {
         let handle = handle(pcr)?;
         self.with(|context| {
             let mut digests = DigestValues::new();
-            digests.set(HashingAlgorithm::Sha256, Digest::from(digest));
+            digests.set(HashingAlgorithm::Sha256, Digest::try_from(&digest[..]).map_err(TpmError::of("take a digest"))?);
             let extended = context.execute_with_nullauth_session(|context| context.pcr_extend(handle, digests));
             extended.map_err(TpmError::of("extend a PCR"))
         })
