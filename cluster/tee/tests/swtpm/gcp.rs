@@ -5,7 +5,9 @@ use super::pki::AkAuthority;
 use super::process::Swtpm;
 use dstack_attest::eventlog::{replay_runtime, runtime_preimage};
 use dstack_attest::wire::{Attestation, EventVersion, PlatformEvidence, TpmPlatform};
+use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
 use dstack_protocol::Platform;
+use dstack_runtime::clock::{Clock, SystemClock};
 use dstack_tee::options::Options;
 use dstack_tee::tpm::{GcpDevice, TpmError};
 use dstack_tee::{Device, TeeError, open};
@@ -39,6 +41,21 @@ impl Machine {
 
     pub(crate) fn device(&self) -> GcpDevice {
         GcpDevice::open(&Options::parse(&self.text()).unwrap()).unwrap()
+    }
+
+    /// Judges evidence as a node does whose roots are this machine's.
+    fn verify(&self, evidence: &[u8]) -> Result<VerifiedIdentity, AttestError> {
+        let roots = TrustRoots::none().with_software_root(self.td.roots.tdx_root_der()).unwrap();
+        let roots = roots.with_software_root(&self.authority.root_der).unwrap();
+        let pool = serde_json::json!({
+            "certificates": [hex::encode(&self.authority.intermediate_der)],
+            "crls": self.authority.crls.iter().map(hex::encode).collect::<Vec<_>>(),
+        });
+        let mut bundle: serde_json::Value = serde_json::from_slice(self.td.roots.bundle()).unwrap();
+        bundle["x509"] = pool;
+        let collateral = CollateralBundle::parse(&serde_json::to_vec(&bundle).unwrap()).unwrap();
+        let context = VerifyContext { now: SystemClock::new().now(), roots: &roots, collateral: &collateral, tcb: &TcbPolicy::default() };
+        verify(evidence, &context)
     }
 }
 
@@ -76,6 +93,8 @@ fn both_quotes_fit_and_are_of_one_event_list() {
     let nonce = Sha256::digest(&td.quote);
     assert!(tpm.message.windows(32).any(|window| window == nonce.as_slice()), "the TPM's quote is not over the TD's");
 
+    let identity = machine.verify(&evidence).unwrap();
+    assert_eq!((identity.platform(), identity.app_id().unwrap().0), (Platform::GcpTdx, [0x11; 20]));
     assert_eq!(device.platform(), Platform::GcpTdx);
     let measurement = device.describe().unwrap().measurement;
     assert_eq!((measurement.len(), &measurement[224..256], &measurement[256..]), (288, &pcr0[..], &pcr2[..]));
