@@ -17,7 +17,7 @@ use tss_esapi::traits::Marshall;
 /// How often a quote is made anew when a PCR moved under it.
 const TRIES_MAX: u32 = 4;
 /// PCR of runtime events.
-const RUNTIME_PCR: u32 = 14;
+pub(super) const RUNTIME_PCR: u32 = 14;
 
 /// A TPM quote with what is needed to check it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,14 +93,17 @@ pub struct Pcr14<'a>(pub &'a Tpm);
 
 impl Register for Pcr14<'_> {
     fn require(&self, log: &[RuntimeEvent]) -> Result<(), TeeError> {
-        let replayed =
-            log.iter().fold([0; 32], |value, event| Sha256::new().chain_update(value).chain_update(digest(event)).finalize().into());
-        if self.0.pcr(RUNTIME_PCR)? == replayed { Ok(()) } else { Err(TeeError::LogDiverged { register: "PCR14" }) }
+        if self.0.pcr(RUNTIME_PCR)? == replay(log) { Ok(()) } else { Err(TeeError::LogDiverged { register: "PCR14" }) }
     }
 
     fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
         Ok(self.0.extend(RUNTIME_PCR, digest(event))?)
     }
+}
+
+/// What PCR 14 is after `events`.
+pub(super) fn replay(events: &[RuntimeEvent]) -> [u8; 32] {
+    events.iter().fold([0; 32], |value, event| Sha256::new().chain_update(value).chain_update(digest(event)).finalize().into())
 }
 
 fn digest(event: &RuntimeEvent) -> [u8; 32] {

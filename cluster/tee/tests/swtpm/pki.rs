@@ -14,8 +14,21 @@ pub(crate) struct AkAuthority {
     key: KeyPair,
 }
 
-/// A public key of the TPM.
+/// A public key of the TPM: a point.
 struct Point([u8; 65]);
+
+/// A public key of the TPM: RSAPublicKey of PKCS #1, exponent 65537.
+struct Modulus(Vec<u8>);
+
+impl PublicKeyData for Modulus {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &rcgen::PKCS_RSA_SHA256
+    }
+}
 
 impl PublicKeyData for Point {
     fn der_bytes(&self) -> &[u8] {
@@ -40,12 +53,23 @@ impl AkAuthority {
     }
 
     pub(crate) fn certify(&self, key: [u8; 64]) -> Vec<u8> {
+        let mut point = [4; 65];
+        point[1..].copy_from_slice(&key);
+        self.issue(&Point(point))
+    }
+
+    /// For a modulus of 256 bytes.
+    pub(crate) fn certify_rsa(&self, modulus: &[u8]) -> Vec<u8> {
+        let number = [&[2, 0x82, 1, 1, 0], modulus].concat();
+        let exponent = [2, 3, 1, 0, 1];
+        self.issue(&Modulus([&[0x30, 0x82, 1, 10], &number[..], &exponent].concat()))
+    }
+
+    fn issue(&self, key: &impl PublicKeyData) -> Vec<u8> {
         let mut params = named("software-project/software-zone/software-instance", 3);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let mut point = [4; 65];
-        point[1..].copy_from_slice(&key);
-        params.signed_by(&Point(point), &Issuer::from_params(&self.intermediate, &self.key)).unwrap().der().to_vec()
+        params.signed_by(key, &Issuer::from_params(&self.intermediate, &self.key)).unwrap().der().to_vec()
     }
 }
 

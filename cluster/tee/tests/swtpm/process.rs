@@ -11,10 +11,11 @@ use tss_esapi::attributes::{NvIndexAttributesBuilder, ObjectAttributesBuilder};
 use tss_esapi::handles::NvIndexTpmHandle;
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth};
 use tss_esapi::structures::{
     EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, NvPublicBuilder, Public, PublicBuilder, PublicEccParametersBuilder,
-    SymmetricDefinitionObject,
+    PublicKeyRsa, PublicRsaParametersBuilder, RsaExponent, RsaScheme, SymmetricDefinitionObject,
 };
 use tss_esapi::traits::Marshall as _;
 use tss_esapi::{Context, TctiNameConf};
@@ -96,9 +97,29 @@ impl Swtpm {
         key
     }
 
+    /// The same for an RSA key; answers its modulus.
+    pub(crate) fn write_rsa_template(&self) -> Vec<u8> {
+        let mut context = self.context();
+        let template = rsa_template();
+        let bytes = template.marshall().unwrap();
+        let made = context
+            .execute_with_nullauth_session(|context| context.create_primary(Hierarchy::Endorsement, template, None, None, None, None))
+            .unwrap();
+        context.flush_context(made.key_handle.into()).unwrap();
+        drop(context);
+        self.write_nv(0x01c1_0001, &bytes, bytes.len());
+        let Public::Rsa { unique, .. } = made.out_public else { panic!("no RSA key") };
+        unique.value().to_vec()
+    }
+
     /// Writes a certificate into an index that is larger than it.
     pub(crate) fn write_certificate(&self, der: &[u8]) {
         self.write_nv(0x01c1_0002, der, der.len() + 100);
+    }
+
+    /// The same for the RSA key's.
+    pub(crate) fn write_rsa_certificate(&self, der: &[u8]) {
+        self.write_nv(0x01c1_0000, der, der.len() + 100);
     }
 
     fn write_nv(&self, index: u32, content: &[u8], size_bytes: usize) {
@@ -151,6 +172,35 @@ fn free_pair() -> u16 {
             return port;
         }
     }
+}
+
+/// A restricted RSA signing key, as Google's RSA template is.
+fn rsa_template() -> Public {
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_sensitive_data_origin(true)
+        .with_user_with_auth(true)
+        .with_restricted(true)
+        .with_sign_encrypt(true)
+        .build()
+        .unwrap();
+    let parameters = PublicRsaParametersBuilder::new()
+        .with_scheme(RsaScheme::RsaSsa(HashScheme::new(HashingAlgorithm::Sha256)))
+        .with_key_bits(RsaKeyBits::Rsa2048)
+        .with_exponent(RsaExponent::default())
+        .with_is_signing_key(true)
+        .with_restricted(true)
+        .build()
+        .unwrap();
+    PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::Rsa)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes)
+        .with_rsa_parameters(parameters)
+        .with_rsa_unique_identifier(PublicKeyRsa::default())
+        .build()
+        .unwrap()
 }
 
 /// A restricted P-256 signing key, as Google's ECC template is.

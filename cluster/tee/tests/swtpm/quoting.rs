@@ -2,6 +2,7 @@
 
 use super::pki::AkAuthority;
 use super::process::Swtpm;
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use dstack_tee::tpm::{AkKind, Quoted, Tpm, TpmError};
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::{Signature, VerifyingKey};
@@ -71,6 +72,22 @@ fn the_clouds_key_quotes_what_was_asked() {
     let other_key = other.write_template();
     assert_ne!(other_key, key);
     assert_eq!(verify(&quoted, &other_key), None);
+}
+
+#[test]
+fn an_rsa_key_serves_where_the_cloud_wrote_no_other() {
+    let Some(swtpm) = Swtpm::start() else { return };
+    let modulus = swtpm.write_rsa_template();
+    let certificate = AkAuthority::new().certify_rsa(&modulus);
+    swtpm.write_rsa_certificate(&certificate);
+    let quoted = swtpm.tpm().quote(&[0, 14], [6; 32], AkKind::Cloud).unwrap();
+    assert_eq!(quoted.certificate, certificate);
+    // TPMT_SIGNATURE: RSASSA, SHA-256, the signature with its length
+    let (signature, rest) = sized(quoted.signature.strip_prefix(&[0, 0x14, 0, 0x0b]).unwrap()).unwrap();
+    assert!(rest.is_empty());
+    let key = RsaPublicKeyComponents { n: &modulus, e: &[1, 0, 1] };
+    key.verify(&RSA_PKCS1_2048_8192_SHA256, &quoted.message, signature).unwrap();
+    assert!(key.verify(&RSA_PKCS1_2048_8192_SHA256, &[&quoted.message[..], &[0]].concat(), signature).is_err());
 }
 
 #[test]
