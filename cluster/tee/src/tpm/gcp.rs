@@ -2,13 +2,14 @@
 //! Never: seals (the vTPM is run by the host); judges the certificate of the attestation key.
 //! Source: dstack attestation reference, sections 2.1, 4 and 5.2.
 
-use super::quote::{RUNTIME_PCR, replay};
+use super::quote::RUNTIME_PCR;
 use super::{AkKind, Pcr14, Quoted, Tpm};
 use crate::options::Options;
 use crate::software::protocol::{Boot, Booted};
 use crate::tdx::{Attested, TdGuest, firmware_log};
 use crate::{Description, Device, Quote, TeeError};
-use dstack_attest::eventlog::ccel;
+use dstack_attest::eventlog;
+use dstack_attest::tpm::Bank;
 use dstack_attest::wire::{Attestation, PcrValue, PlatformEvidence, RuntimeEvent, TdxEvent, TpmEvent, TpmPlatform, TpmQuote};
 use dstack_protocol::Platform;
 use dstack_secret::Secret;
@@ -37,7 +38,7 @@ impl GcpDevice {
     pub fn open(options: &Options) -> Result<Self, TeeError> {
         let guest = TdGuest::open(options)?;
         let tpm = Tpm::open(&options.tpm)?;
-        let mut boot_log = firmware_log(&options.tpm_log, "tpm-log", ccel::pcr_events)?;
+        let mut boot_log = firmware_log(&options.tpm_log, "tpm-log", |log| eventlog::tpm::events(log, Bank::Sha256))?;
         boot_log.retain(|event| QUOTED_PCRS.contains(&event.pcr_index));
         // now rather than at the first request of a peer
         tpm.quote(&QUOTED_PCRS, [0; 32], AkKind::Cloud)?;
@@ -64,7 +65,8 @@ impl GcpDevice {
             let attested = self.guest.attest(report_data)?;
             let quoted = self.tpm.quote(&QUOTED_PCRS, Sha256::digest(&attested.quote).into(), AkKind::Cloud)?;
             // the TD's events are proven against its own quote; these have to be the same ones
-            if quoted.pcr_values.contains(&(RUNTIME_PCR, replay(attested.events.all()))) {
+            let pcr14 = eventlog::tpm::replay_runtime(attested.events.all(), Bank::Sha256);
+            if quoted.pcr_values.iter().any(|(pcr, value)| *pcr == RUNTIME_PCR && value[..] == pcr14) {
                 return Ok((attested, quoted));
             }
         }

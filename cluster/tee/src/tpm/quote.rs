@@ -6,6 +6,8 @@ use super::{Tpm, TpmError};
 use crate::TeeError;
 use crate::runtime_log::Register;
 use dstack_attest::eventlog::runtime_preimage;
+use dstack_attest::eventlog::tpm::replay_runtime;
+use dstack_attest::tpm::Bank;
 use dstack_attest::wire::RuntimeEvent;
 use sha2::{Digest as _, Sha256};
 use tss_esapi::Context;
@@ -93,17 +95,16 @@ pub struct Pcr14<'a>(pub &'a Tpm);
 
 impl Register for Pcr14<'_> {
     fn require(&self, log: &[RuntimeEvent]) -> Result<(), TeeError> {
-        if self.0.pcr(RUNTIME_PCR)? == replay(log) { Ok(()) } else { Err(TeeError::LogDiverged { register: "PCR14" }) }
+        if self.0.pcr(RUNTIME_PCR)?[..] == replay_runtime(log, Bank::Sha256) {
+            Ok(())
+        } else {
+            Err(TeeError::LogDiverged { register: "PCR14" })
+        }
     }
 
     fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
         Ok(self.0.extend(RUNTIME_PCR, digest(event))?)
     }
-}
-
-/// What PCR 14 is after `events`.
-pub(super) fn replay(events: &[RuntimeEvent]) -> [u8; 32] {
-    events.iter().fold([0; 32], |value, event| Sha256::new().chain_update(value).chain_update(digest(event)).finalize().into())
 }
 
 fn digest(event: &RuntimeEvent) -> [u8; 32] {

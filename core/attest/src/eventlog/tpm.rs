@@ -11,7 +11,7 @@ use super::{preimage, tcg2::Log};
 use crate::{
     AttestError,
     tpm::Bank,
-    wire::{RuntimeEvent, TpmEvent},
+    wire::{EVENTS_MAX, RuntimeEvent, TpmEvent},
 };
 
 const PART: &str = "tpm event log";
@@ -62,6 +62,26 @@ pub fn replay(area: &[u8], bank: Bank) -> Result<Replay, AttestError> {
         bank.extend(pcr, digest);
     }
     Ok(Replay { event_count: log.count(), pcrs })
+}
+
+/// The events of a firmware log that extend `bank`, as evidence carries them.
+/// # Errors
+/// As [`replay`], and [`AttestError::Length`] above [`EVENTS_MAX`].
+pub fn events(area: &[u8], bank: Bank) -> Result<Vec<TpmEvent>, AttestError> {
+    let mut log = Log::begin(area, PART)?;
+    let mut events = Vec::new();
+    while let Some(event) = log.next()? {
+        if event.index >= EVENTS_MAX {
+            return Err(AttestError::Length { part: PART, length_bytes: log.count(), limit_bytes: EVENTS_MAX });
+        }
+        if event.is_note() {
+            continue;
+        }
+        let digest = event.digest(bank.algorithm());
+        let digest = digest.ok_or(AttestError::Malformed { part: PART, why: "an event without a digest of the bank" })?.to_vec();
+        events.push(TpmEvent { pcr_index: event.register, digest });
+    }
+    Ok(events)
 }
 
 /// The PCR that `events` of `index` lead to, or `None` where the list has none of it.
