@@ -85,7 +85,7 @@ fn an_rsa_key_serves_where_the_cloud_wrote_no_other() {
     // TPMT_SIGNATURE: RSASSA, SHA-256, the signature with its length
     let (signature, rest) = sized(quoted.signature.strip_prefix(&[0, 0x14, 0, 0x0b]).unwrap()).unwrap();
     assert!(rest.is_empty());
-    let key = RsaPublicKeyComponents { n: &modulus, e: &[1, 0, 1] };
+    let key = RsaPublicKeyComponents { n: &modulus[..], e: &[1, 0, 1][..] };
     key.verify(&RSA_PKCS1_2048_8192_SHA256, &quoted.message, signature).unwrap();
     assert!(key.verify(&RSA_PKCS1_2048_8192_SHA256, &[&quoted.message[..], &[0]].concat(), signature).is_err());
 }
