@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dstack_fuzz_targets::TARGETS;
 
-/// For each target. Whole minutes belong to `cargo xtask fuzz`.
+/// For each target, unless `DSTACK_SMOKE_SECONDS` says more.
 const TIME_MAX: Duration = Duration::from_secs(3);
 const MUTATIONS_MAX: u64 = 4_000;
 const BYTES_MAX: usize = 64 << 10;
@@ -97,16 +97,18 @@ fn smoke(name: &str) {
     };
     let seeds = seeds(name);
     seeds.iter().for_each(|(origin, bytes)| try_one(origin, bytes));
+    let longer = std::env::var("DSTACK_SMOKE_SECONDS").ok().map(|seconds| Duration::from_secs(seconds.parse().unwrap()));
+    let (time_max, mutations_max) = longer.map_or((TIME_MAX, MUTATIONS_MAX), |seconds| (seconds, u64::MAX));
     let (mut random, begun) = (Random(SEED), Instant::now());
-    for number in 0..MUTATIONS_MAX {
-        if begun.elapsed() > TIME_MAX {
-            break;
-        }
+    let mut number = 0;
+    while number < mutations_max && begun.elapsed() < time_max {
+        number += 1;
         let (origin, seed) = &seeds[random.below(seeds.len())];
         let mut bytes = seed.clone();
         mutate(&mut bytes, &seeds[random.below(seeds.len())].1, &mut random);
         try_one(&format!("mutation {number} of {origin}"), &bytes);
     }
+    println!("{name}: {} seeds, {number} mutations", seeds.len());
 }
 
 macro_rules! smoke {
