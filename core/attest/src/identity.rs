@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     AttestError,
     eventlog::{ProvenEvents, replay_runtime},
+    gcp::VerifiedVtpm,
     nitro::VerifiedDocument,
     tdx::VerifiedTd,
     wire::RuntimeEvent,
@@ -59,13 +60,14 @@ impl VerifiedIdentity {
     }
 
     /// Canonical measurement of the code. TDX: MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2 ‖ compose hash (32 zero bytes without one), 224 bytes.
-    /// Nitro: PCR0 ‖ PCR1 ‖ PCR2, 144 bytes.
+    /// GCP TDX: the same, then PCR0 ‖ PCR2, 288 bytes. Nitro: PCR0 ‖ PCR1 ‖ PCR2, 144 bytes. NitroTPM: PCR4 ‖ PCR7 ‖ PCR12 ‖ compose
+    /// hash, 176 bytes.
     #[must_use]
     pub fn measurement(&self) -> &[u8] {
         &self.measurement
     }
 
-    /// Which machine: PPID (16 bytes) on TDX, PCR4 (48 bytes) on Nitro.
+    /// Which machine: PPID (16 bytes) on TDX, PCR4 (48 bytes) on Nitro, module id (filled up to 48 bytes) on NitroTPM.
     #[must_use]
     pub fn platform_identity(&self) -> &[u8] {
         &self.platform_identity
@@ -114,10 +116,15 @@ impl VerifiedIdentity {
         self.mr_system
     }
 
-    /// SHA-256 of [`Self::platform_identity`].
+    /// SHA-256 of [`Self::platform_identity`], on a NitroTPM without its fill.
     #[must_use]
     pub fn device_id(&self) -> [u8; 32] {
-        Sha256::digest(&self.platform_identity).into()
+        let fill = match self.platform {
+            Platform::NitroTpm => self.platform_identity.iter().rev().take_while(|byte| **byte == 0).count(),
+            _ => 0,
+        };
+        let raw = self.platform_identity.len().checked_sub(fill).and_then(|end| self.platform_identity.get(..end));
+        Sha256::digest(raw.unwrap_or(&self.platform_identity)).into()
     }
 
     /// TCB status, accepted by the policy given to [`crate::verify`].
@@ -212,6 +219,53 @@ impl VerifiedIdentity {
         })
     }
 
+    /// A TD's identity on Google Cloud: the TD's, with what its vTPM adds (section 7).
+    pub(crate) fn of_gcp(td: &VerifiedTd, vtpm: &VerifiedVtpm, events: &ProvenEvents, evidence: &[u8]) -> Result<Self, AttestError> {
+        let own = Self::of_td(Platform::GcpTdx, td, events, evidence)?;
+        let image = vtpm.os_image_hash().map(Vec::from).unwrap_or_default();
+        let pcrs = [&vtpm.firmware()[..], vtpm.kernel()].concat();
+        Ok(Self {
+            measurement: [&own.measurement[..], &pcrs].concat(),
+            os_image_hash: vtpm.os_image_hash(),
+            mr_system: Sha256::new().chain_update(image).chain_update(key_provider_hash(&own.key_provider)).finalize().into(),
+            mr_aggregated: Sha256::new().chain_update(&pcrs).chain_update(vtpm.runtime()).finalize().into(),
+            earliest_expiry: own.earliest_expiry.min(vtpm.earliest_expiry()),
+            software_root: own.software_root || vtpm.software_root(),
+            ..own
+        })
+    }
+
+    /// The identity of an EC2 instance with a NitroTPM.
+    pub(crate) fn of_nitro_tpm(
+        document: &VerifiedDocument,
+        events: &ProvenEvents,
+        os_image_hash: Option<[u8; 32]>,
+        evidence: &[u8],
+    ) -> Result<Self, AttestError> {
+        let compose_hash = events.exact::<32>("compose-hash", "compose-hash event")?;
+        let key_provider = events.payload("key-provider").unwrap_or_default().to_vec();
+        let boot = document.image();
+        Ok(Self {
+            platform: Platform::NitroTpm,
+            report_data: *document.report_data()?,
+            measurement: [&boot[..], &compose_hash.unwrap_or_default()].concat(),
+            platform_identity: instance_name(document.module_id())?,
+            app_id: events.exact("app-id", "app-id event")?.map(AppId),
+            compose_hash,
+            instance_id: instance_id(events)?,
+            os_image_hash,
+            mr_system: Sha256::new().chain_update(boot).chain_update(key_provider_hash(&key_provider)).finalize().into(),
+            mr_aggregated: Sha256::new().chain_update(boot).chain_update(replay_runtime(events.all())).finalize().into(),
+            key_provider,
+            tcb_status: TcbStatus::None,
+            advisory_ids: Vec::new(),
+            earliest_expiry: document.earliest_expiry(),
+            software_root: document.software_root(),
+            evidence_hash: binding::evidence_hash(evidence),
+            under: Under::default(),
+        })
+    }
+
     /// An enclave's identity; `claimed` are the runtime events beside the document, bound by nothing.
     pub(crate) fn of_enclave(document: &VerifiedDocument, claimed: &[RuntimeEvent], evidence: &[u8]) -> Result<Self, AttestError> {
         let image_hash = document.image_hash();
@@ -238,6 +292,17 @@ impl VerifiedIdentity {
             under: Under::default(),
         })
     }
+}
+
+/// A NitroTPM's name, filled up with zeros to the platform's size: dstack's device id is the hash of the name itself.
+fn instance_name(module_id: &str) -> Result<Vec<u8>, AttestError> {
+    let mut name = module_id.as_bytes().to_vec();
+    let size_bytes = Platform::NitroTpm.identity_bytes();
+    if name.len() > size_bytes || name.last() == Some(&0) {
+        return Err(AttestError::Field { field: "module_id", why: "too long for a platform identity, or ends in zero" });
+    }
+    name.resize(size_bytes, 0);
+    Ok(name)
 }
 
 fn instance_id(events: &ProvenEvents) -> Result<Vec<u8>, AttestError> {

@@ -3,12 +3,15 @@
 //! Source: `docs/architecture.md`, the pipeline `bytes -> Request -> VerifiedIdentity`.
 #![forbid(unsafe_code)]
 
+mod cbor;
 mod check;
 mod collateral;
 mod error;
 pub mod eventlog;
 mod explain;
+pub mod gcp;
 mod identity;
+mod image;
 pub mod manifest;
 pub mod nitro;
 mod pem;

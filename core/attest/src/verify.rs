@@ -5,7 +5,10 @@
 use dstack_protocol::{Platform, UnixMillis, binding};
 
 use crate::{
-    AttestError, Check, Class, CollateralBundle, TcbPolicy, Trace, TrustRoots, VerifiedIdentity, eventlog, nitro, tdx,
+    AttestError, Check, Class, CollateralBundle, TcbPolicy, Trace, TrustRoots, VerifiedIdentity,
+    eventlog::{self, ProvenEvents},
+    gcp, nitro,
+    tdx::{self, VerifiedTd},
     wire::{Attestation, PlatformEvidence, TdxEvidence},
 };
 
@@ -36,7 +39,7 @@ pub struct VerifyContext<'a> {
 /// Verifies a versioned attestation (SCALE V0 or msgpack V1, the content of X.509 extension `.8`).
 ///
 /// The report data is proven to be signed; that it is the caller's is for [`VerifiedIdentity::require_report_data`]. Of GCP TDX
-/// evidence the TD quote and its RTMR3 events are judged; its vTPM half adds no value to the identity and is not looked at.
+/// evidence both halves are judged, and each has to hold.
 /// # Errors
 /// One [`AttestError`] per reason, see its variants for whose fault it is.
 pub fn verify(evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
@@ -77,28 +80,30 @@ fn verify_decoded(
     trace: &Trace,
 ) -> Result<VerifiedIdentity, AttestError> {
     trace.enter(&DECODED);
-    judged(attestation, evidence, context).map(|identity| identity.judged_with(*context.collateral.id()))
+    judged(attestation, evidence, context, trace).map(|identity| identity.judged_with(*context.collateral.id()))
 }
 
-fn judged(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedIdentity, AttestError> {
+fn judged(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_>, trace: &Trace) -> Result<VerifiedIdentity, AttestError> {
     match &attestation.platform {
-        PlatformEvidence::Tdx(td) => verify_td(Platform::Tdx, td, attestation, evidence, context),
-        PlatformEvidence::GcpTdx(td, _) => verify_td(Platform::GcpTdx, td, attestation, evidence, context),
-        PlatformEvidence::NitroEnclave { nsm_quote } => verify_enclave(nsm_quote, attestation, evidence, context),
-        PlatformEvidence::SevSnp { .. } | PlatformEvidence::NitroTpm { .. } => {
+        PlatformEvidence::Tdx(td) => {
+            let (verified, events) = verify_td(td, attestation, context)?;
+            VerifiedIdentity::of_td(Platform::Tdx, &verified, &events, evidence)
+        }
+        PlatformEvidence::GcpTdx(td, tpm) => {
+            let (verified, events) = verify_td(td, attestation, context)?;
+            let vtpm = gcp::verify(&td.quote, tpm, &attestation.runtime_events, &attestation.config, context, trace)?;
+            VerifiedIdentity::of_gcp(&verified, &vtpm, &events, evidence)
+        }
+        PlatformEvidence::NitroEnclave { nsm_quote } => verify_enclave(nsm_quote, attestation, evidence, context, trace),
+        PlatformEvidence::NitroTpm { attestation_doc } => verify_nitro_tpm(attestation_doc, attestation, evidence, context, trace),
+        PlatformEvidence::SevSnp { .. } => {
             let got = u64::from(attestation.platform.platform().byte());
             Err(AttestError::UnsupportedVersion { part: "platform of the evidence", got })
         }
     }
 }
 
-fn verify_td(
-    platform: Platform,
-    td: &TdxEvidence,
-    attestation: &Attestation,
-    evidence: &[u8],
-    context: &VerifyContext<'_>,
-) -> Result<VerifiedIdentity, AttestError> {
+fn verify_td(td: &TdxEvidence, attestation: &Attestation, context: &VerifyContext<'_>) -> Result<(VerifiedTd, ProvenEvents), AttestError> {
     let collateral = context.collateral.tdx(&tdx::claimed_fmspc(&td.quote)?)?;
     let verified = tdx::verify_quote(&td.quote, collateral, context.now.0, context.roots)?;
     let body = verified.body();
@@ -117,7 +122,7 @@ fn verify_td(
         }
     }
     context.tcb.check(verified.tcb().overall.status)?;
-    VerifiedIdentity::of_td(platform, &verified, &events, evidence)
+    Ok((verified, events))
 }
 
 fn verify_enclave(
@@ -125,13 +130,34 @@ fn verify_enclave(
     attestation: &Attestation,
     evidence: &[u8],
     context: &VerifyContext<'_>,
+    trace: &Trace,
 ) -> Result<VerifiedIdentity, AttestError> {
-    let verified = nitro::verify(document, context.roots, context.now)?;
+    let verified = nitro::verify_traced(document, context.roots, context.now, trace)?;
     // Section 5.3 step 6: `user_data` is present and equal to the copy.
+    trace.enter(&nitro::checks::REPORT_DATA);
     if *verified.report_data()? != attestation.report_data {
         return Err(AttestError::ReportData);
     }
     VerifiedIdentity::of_enclave(&verified, &attestation.runtime_events, evidence)
+}
+
+fn verify_nitro_tpm(
+    document: &[u8],
+    attestation: &Attestation,
+    evidence: &[u8],
+    context: &VerifyContext<'_>,
+    trace: &Trace,
+) -> Result<VerifiedIdentity, AttestError> {
+    let verified = nitro::tpm::verify_traced(document, context.roots, context.now, trace)?;
+    trace.enter(&nitro::checks::TPM_REPORT_DATA);
+    if *verified.report_data()? != attestation.report_data {
+        return Err(AttestError::ReportData);
+    }
+    trace.enter(&nitro::checks::TPM_EVENTS);
+    let events = nitro::tpm::prove_events(&verified, &attestation.runtime_events)?;
+    trace.enter(&nitro::checks::TPM_IMAGE);
+    let os_image_hash = nitro::tpm::os_image(&verified, &attestation.config)?;
+    VerifiedIdentity::of_nitro_tpm(&verified, &events, os_image_hash, evidence)
 }
 
 #[cfg(test)]
@@ -157,8 +183,6 @@ mod tests {
         let snp = PlatformEvidence::SevSnp { report: vec![0; 1184], cert_chain: Vec::new(), mr_config: String::new() };
         let part = "platform of the evidence";
         assert_eq!(refused(&attestation(snp)), AttestError::UnsupportedVersion { part, got: 5 });
-        let tpm = PlatformEvidence::NitroTpm { attestation_doc: vec![1] };
-        assert_eq!(refused(&attestation(tpm)), AttestError::UnsupportedVersion { part, got: 4 });
     }
 
     proptest! {
@@ -167,6 +191,7 @@ mod tests {
             let _ = refused(&bytes);
             bytes.truncate(300);
             let evidence = match wrapper {
+                0 if bytes.len() % 2 == 0 => PlatformEvidence::NitroTpm { attestation_doc: bytes },
                 0 => PlatformEvidence::NitroEnclave { nsm_quote: bytes },
                 1 => PlatformEvidence::Tdx(TdxEvidence { quote: bytes, event_log: vec![TdxEvent::default()] }),
                 _ => PlatformEvidence::Tdx(TdxEvidence { quote: bytes, event_log: Vec::new() }),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use dstack_attest::{
     AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify, verify_legacy,
-    wire::{Attestation, PlatformEvidence, TdxEvent, TdxEvidence, TpmQuote, runtime_events_of},
+    wire::{Attestation, PlatformEvidence, TdxEvent, TdxEvidence, runtime_events_of},
 };
 use dstack_protocol::{Platform, TcbStatus, UnixMillis};
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -195,7 +195,7 @@ fn a_td_of_google_cloud_without_events_has_registers_only() {
     let collateral = common::bundle(fact("fmspc"), &vectors.file(vector, "collateral"));
     let td = TdxEvidence { quote, event_log: Vec::new() };
     let evidence = Attestation {
-        platform: PlatformEvidence::GcpTdx(td, TpmQuote::default()),
+        platform: PlatformEvidence::Tdx(td),
         report_data: hex::decode(fact("report_data")).unwrap().try_into().unwrap(),
         runtime_events: Vec::new(),
         config: String::new(),
@@ -204,7 +204,7 @@ fn a_td_of_google_cloud_without_events_has_registers_only() {
     let (roots, tcb) = (TrustRoots::production(), TcbPolicy::default());
     let now = UnixMillis(common::millis(vector["valid_at"].as_str().unwrap()));
     let identity = verify(&evidence.encode(), &VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &tcb }).unwrap();
-    assert_eq!((identity.platform(), identity.app_id(), identity.compose_hash()), (Platform::GcpTdx, None, None));
+    assert_eq!((identity.platform(), identity.app_id(), identity.compose_hash()), (Platform::Tdx, None, None));
     let boot = ["mr_td", "rtmr0", "rtmr1", "rtmr2"].map(fact).concat();
     assert_eq!(hex::encode(identity.measurement()), boot + &"00".repeat(32));
     assert_eq!(identity.require_report_data(&[1; 64]), Err(AttestError::ReportData));

@@ -4,15 +4,18 @@
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use ciborium::Value;
+use dstack_attest::eventlog::replay_runtime;
 use dstack_attest::nitro::{self, VerifiedDocument};
 use dstack_attest::wire::{Attestation, EventVersion, PlatformEvidence, RuntimeEvent};
-use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifyContext, verify};
+use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, Trace, TrustRoots, VerifiedIdentity, VerifyContext, verify, verify_traced};
 use dstack_protocol::{Platform, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, SignatureAlgorithm, date_time_ymd,
 };
+use sha2::{Digest, Sha256};
 
 /// 2026-02-01T00:00:00Z; the certificates hold from 2026-01-01 to 2026-03-01.
 const NOW: UnixMillis = UnixMillis(1_769_904_000_000);
@@ -89,6 +92,19 @@ impl Forge {
         (cbor(&message), TrustRoots::none().with_software_root(root.der()).unwrap())
     }
 
+    /// The same as the document of a NitroTPM: 24 PCRs under their other name.
+    fn of_tpm(mut self) -> Self {
+        self.document.retain(|(known, _)| *known != "pcrs");
+        let value = |index: u8| Value::Bytes(if index == 14 { replay_runtime(&tpm_events()).to_vec() } else { vec![index + 1; 48] });
+        let pcrs = Value::Map((0..24).map(|index| (Value::Integer(index.into()), value(index))).collect());
+        self.with("nitrotpm_pcrs", pcrs).with("module_id", Value::Text("i-1-tpm0000000000000000".into()))
+    }
+
+    fn judge_tpm(self) -> Result<VerifiedDocument, AttestError> {
+        let (message, roots) = self.make();
+        nitro::tpm::verify(&message, &roots, NOW)
+    }
+
     fn judge(self) -> Result<VerifiedDocument, AttestError> {
         let (message, roots) = self.make();
         nitro::verify(&message, &roots, NOW)
@@ -104,6 +120,127 @@ fn cbor(value: &Value) -> Vec<u8> {
     let mut out = Vec::new();
     ciborium::into_writer(value, &mut out).unwrap();
     out
+}
+
+fn tpm_events() -> Vec<RuntimeEvent> {
+    let event = |name: &str, payload: Vec<u8>| RuntimeEvent { event: name.into(), payload, version: EventVersion::V1 };
+    vec![event("app-id", vec![9; 20]), event("compose-hash", vec![8; 32]), event("instance-id", vec![7; 20])]
+}
+
+/// A NitroTPM's attestation around a forged document, and what judges it.
+fn tpm_attestation(forge: Forge) -> (Attestation, TrustRoots) {
+    let (attestation_doc, roots) = forge.make();
+    let platform = PlatformEvidence::NitroTpm { attestation_doc };
+    let runtime_events = tpm_events();
+    (Attestation { platform, report_data: [7; 64], runtime_events, config: String::new(), report_data_payload: None }, roots)
+}
+
+fn verify_tpm(attestation: &Attestation, roots: &TrustRoots) -> Result<VerifiedIdentity, AttestError> {
+    let collateral = CollateralBundle::empty();
+    verify(&attestation.encode(), &VerifyContext { now: NOW, roots, collateral: &collateral, tcb: &TcbPolicy::default() })
+}
+
+#[test]
+fn an_enclaves_document_is_none_of_a_tpm() {
+    assert_eq!(Forge::new().judge_tpm().unwrap_err(), AttestError::Field { field: "nitrotpm_pcrs", why: "missing" });
+    Forge::new().of_tpm().refused("field pcrs: missing");
+    assert!(Forge::new().of_tpm().judge_tpm().is_ok());
+}
+
+#[test]
+fn a_tpm_document_without_boot_pcrs_is_refused() {
+    for missing in [4u8, 7, 12] {
+        let value = |index: u8| (Value::Integer(index.into()), Value::Bytes(vec![1; 48]));
+        let pcrs = Value::Map((0..24).filter(|index| *index != missing).map(value).collect());
+        let error = Forge::new().of_tpm().with("nitrotpm_pcrs", pcrs).judge_tpm().unwrap_err();
+        assert_eq!(error.class().as_str(), "parse.field");
+    }
+}
+
+#[test]
+fn a_document_without_its_image_is_refused() {
+    let only = |indices: &[u8]| {
+        Value::Map(indices.iter().map(|index| (Value::Integer((*index).into()), Value::Bytes(vec![1; 48]))).collect::<Vec<_>>())
+    };
+    for indices in [[0, 1], [0, 2], [1, 2]] {
+        Forge::new().with("pcrs", only(&indices)).refused("field pcrs: one that is needed is missing");
+    }
+}
+
+#[test]
+fn a_tpm_document_ages_as_an_enclaves_does() {
+    let made = |at: u64| Forge::new().of_tpm().with("timestamp", Value::Integer(at.into())).judge_tpm();
+    assert!(made(NOW.0 - 3_600_000).is_ok() && made(NOW.0 + 300_000).is_ok());
+    assert_eq!(made(NOW.0 - 3_600_001).unwrap_err().class().as_str(), "time.collateral_expired");
+    assert_eq!(made(NOW.0 + 300_001).unwrap_err().class().as_str(), "time.not_yet_valid");
+}
+
+#[test]
+fn tpm_evidence_becomes_an_identity() {
+    let (attestation, roots) = tpm_attestation(Forge::new().of_tpm());
+    let identity = verify_tpm(&attestation, &roots).unwrap();
+    let boot = [[5; 48], [8; 48], [13; 48]].concat();
+    assert_eq!(identity.platform(), Platform::NitroTpm);
+    assert_eq!(identity.measurement(), [&boot[..], &[8; 32]].concat());
+    assert_eq!((identity.app_id().unwrap().0, identity.compose_hash(), identity.os_image_hash()), ([9; 20], Some([8; 32]), None));
+    assert_eq!(identity.instance_id(), [7; 20]);
+    let hash = |parts: &[&[u8]]| <[u8; 32]>::from(Sha256::digest(parts.concat()));
+    assert_eq!(identity.mr_system(), hash(&[&boot, &[0; 32]]));
+    assert_eq!(identity.mr_aggregated(), hash(&[&boot, &replay_runtime(&tpm_events())]));
+    assert_eq!(identity.platform_identity().len(), Platform::NitroTpm.identity_bytes());
+    assert_eq!(identity.device_id(), hash(&[b"i-1-tpm0000000000000000"]), "dstack hashes the name itself");
+    let v1 = Attestation::decode(&attestation.encode_v1()).unwrap();
+    assert_eq!(verify_tpm(&v1, &roots).unwrap().measurement(), identity.measurement());
+}
+
+#[test]
+fn tpm_evidence_is_bound_to_its_report_data() {
+    let (attestation, roots) = tpm_attestation(Forge::new().of_tpm());
+    let other = Attestation { report_data: [6; 64], ..attestation };
+    assert_eq!(verify_tpm(&other, &roots), Err(AttestError::ReportData));
+    let (absent, roots) = tpm_attestation(Forge::new().of_tpm().with("user_data", Value::Null));
+    assert_eq!(verify_tpm(&absent, &roots), Err(AttestError::UserData));
+}
+
+#[test]
+fn tpm_events_that_miss_pcr_14_are_refused() {
+    let (mut attestation, roots) = tpm_attestation(Forge::new().of_tpm());
+    attestation.runtime_events.swap(0, 1);
+    assert_eq!(verify_tpm(&attestation, &roots), Err(AttestError::ReplayMismatch { register: 14 }));
+    attestation.runtime_events.clear();
+    assert_eq!(verify_tpm(&attestation, &roots), Err(AttestError::ReplayMismatch { register: 14 }));
+}
+
+#[test]
+fn a_tpm_image_that_was_not_booted_is_refused() {
+    let config = |boot: [u8; 32]| {
+        let cbor = [&b"\xa1\x6fboot_pcr_digest\x58\x20"[..], &boot].concat();
+        let checksums = format!("{}  measurement.aws.cbor\n", hex::encode(Sha256::digest(&cbor)));
+        let hash: [u8; 32] = Sha256::digest(&checksums).into();
+        let document = serde_json::json!({ "checksum_file": STANDARD.encode(checksums), "measurement": STANDARD.encode(cbor) });
+        (serde_json::json!({ "os_image_hash": hex::encode(hash), "aws_measurement": document }).to_string(), hash)
+    };
+    let boot = Sha256::digest([[5; 48], [8; 48], [13; 48]].concat()).into();
+    let (attestation, roots) = tpm_attestation(Forge::new().of_tpm());
+    let with = |config: String| verify_tpm(&Attestation { config, ..attestation.clone() }, &roots);
+    let (good, hash) = config(boot);
+    assert_eq!(with(good).unwrap().os_image_hash(), Some(hash));
+    assert_eq!(with(config([1; 32]).0).unwrap_err().class().as_str(), "policy.measurement");
+    assert_eq!(with(format!("{{\"os_image_hash\":\"{}\"}}", "aa".repeat(32))).unwrap_err().class().as_str(), "policy.measurement");
+}
+
+#[test]
+fn the_checks_of_both_kinds_are_entered_in_order() {
+    let entered = |evidence: &[u8], roots: &TrustRoots| {
+        let (collateral, trace) = (CollateralBundle::empty(), Trace::new());
+        verify_traced(evidence, &VerifyContext { now: NOW, roots, collateral: &collateral, tcb: &TcbPolicy::default() }, &trace).unwrap();
+        trace.entered()
+    };
+    let (attestation, roots) = tpm_attestation(Forge::new().of_tpm());
+    assert!(entered(&attestation.encode(), &roots).ends_with(nitro::TPM_CHECKS));
+    let (nsm_quote, roots) = Forge::new().make();
+    let enclave = Attestation { platform: PlatformEvidence::NitroEnclave { nsm_quote }, runtime_events: Vec::new(), ..attestation };
+    assert!(entered(&enclave.encode(), &roots).ends_with(nitro::CHECKS));
 }
 
 #[test]

@@ -109,12 +109,17 @@ impl ProvenEvents {
 /// # Errors
 /// [`AttestError::EventDigest`] for a name that could be read two ways, [`AttestError::ReplayMismatch`] otherwise.
 pub fn prove(events: &[RuntimeEvent], register: &Digest384) -> Result<ProvenEvents, AttestError> {
+    prove_into(events, register, RUNTIME_REGISTER)
+}
+
+/// As [`prove`], for a register of another name: PCR14 of a NitroTPM.
+pub(crate) fn prove_into(events: &[RuntimeEvent], register: &Digest384, name: u32) -> Result<ProvenEvents, AttestError> {
     let mut before_ready = events.iter().take_while(|event| event.event != SYSTEM_READY);
     if let Some(index) = before_ready.position(|event| is_ambiguous(event.version, &event.event)) {
         return Err(AttestError::EventDigest { index });
     }
     if replay_runtime(events) != *register {
-        return Err(AttestError::ReplayMismatch { register: RUNTIME_REGISTER });
+        return Err(AttestError::ReplayMismatch { register: name });
     }
     Ok(ProvenEvents { events: events.to_vec() })
 }

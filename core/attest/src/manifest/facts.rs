@@ -93,9 +93,9 @@ fn flags(body: &TdBody) -> Vec<&'static str> {
     NAMES.iter().filter(|(bit, _)| attributes >> bit & 1 == 1).map(|(_, name)| *name).collect()
 }
 
-/// Facts of an NSM document. The leaf's subject and dates, the number of certificates and the COSE tag are facts of the encoding
+/// Facts of an NSM's or NitroTPM's document, whose verifier takes its PCRs from the member `pcr_map` only. The leaf's subject and dates, the number of certificates and the COSE tag are facts of the encoding
 /// that its verifier does not report.
-pub(super) fn enclave_difference(identity: &Identity, document: &VerifiedDocument) -> Option<String> {
+pub(super) fn document_difference(identity: &Identity, document: &VerifiedDocument, pcr_map: &str) -> Option<String> {
     let bytes = |bytes: Option<&[u8]>| bytes.map_or(Value::Null, |bytes| Value::from(hex::encode(bytes)));
     identity.iter().find_map(|(name, expected)| {
         let got = match name.as_str() {
@@ -107,7 +107,7 @@ pub(super) fn enclave_difference(identity: &Identity, document: &VerifiedDocumen
                 let same = whole_seconds == Some(document.timestamp().0 / 1000 * 1000);
                 return (!same).then(|| format!("identity.timestamp is {}, expected {expected}", document.timestamp()));
             }
-            "pcr_map" => Value::from("pcrs"),
+            "pcr_map" => Value::from(pcr_map),
             "pcrs" => {
                 document.pcrs().iter().map(|(index, pcr)| (index.to_string(), Value::from(hex::encode(pcr)))).collect::<Identity>().into()
             }

@@ -21,6 +21,13 @@ pub(super) struct FileRef {
     sha256: String,
 }
 
+impl FileRef {
+    /// Whether its name says that it is DER.
+    pub(super) fn is_der(&self) -> bool {
+        Path::new(&self.path).extension().is_some_and(|extension| extension == "der")
+    }
+}
+
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum FileError {

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use dstack_protocol::UnixMillis;
 
-use super::{Vector, facts};
+use super::{Vector, facts, vtpm};
 use crate::{
     AttestError, TcbPolicy, TdxCollateral, TrustRoots, eventlog,
     eventlog::ccel,
     nitro,
     tdx::{self, TcbVerdict},
+    tpm,
+    x509::Key,
 };
 
 /// What the verifiers said of one vector.
@@ -27,12 +29,17 @@ impl From<Result<(), AttestError>> for Judged {
     }
 }
 
-type Contents<'a> = BTreeMap<&'a str, Vec<u8>>;
+pub(super) type Contents<'a> = BTreeMap<&'a str, Vec<u8>>;
 
 /// Judges `vector`; the error is a line about the manifest, not about the evidence.
-pub(super) fn judge(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+pub(super) fn judge(vector: &Vector, contents: &Contents<'_>, pool: &[Vec<u8>]) -> Result<Judged, String> {
     match vector.platform.as_str() {
-        "nitro" => judge_enclave(vector, contents),
+        "nitro" => judge_document(vector, contents, "pcrs", nitro::verify),
+        "nitro-tpm" => judge_nitro_tpm(vector, contents),
+        "gcp-tpm" => vtpm::judge_quote(vector, contents),
+        "gce-tpm" => vtpm::judge_gce(vector, contents, pool),
+        "gce-ak-cert" => vtpm::judge_certificate(vector, contents, pool),
+        "tpm-log" => vtpm::judge_log(vector, contents),
         "ccel" => judge_log(vector, contents),
         _ => judge_td(vector, contents),
     }
@@ -84,9 +91,41 @@ fn check_logs(contents: &Contents<'_>, td: &tdx::VerifiedTd) -> Result<(), Attes
     }
 }
 
-fn judge_enclave(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+/// A NitroTPM's document; where the TPM's own quote is there, it is signed by the key that the document certifies.
+fn judge_nitro_tpm(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+    let judged = judge_document(vector, contents, "nitrotpm_pcrs", nitro::tpm::verify)?;
+    let (Ok(()), Some(message), Some(signature)) = (&judged.result, contents.get("tpm_message"), contents.get("tpm_signature")) else {
+        return Ok(judged);
+    };
+    let document = match nitro::tpm::verify(role(contents, "document")?, &roots(vector, contents)?, UnixMillis(valid_at(vector)?)) {
+        Ok(document) => document,
+        Err(error) => return Ok(Judged::from(Err(error))),
+    };
+    let certified = || -> Result<(), AttestError> {
+        let wrong = AttestError::Field { field: "public_key", why: "not a point on P-256" };
+        let key = document.public_key().and_then(Key::of_p256_point).ok_or(wrong)?;
+        let quote = tpm::verify_quote(message, &tpm::Signature::EcdsaDer(signature), key)?;
+        if document.nonce() != Some(quote.extra_data) {
+            return Err(AttestError::Nonce);
+        }
+        let mut values = tpm::PcrValues::default();
+        for (index, pcr) in document.pcrs().iter() {
+            values.add(tpm::Bank::Sha384, index.into(), pcr.to_vec())?;
+        }
+        quote.require_values(&values)
+    };
+    match certified() {
+        Ok(()) => Ok(judged),
+        Err(error) => Ok(Judged::from(Err(error))),
+    }
+}
+
+/// Verifies a document of either kind.
+type VerifyDocument = fn(&[u8], &TrustRoots, UnixMillis) -> Result<nitro::VerifiedDocument, AttestError>;
+
+fn judge_document(vector: &Vector, contents: &Contents<'_>, pcr_map: &str, verify: VerifyDocument) -> Result<Judged, String> {
     let now = UnixMillis(valid_at(vector)?);
-    let verified = match nitro::verify(role(contents, "document")?, &roots(vector, contents)?, now) {
+    let verified = match verify(role(contents, "document")?, &roots(vector, contents)?, now) {
         Ok(verified) => verified,
         Err(error) => return Ok(Judged::from(Err(error))),
     };
@@ -100,7 +139,7 @@ fn judge_enclave(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, Str
             _ => return Err(format!("expected {name} is not known for this platform")),
         }
     }
-    let difference = vector.identity.as_ref().and_then(|identity| facts::enclave_difference(identity, &verified));
+    let difference = vector.identity.as_ref().and_then(|identity| facts::document_difference(identity, &verified, pcr_map));
     Ok(Judged { result: Ok(()), tcb: None, difference })
 }
 
@@ -113,21 +152,21 @@ fn judge_log(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String>
     Ok(Judged { result: Ok(()), tcb: None, difference })
 }
 
-fn role<'c>(contents: &'c Contents<'_>, role: &str) -> Result<&'c [u8], String> {
+pub(super) fn role<'c>(contents: &'c Contents<'_>, role: &str) -> Result<&'c [u8], String> {
     contents.get(role).map(Vec::as_slice).ok_or_else(|| format!("no file of role {role}"))
 }
 
-fn valid_at(vector: &Vector) -> Result<u64, String> {
+pub(super) fn valid_at(vector: &Vector) -> Result<u64, String> {
     let text = vector.valid_at.as_deref().ok_or("no valid_at")?;
     tdx::ms_of_rfc3339(text, "valid_at").map_err(|error| error.to_string())
 }
 
-fn expected(vector: &Vector) -> impl Iterator<Item = (&String, &String)> {
+pub(super) fn expected(vector: &Vector) -> impl Iterator<Item = (&String, &String)> {
     vector.context.iter().filter_map(|context| context.expected.as_ref()).flatten()
 }
 
 /// The vendors' roots, or the vector's own in their place.
-fn roots(vector: &Vector, contents: &Contents<'_>) -> Result<TrustRoots, String> {
+pub(super) fn roots(vector: &Vector, contents: &Contents<'_>) -> Result<TrustRoots, String> {
     let replaced = vector.context.as_ref().is_some_and(|context| context.trust_root.is_some());
     if !replaced {
         return Ok(TrustRoots::production());

@@ -5,6 +5,7 @@
 mod facts;
 mod files;
 mod judge;
+mod vtpm;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -16,7 +17,8 @@ use self::files::{FileError, FileRef, Folder};
 pub const MANIFEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Platforms this runner judges. `ccel` and `sgx` are not evidence that is served: the first is replayed, the second must be refused.
-pub const PLATFORMS: [&str; 6] = ["tdx", "dstack-tdx", "gcp-tdx", "nitro", "ccel", "sgx"];
+pub const PLATFORMS: [&str; 11] =
+    ["tdx", "dstack-tdx", "gcp-tdx", "nitro", "ccel", "sgx", "gcp-tpm", "gce-tpm", "gce-ak-cert", "nitro-tpm", "tpm-log"];
 
 /// Why a manifest could not be run at all. The caller's fault: the path or the manifest is wrong.
 #[non_exhaustive]
@@ -82,6 +84,9 @@ impl Report {
 #[derive(Deserialize)]
 struct Manifest {
     format: u64,
+    /// Certificates of the vendors; untrusted here, the product has its own roots.
+    #[serde(default)]
+    roots: Vec<FileRef>,
     vectors: Vec<Vector>,
 }
 
@@ -151,6 +156,7 @@ enum Level {
 pub fn check(manifest_path: &Path, platforms: Option<&[&str]>) -> Result<Report, ManifestError> {
     let manifest = load(manifest_path)?;
     let folder = Folder::of(manifest_path)?;
+    let pool = pool(&manifest, &folder)?;
     let by_id: BTreeMap<&str, &Vector> = manifest.vectors.iter().map(|vector| (vector.id.as_str(), vector)).collect();
     let mut report = Report::default();
     for name in platforms.unwrap_or_default() {
@@ -169,7 +175,7 @@ pub fn check(manifest_path: &Path, platforms: Option<&[&str]>) -> Result<Report,
             *count = count.saturating_add(1);
             continue;
         }
-        report.count(vector, run(vector, &by_id, &folder));
+        report.count(vector, run(vector, &by_id, &folder, &pool));
     }
     Ok(report)
 }
@@ -200,7 +206,13 @@ impl Report {
     }
 }
 
-fn run(vector: &Vector, by_id: &BTreeMap<&str, &Vector>, folder: &Folder) -> Verdict {
+/// The manifest's DER certificates, which vectors take their intermediates from.
+fn pool(manifest: &Manifest, folder: &Folder) -> Result<Vec<Vec<u8>>, ManifestError> {
+    let ders = manifest.roots.iter().filter(|file| file.is_der());
+    ders.map(|file| folder.read(file).map_err(|error| ManifestError::Malformed { why: error.to_string() })).collect()
+}
+
+fn run(vector: &Vector, by_id: &BTreeMap<&str, &Vector>, folder: &Folder, pool: &[Vec<u8>]) -> Verdict {
     let base = match (&vector.base, vector.kind) {
         (Some(base), Kind::Derived) => match by_id.get(base.as_str()) {
             Some(base) => Some(*base),
@@ -220,7 +232,7 @@ fn run(vector: &Vector, by_id: &BTreeMap<&str, &Vector>, folder: &Folder) -> Ver
             Err(error) => return Verdict::Wrong(format!("role {role}: {error}")),
         };
     }
-    match judge::judge(vector, &contents) {
+    match judge::judge(vector, &contents, pool) {
         Ok(judged) => compare(vector, &judged),
         Err(why) => Verdict::Wrong(why),
     }

@@ -1,7 +1,7 @@
 //! What an NSM document claims, for tools that show it. Owns: that list. Never: verifies; no judgement may rest on it.
 
 use super::cose::Sign1;
-use super::document::Document;
+use super::document::{Document, Maker};
 use super::{DOCUMENT_BYTES_MAX, PART, PcrMap};
 use crate::AttestError;
 use dstack_protocol::UnixMillis;
@@ -33,7 +33,7 @@ pub fn claims(document: &[u8]) -> Result<Claims, AttestError> {
         return Err(AttestError::Length { part: PART, length_bytes: document.len(), limit_bytes: DOCUMENT_BYTES_MAX });
     }
     let message = Sign1::decode(document)?;
-    let document = Document::decode(message.payload)?;
+    let document = Document::decode(message.payload, Maker::Nsm).or_else(|_| Document::decode(message.payload, Maker::NitroTpm))?;
     Ok(Claims {
         module_id: document.module_id.to_owned(),
         timestamp: UnixMillis(document.timestamp_ms),

@@ -2,8 +2,8 @@
 //! Never: looks into the payload, trusts the key it is given.
 //! Source: RFC 9052 sections 3.1, 4.2, 4.4; RFC 9053 section 2.1 (ES384); dstack attestation reference, section 5.3.
 
-use super::cbor::{Head, Length, Reader, put_bytes};
 use crate::AttestError;
+use crate::cbor::{Head, Length, Reader, put_bytes};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 
 const PART: &str = "cose_sign1";

@@ -1,11 +1,11 @@
-//! The NSM document inside the COSE payload. Owns: its fields, their types and sizes. Never: judges a value beyond its
+//! The document inside the COSE payload, of an NSM or of a NitroTPM. Owns: its fields, their types and sizes. Never: judges a value beyond its
 //! type and size; the fields are claims until the signature is checked.
 //! Source: AWS Nitro Enclaves attestation process (document syntax); dstack attestation reference, section 5.3 rule 2;
 //! vectors' README (null for absent optional fields, maps of indefinite length).
 
-use super::cbor::{Head, Length, Reader};
 use super::{PCR_BYTES, PcrMap};
 use crate::AttestError;
+use crate::cbor::{Head, Length, Reader};
 use std::collections::BTreeMap;
 
 const PART: &str = "nsm document";
@@ -19,6 +19,24 @@ const KEY_BYTES_MAX: usize = 1024;
 const MODULE_ID_BYTES_MAX: usize = 256;
 /// Most certificates of a `cabundle`; real ones have 4.
 pub(super) const CABUNDLE_MAX: usize = 10;
+
+/// Who made a document. The two name their PCRs differently, so neither passes for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Maker {
+    /// The security module of an enclave.
+    Nsm,
+    /// The TPM of an EC2 instance.
+    NitroTpm,
+}
+
+impl Maker {
+    const fn pcrs(self) -> &'static str {
+        match self {
+            Self::Nsm => "pcrs",
+            Self::NitroTpm => "nitrotpm_pcrs",
+        }
+    }
+}
 
 /// A decoded document; the slices are parts of the payload.
 #[derive(Debug)]
@@ -39,7 +57,7 @@ pub(super) struct Document<'a> {
 impl<'a> Document<'a> {
     /// Decodes the whole payload. Members may come in any order, each once; unknown ones are passed over, for the NSM's
     /// signature covers them.
-    pub(super) fn decode(payload: &'a [u8]) -> Result<Self, AttestError> {
+    pub(super) fn decode(payload: &'a [u8], maker: Maker) -> Result<Self, AttestError> {
         let mut reader = Reader::new(PART, payload);
         let Head::Map(mut length) = reader.head()? else {
             return Err(AttestError::Malformed { part: PART, why: "not a map" });
@@ -54,7 +72,7 @@ impl<'a> Document<'a> {
                 "module_id" => once(&mut module_id, text(&mut reader, "module_id")?)?,
                 "digest" => once(&mut digest, text(&mut reader, "digest")?)?,
                 "timestamp" => once(&mut timestamp, unsigned(&mut reader, "timestamp")?)?,
-                "pcrs" => once(&mut pcrs, pcr_map(&mut reader)?)?,
+                name if name == maker.pcrs() => once(&mut pcrs, pcr_map(&mut reader)?)?,
                 "certificate" => once(&mut certificate, sized(reader.bytes("certificate")?, "certificate", KEY_BYTES_MAX)?)?,
                 "cabundle" => once(&mut cabundle, bundle(&mut reader)?)?,
                 "public_key" => once(&mut public_key, optional(&mut reader, "public_key", KEY_BYTES_MAX)?)?,
@@ -80,7 +98,7 @@ impl<'a> Document<'a> {
         Ok(Self {
             module_id,
             timestamp_ms,
-            pcrs: required(pcrs, "pcrs")?,
+            pcrs: required(pcrs, maker.pcrs())?,
             certificate: required(certificate, "certificate")?,
             cabundle: required(cabundle, "cabundle")?,
             public_key: public_key.flatten(),

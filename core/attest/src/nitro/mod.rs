@@ -1,20 +1,22 @@
-//! Verifies evidence of AWS Nitro Enclaves: COSE_Sign1 documents of the NSM. Owns: the order of the checks and their
+//! Verifies documents of AWS Nitro: COSE_Sign1 of an enclave's NSM, and of an instance's NitroTPM. Owns: the order of the checks and their
 //! result. Never: fetches anything, reads the clock, decides policy beyond "no debug enclave".
-//! Source: dstack attestation reference, section 5.3; vectors' README for the stricter rules.
+//! Source: dstack attestation reference, sections 5.3 and 5.4; vectors' README for the stricter rules.
 //!
 //! Nothing binds runtime events or config to a document: of an enclave only its PCRs and its `user_data` are known.
 
-mod cbor;
 mod chain;
+pub(crate) mod checks;
 mod claims;
 mod cose;
 mod document;
+pub mod tpm;
 
+pub use checks::{CHECKS, TPM_CHECKS};
 pub use claims::{Claims, claims};
 
-use crate::{AttestError, TrustRoots, window::Window};
+use crate::{AttestError, Trace, TrustRoots, window::Window};
 use cose::Sign1;
-use document::Document;
+use document::{Document, Maker};
 use dstack_protocol::UnixMillis;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -47,7 +49,7 @@ impl PcrMap {
     }
 
     fn required(&self, index: u8) -> Result<&[u8; PCR_BYTES], AttestError> {
-        self.pcr(index).ok_or(AttestError::Field { field: "pcrs", why: "one of PCR0, PCR1, PCR2 and PCR4 is missing" })
+        self.pcr(index).ok_or(AttestError::Field { field: "pcrs", why: "one that is needed is missing" })
     }
 }
 
@@ -67,7 +69,7 @@ pub struct VerifiedDocument {
 }
 
 impl VerifiedDocument {
-    /// Name of the enclave: parent instance id, `-enc`, enclave id.
+    /// Name of the enclave (parent instance id, `-enc`, enclave id) or TPM (instance id, `-tpm`, sixteen digits).
     #[must_use]
     pub fn module_id(&self) -> &str {
         &self.module_id
@@ -85,7 +87,7 @@ impl VerifiedDocument {
         &self.pcrs
     }
 
-    /// PCR0 ‖ PCR1 ‖ PCR2: the canonical measurement, 144 bytes.
+    /// PCR0 ‖ PCR1 ‖ PCR2 of an enclave, PCR4 ‖ PCR7 ‖ PCR12 of a NitroTPM: the code that was started, 144 bytes.
     #[must_use]
     pub const fn image(&self) -> &[u8; 3 * PCR_BYTES] {
         &self.image
@@ -150,29 +152,63 @@ impl VerifiedDocument {
     }
 }
 
-/// Verifies a document at `now` under `roots`, in the order of §5.3. The caller compares `user_data` or `nonce`.
+/// Verifies an enclave's document at `now` under `roots`, in the order of §5.3. The caller compares `user_data` or `nonce`.
 ///
 /// # Errors
 /// One variant per reason. The sender's fault, but for [`AttestError::UntrustedRoot`] (perhaps a root is missing in our
 /// config) and the time variants (perhaps our clock is wrong, else ask for a fresh document).
 pub fn verify(document: &[u8], roots: &TrustRoots, now: UnixMillis) -> Result<VerifiedDocument, AttestError> {
+    verify_traced(document, roots, now, &Trace::new())
+}
+
+/// As [`verify`], and notes in `trace` every check that was begun.
+/// # Errors
+/// As [`verify`].
+pub fn verify_traced(document: &[u8], roots: &TrustRoots, now: UnixMillis, trace: &Trace) -> Result<VerifiedDocument, AttestError> {
+    let verified = verify_document(document, Maker::Nsm, roots, now, trace)?;
+    // §5.3 rule 7: PCR0, PCR1, PCR2 required; zero in debug mode, in no other
+    trace.enter(&checks::NOT_DEBUG);
+    match verified.image.chunks_exact(PCR_BYTES).any(|pcr| pcr.iter().all(|byte| *byte == 0)) {
+        true => Err(AttestError::Debug),
+        false => Ok(verified),
+    }
+}
+
+/// What both kinds of documents have in common: form, chain, signature, age, and the PCRs that name the image.
+fn verify_document(
+    document: &[u8],
+    maker: Maker,
+    roots: &TrustRoots,
+    now: UnixMillis,
+    trace: &Trace,
+) -> Result<VerifiedDocument, AttestError> {
+    let checks = match maker {
+        Maker::Nsm => &checks::ENCLAVE,
+        Maker::NitroTpm => &checks::TPM,
+    };
+    trace.enter(checks.form);
     if document.len() > DOCUMENT_BYTES_MAX {
         return Err(AttestError::Length { part: PART, length_bytes: document.len(), limit_bytes: DOCUMENT_BYTES_MAX });
     }
     let message = Sign1::decode(document)?;
-    let fields = Document::decode(message.payload)?;
+    trace.enter(checks.fields);
+    let fields = Document::decode(message.payload, maker)?;
+    trace.enter(checks.chain);
     let path = chain::walk(fields.certificate, &fields.cabundle, roots, now)?;
+    trace.enter(checks.signature);
     message.verify(path.key()?.bytes())?;
+    trace.enter(checks.age);
     let mut window = Window::at(now.0);
     window.document(fields.timestamp_ms, AGE_MS_MAX, FUTURE_MS_MAX, PART)?;
 
-    // §5.3 rule 7: PCR0, PCR1, PCR2 required; zero in debug mode, in no other
+    trace.enter(checks.pcrs);
     let mut image = [0; 3 * PCR_BYTES];
-    for (index, slot) in (0..).zip(image.chunks_exact_mut(PCR_BYTES)) {
+    let indices = match maker {
+        Maker::Nsm => [0, 1, 2],
+        Maker::NitroTpm => tpm::BOOT_PCRS,
+    };
+    for (index, slot) in indices.into_iter().zip(image.chunks_exact_mut(PCR_BYTES)) {
         slot.copy_from_slice(fields.pcrs.required(index)?);
-    }
-    if image.chunks_exact(PCR_BYTES).any(|pcr| pcr.iter().all(|byte| *byte == 0)) {
-        return Err(AttestError::Debug);
     }
     Ok(VerifiedDocument {
         module_id: fields.module_id.to_owned(),
