@@ -33,6 +33,14 @@ fn all_enclave_vectors_are_judged_as_expected() {
 }
 
 #[test]
+fn all_tpm_vectors_are_judged_as_expected() {
+    for (platform, count) in [("gcp-tpm", 58), ("nitro-tpm", 78), ("gce-tpm", 1), ("gce-ak-cert", 4), ("tpm-log", 2)] {
+        let Some(report) = run(&[platform]) else { return };
+        assert_eq!((report.right, report.wrong, report.recommended_differ, report.skipped), (count, 0, 0, 0), "{platform}");
+    }
+}
+
+#[test]
 fn firmware_logs_replay_and_sgx_is_refused() {
     let Some(report) = run(&["ccel", "sgx"]) else { return };
     assert_eq!((report.right, report.wrong), (5, 0));

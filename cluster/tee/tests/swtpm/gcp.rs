@@ -54,9 +54,16 @@ impl Machine {
         let mut bundle: serde_json::Value = serde_json::from_slice(self.td.roots.bundle()).unwrap();
         bundle["x509"] = pool;
         let collateral = CollateralBundle::parse(&serde_json::to_vec(&bundle).unwrap()).unwrap();
-        let context = VerifyContext { now: SystemClock::new().now(), roots: &roots, collateral: &collateral, tcb: &TcbPolicy::default() };
+        let tcb = TcbPolicy::default().with_google_firmware(&[firmware()]);
+        let context = VerifyContext { now: SystemClock::new().now(), roots: &roots, collateral: &collateral, tcb: &tcb };
         verify(evidence, &context)
     }
+}
+
+/// PCR 0 after [`FIRMWARE_EVENTS`].
+fn firmware() -> [u8; 32] {
+    let measured = FIRMWARE_EVENTS.iter().filter(|(pcr, _)| *pcr == 0);
+    measured.fold([0; 32], |pcr, (_, fill)| Sha256::digest([pcr, [*fill; 32]].concat()).into())
 }
 
 /// PCR and digest of what the firmware measured; PCR 4 is not quoted.

@@ -2,12 +2,10 @@
 
 use crate::{Check, Class};
 
-const SECTION: &str = "dstack attestation reference, section 5.2";
-
 pub(super) static FORM: Check = Check {
     id: "gcp.form",
     what: "the TPM half is Google's: a TPMS_ATTEST of a quote and a TPMT_SIGNATURE, whole",
-    source: SECTION,
+    source: "dstack attestation reference, section 5.2",
     classes: &[Class::ParseTruncated, Class::ParseMalformed, Class::ParseField, Class::ParseTrailingBytes, Class::TypeNotAQuote],
     test: "a_half_of_another_form_is_refused",
 };
