@@ -4,8 +4,8 @@ use super::guest::{Td, event};
 use super::pki::AkAuthority;
 use super::process::Swtpm;
 use dstack_attest::eventlog::{replay_runtime, runtime_preimage};
-use dstack_attest::wire::{Attestation, EventVersion, PlatformEvidence, TpmPlatform};
-use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
+use dstack_attest::wire::{Attestation, EventVersion, PlatformEvidence, TpmPlatform, TpmQuote};
+use dstack_attest::{AttestError, Class, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
 use dstack_protocol::Platform;
 use dstack_runtime::clock::{Clock, SystemClock};
 use dstack_tee::options::Options;
@@ -106,6 +106,9 @@ fn both_quotes_fit_and_are_of_one_event_list() {
     let measurement = device.describe().unwrap().measurement;
     assert_eq!((measurement.len(), &measurement[224..256], &measurement[256..]), (288, &pcr0[..], &pcr2[..]));
     assert_eq!(measurement[192..224], [0x44; 32]);
+    assert_eq!(identity.measurement(), measurement);
+    assert_eq!(identity.os_image_hash(), Some([6; 32]), "the third event of PCR 2");
+    assert!(identity.software_root());
     assert!(device.platform_key(b"shares").unwrap().is_none(), "a vTPM of the host seals nothing");
 }
 
@@ -121,6 +124,38 @@ fn a_pcr_that_moved_without_the_log_stops_evidence() {
     let rtmr3 = machine.td.mounted.registers()[3];
     assert_eq!(device.measure(&event("b", &[], EventVersion::V1)), Err(TeeError::LogDiverged { register: "PCR14" }));
     assert_eq!(machine.td.mounted.registers()[3], rtmr3);
+}
+
+#[test]
+fn halves_that_do_not_belong_together_are_refused() {
+    let Some(machine) = Machine::new() else { return };
+    let device = machine.device();
+    device.measure(&event("app-id", &[0x11; 20], EventVersion::V1)).unwrap();
+    let good = Attestation::decode(&device.evidence([3; 64]).unwrap()).unwrap();
+    let other = Attestation::decode(&device.evidence([4; 64]).unwrap()).unwrap();
+    let class = |change: &dyn Fn(&mut TpmQuote, &TpmQuote)| {
+        let mut changed = good.clone();
+        let PlatformEvidence::GcpTdx(_, ours) = &mut changed.platform else { panic!("another platform") };
+        let PlatformEvidence::GcpTdx(_, theirs) = &other.platform else { panic!("another platform") };
+        change(ours, theirs);
+        machine.verify(&changed.encode()).map_err(|error| error.class()).err()
+    };
+    assert_eq!(class(&|_, _| ()), None);
+    // the TPM's quote is over another TD quote
+    assert_eq!(class(&|ours, theirs| *ours = theirs.clone()), Some(Class::BindingTpmQuote));
+    assert_eq!(class(&|ours, _| ours.message[60] ^= 1), Some(Class::SigBody));
+    assert_eq!(class(&|ours, _| ours.pcr_values[1].value[0] ^= 1), Some(Class::PcrDigestMismatch));
+    assert_eq!(class(&|ours, _| ours.event_log[0].digest[0] ^= 1), Some(Class::EventlogReplayMismatch));
+    // the authority's certificate, but of another key
+    assert_eq!(class(&|ours, _| ours.ak_cert = machine.authority.certify(other_key())), Some(Class::SigBody));
+    // a key that another authority certifies
+    assert_eq!(class(&|ours, _| ours.ak_cert = AkAuthority::new().certify(other_key())), Some(Class::ChainUntrustedRoot));
+}
+
+/// x ‖ y of a key that no TPM of these tests has.
+fn other_key() -> [u8; 64] {
+    let key = p256::ecdsa::SigningKey::from_slice(&[7; 32]).unwrap();
+    key.verifying_key().to_sec1_point(false).as_bytes()[1..].try_into().unwrap()
 }
 
 #[test]
