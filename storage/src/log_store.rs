@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use self::pending::Pending;
 pub use self::snapshot::{CHUNK_BYTES, SnapshotRecord, SnapshotWriter};
-use crate::engine::{Engine, EngineConfig, EngineKind, Page, Tree, open_engine};
+use crate::engine::{Engine, EngineConfig, EngineKind, Page, Tree, check_space, open_engine};
 use crate::error::{EngineError, StoreError};
 use crate::sealed::{LogBounds, Opened, RecordKey, Recovered, Sealed, Stamp};
 
@@ -90,6 +90,16 @@ impl StoreConfig {
     pub fn new(engine: EngineKind, dir: impl Into<PathBuf>) -> Self {
         let EngineConfig { kind, dir, reserve_bytes, cache_bytes } = EngineConfig::new(engine, dir);
         Self { dir, engine: kind, reserve_bytes, cache_bytes, open_timeout: Duration::from_secs(600) }
+    }
+
+    /// Refuses a start on a disk that is too full to write to. It asks for a little more than a running store needs, so that a node
+    /// which ended on a full disk does not start and end in turns.
+    ///
+    /// # Errors
+    /// [`EngineError::Full`]: free space first. [`EngineError::Io`] when the file system does not answer.
+    pub fn check_room(&self) -> Result<(), StoreError> {
+        let there = self.dir.ancestors().find(|dir| dir.exists()).unwrap_or(&self.dir);
+        Ok(check_space(there, START_BYTES, self.reserve_bytes)?)
     }
 }
 
@@ -439,6 +449,8 @@ fn entry(record: Opened) -> Result<LogEntry, StoreError> {
 
 const KEY_VOTE: &[u8] = b"vote";
 const KEY_COMMITTED: &[u8] = b"committed";
+/// What a start wants beyond the reserve; four times this is asked for.
+const START_BYTES: u64 = 1 << 20;
 /// Largest log entry, vote, state blob or share.
 pub const ENTRY_BYTES_MAX: usize = 8 << 20;
 /// Longest name of a state blob or share.

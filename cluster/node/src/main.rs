@@ -8,6 +8,7 @@ mod admission;
 mod beacons;
 mod checkpoints;
 mod config;
+mod ending;
 mod files;
 mod heads;
 mod identity;
@@ -40,7 +41,7 @@ use crate::config::Config;
 #[command(
     name = "dstack-kms",
     version,
-    after_help = "Example:\n  dstack-kms --config node-1.toml --check-config\n  dstack-kms --config node-1.toml\n\nEvery key of the file can be set by environment: DSTACK_KMS__NODE__LISTEN=127.0.0.1:7001"
+    after_help = "Example:\n  dstack-kms --config node-1.toml --check-config\n  dstack-kms --config node-1.toml\n\nEvery key of the file can be set by environment: DSTACK_KMS__NODE__LISTEN=127.0.0.1:7001\n\nExit status: 0 ended in order, 1 a human must look, 74 the store failed (start again), 75 the disk is full (free space, start again)"
 )]
 struct Arguments {
     /// TOML file with sections [cluster] and [node].
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
             tracing::error!(reason = format!("{error:#}"), "node ends");
             // Before logging is up this is the only word.
             eprintln!("dstack-kms: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(ending::status(&error))
         }
     }
 }

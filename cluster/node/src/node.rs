@@ -47,6 +47,7 @@ use tracing::{info, warn};
 use crate::admission::Admission;
 use crate::beacons::Beacons;
 use crate::config::Config;
+use crate::ending::Ending;
 use crate::files::SealedShares;
 use crate::heads::Heads;
 use crate::identity::{Identity, Signer};
@@ -140,7 +141,10 @@ impl Services {
     }
 }
 
-/// Runs a node until a signal or a fork.
+/// Runs a node until a signal, or until its log cannot go on.
+///
+/// # Errors
+/// What keeps it from starting; [`Ending`] when it stopped by itself.
 pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals().context("signals")?;
     let birth = Arc::new(
@@ -265,10 +269,18 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
 
     let mut fork = services.heads.watch_fork();
     let mut raft_fork = raft.watch_fork();
+    let mut halt = raft.watch_halt();
+    let mut ending = None;
     tokio::select! {
+        biased;
         () = shutdown.requested() => info!("stopping"),
         _ = fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &shutdown).await,
         _ = raft_fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &shutdown).await,
+        // What Raft could not write it may not skip, so it does not go on; a new start does.
+        Ok(halt) = halt.wait_for(Option::is_some) => ending = halt.clone().map(Ending::of),
+    }
+    if let Some(ending) = &ending {
+        tracing::error!(reason = %ending, "raft stopped, the node ends");
     }
     // In order: no new connections and running requests finish; the leader hands over; the store closes; the admin listener last.
     stop.cancel();
@@ -280,7 +292,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     admin_stop.cancel();
     let _ = admin_serving.await;
     info!("stopped");
-    Ok(())
+    ending.map_or(Ok(()), |ending| Err(ending.into()))
 }
 
 /// `FORK`: the log is at rest, the admin listener still says why, until an operator ends the process.
@@ -415,7 +427,9 @@ async fn open_store(config: &Config, key: Option<RecordKey>) -> anyhow::Result<(
     };
     let (dir, engine) = (config.data_dir.clone(), config.engine);
     tokio::task::spawn_blocking(move || {
-        let store = LogStore::open(&StoreConfig::new(engine, dir.join("raft")), &key).context("store")?;
+        let config = StoreConfig::new(engine, dir.join("raft"));
+        config.check_room().context("store")?;
+        let store = LogStore::open(&config, &key).context("store")?;
         // Unkeyed checksums: `dstack audit verify` reads these files on any machine.
         let audit = AuditLog::open(dir.join("audit"), None).context("audit log")?;
         Ok((Arc::new(store), audit))

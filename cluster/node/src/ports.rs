@@ -13,7 +13,7 @@ use dstack_protocol::state::State;
 use dstack_protocol::{Refusal, RefusalCode, Seat, Wire};
 use dstack_raft::machine::KmsMachine;
 use dstack_raft::peers::Peers as RaftPeers;
-use dstack_raft::{ProposeError, RaftHandle, Stopped};
+use dstack_raft::{Halt, ProposeError, RaftHandle, Stopped};
 use dstack_ratls::PeerError;
 use dstack_ratls::peer_client::PeerClient;
 use tokio::runtime::Handle;
@@ -73,12 +73,18 @@ impl Log for RaftLog {
     fn propose(&self, command: Command, patience: Duration) -> Later<Result<CommandAnswer, Refusal>> {
         let raft = self.raft.clone();
         // On the node's own runtime, so that connections do not live on an actor's thread.
+        let halt = raft.watch_halt();
         let proposal = self.runtime.spawn(async move { raft.propose(command.encode(), patience).await });
         Box::pin(async move {
             let committed = proposal
                 .await
                 .map_err(|_| Refusal::new(RefusalCode::ShuttingDown, "a running node", "proposal dropped").retry_after(500))?
-                .map_err(of_propose)?;
+                .map_err(|error| match (&error, &*halt.borrow()) {
+                    (ProposeError::Stopped(_), Some(Halt::DiskFull { detail })) => {
+                        Refusal::new(RefusalCode::StorageFull, "space on this node's disk", detail.clone()).retry_after(500)
+                    }
+                    _ => of_propose(error),
+                })?;
             CommandAnswer::decode(&committed.response)
                 .map_err(|error| Refusal::new(RefusalCode::Internal, "an answer of apply", error.to_string()))
         })

@@ -156,14 +156,12 @@ struct Batch<M: Machine> {
 /// Runs a blocking call of the audit store on a worker thread.
 async fn with_sink(
     sink: &Arc<Mutex<dyn LeafSink>>,
-    call: impl FnOnce(&mut dyn LeafSink) -> Result<(), String> + Send + 'static,
-) -> Result<(), io::Error> {
+    disk: &Disk,
+    call: impl FnOnce(&mut dyn LeafSink) -> io::Result<()> + Send + 'static,
+) -> io::Result<()> {
     let sink = Arc::clone(sink);
     let done = tokio::task::spawn_blocking(move || call(&mut *sink.lock().unwrap_or_else(PoisonError::into_inner))).await;
-    match done {
-        Ok(result) => result.map_err(io::Error::other),
-        Err(stopped) => Err(io::Error::other(stopped)),
-    }
+    done.map_err(io::Error::other)?.map_err(|cause| disk.noted(cause))
 }
 
 impl<M: Machine, O: AppliedObserver<M>> RaftStateMachine<TypeConfig> for StateMachine<M, O> {
@@ -182,7 +180,7 @@ impl<M: Machine, O: AppliedObserver<M>> RaftStateMachine<TypeConfig> for StateMa
         while let Some(batch) = batches.next().await {
             let done = self.apply_batch(batch)?;
             if !done.leaves.is_empty() {
-                with_sink(&self.sink, move |sink| sink.append(&done.leaves)).await.inspect_err(|cause| {
+                with_sink(&self.sink, &self.disk, move |sink| sink.append(&done.leaves)).await.inspect_err(|cause| {
                     error!(%cause, "audit leaves cannot be stored");
                 })?;
             }
@@ -223,7 +221,7 @@ impl<M: Machine, O: AppliedObserver<M>> RaftStateMachine<TypeConfig> for StateMa
             self.disk.save_snapshot(meta, Arc::clone(&snapshot)).await?;
         }
         let size = restored.size();
-        with_sink(&self.sink, move |sink| sink.skip_to(size)).await?;
+        with_sink(&self.sink, &self.disk, move |sink| sink.skip_to(size)).await?;
         *self.state.write()? = restored;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();

@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -53,6 +54,19 @@ pub enum AuditLogError {
         /// Its length.
         got_bytes: usize,
     },
+}
+
+impl AuditLogError {
+    /// Whether space on the disk is what is missing.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Segments(SegmentError::Full { .. }))
+    }
+}
+
+impl From<AuditLogError> for io::Error {
+    fn from(error: AuditLogError) -> Self {
+        io::Error::new(if error.is_full() { io::ErrorKind::StorageFull } else { io::ErrorKind::Other }, error)
+    }
 }
 
 /// The leaves this node has. Clones share the files; every call blocks.
@@ -187,12 +201,12 @@ impl AuditLog {
 }
 
 impl LeafSink for AuditLog {
-    fn append(&mut self, leaves: &[Leaf]) -> Result<(), String> {
-        AuditLog::append(self, leaves).map_err(|error| error.to_string())
+    fn append(&mut self, leaves: &[Leaf]) -> io::Result<()> {
+        Ok(AuditLog::append(self, leaves)?)
     }
 
-    fn skip_to(&mut self, size: u64) -> Result<(), String> {
-        AuditLog::skip_to(self, size).map_err(|error| error.to_string())
+    fn skip_to(&mut self, size: u64) -> io::Result<()> {
+        Ok(AuditLog::skip_to(self, size)?)
     }
 }
 

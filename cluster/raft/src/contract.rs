@@ -2,7 +2,7 @@
 //! Owns: the traits between consensus and everything above. Never: a rule of the KMS; those live in the machine.
 //! Source: architecture.md §7 (commands, snapshots, seats), threshold.md §2.6 (leaves, checkpoint positions).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io};
 
 use dstack_protocol::Seat;
 
@@ -95,12 +95,13 @@ impl<M: Machine> AppliedObserver<M> for NoObserver {
 pub trait LeafSink: Send + 'static {
     /// Makes `leaves` durable. Those already stored with equal bytes are skipped, so a replay is harmless.
     /// # Errors
-    /// Says why; also when a stored leaf differs, which means that this node's log was rewritten. The node then stops.
-    fn append(&mut self, leaves: &[Leaf]) -> Result<(), String>;
+    /// Says why, a full disk as [`io::ErrorKind::StorageFull`]; also when a stored leaf differs, which means that this node's log was
+    /// rewritten. The node then stops.
+    fn append(&mut self, leaves: &[Leaf]) -> io::Result<()>;
 
     /// The state now comes from a snapshot of `size` leaves: what is missing below is fetched by others. No effect when
     /// at least `size` leaves are stored.
     /// # Errors
     /// Says why the store cannot; the node then stops.
-    fn skip_to(&mut self, size: u64) -> Result<(), String>;
+    fn skip_to(&mut self, size: u64) -> io::Result<()>;
 }

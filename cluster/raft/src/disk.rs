@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     io,
     ops::{Bound, RangeBounds},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,7 +40,7 @@ const COMMITTED_PAUSE: Duration = Duration::from_millis(200);
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
 fn failed(cause: StoreError) -> io::Error {
-    io::Error::other(cause)
+    io::Error::new(if cause.is_full() { io::ErrorKind::StorageFull } else { io::ErrorKind::Other }, cause)
 }
 
 fn damaged(cause: FormatError) -> io::Error {
@@ -50,6 +53,8 @@ pub(crate) struct Disk {
     /// Gone after [`Disk::close`], so that the files can be opened again while tasks of openraft still end.
     writer: Arc<Mutex<Option<Arc<LogWriter>>>>,
     tail: Arc<Mutex<Tail>>,
+    /// Whether anything failed for want of space: openraft keeps only the text of an error.
+    full: Arc<AtomicBool>,
 }
 
 /// What is known without reading the disk.
@@ -136,7 +141,7 @@ impl Disk {
             entries: BTreeMap::new(),
             bytes: 0,
         };
-        Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), tail: Arc::new(Mutex::new(tail)) })
+        Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), tail: Arc::new(Mutex::new(tail)), full: Arc::default() })
     }
 
     /// Saves the committed position and lets go of the store; every later call fails.
@@ -145,6 +150,23 @@ impl Disk {
             warn!(%cause, "committed position not saved; a restart hears it from the leader");
         }
         drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Whether a write failed for want of space.
+    pub(crate) fn was_full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
+    }
+
+    /// Remembers an error that was for want of space, on its way to openraft.
+    pub(crate) fn noted(&self, cause: io::Error) -> io::Error {
+        if cause.kind() == io::ErrorKind::StorageFull {
+            self.full.store(true, Ordering::SeqCst);
+        }
+        cause
+    }
+
+    fn failed(&self, cause: StoreError) -> io::Error {
+        self.noted(failed(cause))
     }
 
     fn writer(&self) -> Result<Arc<LogWriter>, io::Error> {
@@ -178,14 +200,14 @@ impl Disk {
             match asked {
                 Ok(()) => return Ok(durable),
                 Err(StoreError::QueueFull { .. }) => tokio::time::sleep(QUEUE_PAUSE).await,
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(self.failed(error)),
             }
         }
     }
 
     async fn write(&self, change: Change) -> Result<(), io::Error> {
         let durable = self.submit(change).await?;
-        durable.await.map_err(|_| io::Error::other("the writer ended"))?.map_err(failed)
+        durable.await.map_err(|_| io::Error::other("the writer ended"))?.map_err(|cause| self.failed(cause))
     }
 
     /// Entries of `range` that the log has, without a gap; ends early after `bytes_max` bytes.
@@ -223,7 +245,7 @@ impl Disk {
         let meta = format::encode_snapshot_meta(meta).map_err(damaged)?;
         let store = Arc::clone(self.writer()?.store());
         let saved = tokio::task::spawn_blocking(move || store.save_snapshot(&meta, &data));
-        saved.await.map_err(io::Error::other)?.map_err(failed)?;
+        saved.await.map_err(io::Error::other)?.map_err(|cause| self.failed(cause))?;
         Ok(())
     }
 
@@ -374,17 +396,17 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         let change = Change::Append(encoded.collect::<Result<_, io::Error>>()?);
         let slot = Arc::new(Mutex::new(Some(callback)));
         loop {
-            let waiting = Arc::clone(&slot);
+            let (waiting, disk) = (Arc::clone(&slot), self.disk.clone());
             let asked = self.disk.writer()?.submit(change.clone(), move |result| {
                 let callback = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(callback) = callback {
-                    callback.io_completed(result.map_err(failed));
+                    callback.io_completed(result.map_err(|cause| disk.failed(cause)));
                 }
             });
             match asked {
                 Ok(()) => break,
                 Err(StoreError::QueueFull { .. }) => tokio::time::sleep(QUEUE_PAUSE).await,
-                Err(cause) => return Err(failed(cause)),
+                Err(cause) => return Err(self.disk.failed(cause)),
             }
         }
         // Readable from here on, before it is durable (pitfall 4).
@@ -409,7 +431,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             tail.retain(|at| index.is_some_and(|kept| at <= kept));
             tail.last = tail.last.min(kept.max(tail.purged));
         }
-        durable.await.map_err(|_| io::Error::other("the writer ended"))?.map_err(failed)
+        durable.await.map_err(|_| io::Error::other("the writer ended"))?.map_err(|cause| self.disk.failed(cause))
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
@@ -431,6 +453,6 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             tail.purged = Some(upto);
             tail.last = tail.last.max(Some(upto));
         }
-        durable.await.map_err(|_| io::Error::other("the writer ended"))?.map_err(failed)
+        durable.await.map_err(|_| io::Error::other("the writer ended"))?.map_err(|cause| self.disk.failed(cause))
     }
 }

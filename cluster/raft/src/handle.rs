@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -31,7 +32,7 @@ use crate::{
     network::Network,
     rpc,
     server::Server,
-    status::{self, Leadership, RaftStatus},
+    status::{self, Halt, Leadership, RaftStatus},
     transport::{RpcKind, Transport, TransportError},
     types::{LogId, TypeConfig, node_id, seat_of},
 };
@@ -88,6 +89,7 @@ struct Shared<M: Machine, O: AppliedObserver<M>, T> {
     server: Server<M, O>,
     transport: Arc<T>,
     leadership: watch::Receiver<Leadership>,
+    halt: watch::Receiver<Option<Halt>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -135,13 +137,15 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
 
         let gate = Arc::new(Gate::new(!votes));
         let (leadership_is, leadership) = watch::channel(Leadership::default());
+        let (halt_is, halt) = watch::channel(None);
         let tasks = vec![
             tokio::spawn(follow_leadership(raft.clone(), leadership_is, term_is)),
+            tokio::spawn(notice_halt(raft.clone(), disk.clone(), halt_is)),
             tokio::spawn(store_checkpoints(raft.clone(), state.watch_checkpoint())),
             tokio::spawn(stop_at_fork(raft.clone(), gate.watch_fork())),
         ];
         let server = Server { seat, raft, state, gate, disk, incoming: tokio::sync::Mutex::new(None) };
-        Ok(Self { shared: Arc::new(Shared { server, transport, leadership, tasks: Mutex::new(tasks) }) })
+        Ok(Self { shared: Arc::new(Shared { server, transport, leadership, halt, tasks: Mutex::new(tasks) }) })
     }
 
     /// Handles one RPC that the authenticated `peer` sent.
@@ -300,6 +304,11 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
     /// Set once, when a leader contradicts an applied entry: the node must stop serving and keep its evidence.
     pub fn watch_fork(&self) -> watch::Receiver<Option<Fork>> {
         self.shared.server.gate.watch_fork()
+    }
+
+    /// Set once, when Raft on this node stopped by an error of its own: the process should end, and may start again.
+    pub fn watch_halt(&self) -> watch::Receiver<Option<Halt>> {
+        self.shared.halt.clone()
     }
 
     /// The leader's seat, if known here.
@@ -491,11 +500,11 @@ impl AppliedWatch {
 struct SinkBox(Box<dyn LeafSink>);
 
 impl LeafSink for SinkBox {
-    fn append(&mut self, leaves: &[crate::contract::Leaf]) -> Result<(), String> {
+    fn append(&mut self, leaves: &[crate::contract::Leaf]) -> io::Result<()> {
         self.0.append(leaves)
     }
 
-    fn skip_to(&mut self, size: u64) -> Result<(), String> {
+    fn skip_to(&mut self, size: u64) -> io::Result<()> {
         self.0.skip_to(size)
     }
 }
@@ -515,6 +524,25 @@ async fn follow_leadership<M: Machine, O: AppliedObserver<M>>(
         metrics::leadership(now.term, now.is_leader);
         metrics::applied(applied);
         leadership.send_if_modified(|before| std::mem::replace(before, now) != now);
+        if watched.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Raft that fails stays stopped: an append that was refused may not be skipped.
+async fn notice_halt<M: Machine, O: AppliedObserver<M>>(
+    raft: Raft<TypeConfig, StateMachine<M, O>>,
+    disk: Disk,
+    halt: watch::Sender<Option<Halt>>,
+) {
+    let mut watched = raft.metrics();
+    loop {
+        let stopped = status::halt(&watched.borrow_watched(), disk.was_full());
+        if stopped.is_some() {
+            halt.send_replace(stopped);
+            return;
+        }
         if watched.changed().await.is_err() {
             return;
         }

@@ -45,5 +45,5 @@ pub use contract::{Applied, AppliedAt, AppliedObserver, Leaf, LeafSink, Machine,
 pub use error::{MembersError, ProposeError, ReadError, StartError, Stopped};
 pub use guard::{Abstention, Fork, Refused};
 pub use handle::{AppliedWatch, Committed, Parts, RaftHandle};
-pub use status::{Leadership, RaftStatus};
+pub use status::{Halt, Leadership, RaftStatus};
 pub use transport::{RpcKind, Transport, TransportError};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use dstack_protocol::Seat;
-use openraft::{RaftMetrics, ServerState};
+use openraft::{RaftMetrics, ServerState, errors::Fatal};
 
 use crate::{
     guard::Fork,
@@ -49,6 +49,37 @@ pub struct RaftStatus {
     pub running: Result<(), String>,
     /// Set when a leader contradicted an applied entry.
     pub fork: Option<Fork>,
+}
+
+/// Why Raft stopped by itself. The process ends and may start again, unless a variant says otherwise.
+#[non_exhaustive]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum Halt {
+    /// There was no space for what had to be durable; nothing of it was acknowledged. The operator's to fix: free space.
+    #[error("no space for what must be durable: {detail}")]
+    DiskFull {
+        /// What could not be written.
+        detail: String,
+    },
+    /// The store failed otherwise: after a failed flush nobody knows what the disk holds until it is read anew.
+    #[error("the store failed: {detail}")]
+    Store {
+        /// From the store.
+        detail: String,
+    },
+    /// Our fault.
+    #[error("raft panicked")]
+    Panicked,
+}
+
+/// `None` while Raft runs, and after it was told to stop.
+pub(crate) fn halt(metrics: &RaftMetrics<TypeConfig>, disk_was_full: bool) -> Option<Halt> {
+    match &metrics.running_state {
+        Ok(()) | Err(Fatal::Stopped) => None,
+        Err(Fatal::Panicked) => Some(Halt::Panicked),
+        Err(Fatal::StorageError(error)) if disk_was_full => Some(Halt::DiskFull { detail: error.to_string() }),
+        Err(Fatal::StorageError(error)) => Some(Halt::Store { detail: error.to_string() }),
+    }
 }
 
 pub(crate) fn leadership(metrics: &RaftMetrics<TypeConfig>) -> Leadership {

@@ -99,7 +99,7 @@ codes! {
     66 ShuttingDown "SHUTTING_DOWN" true "a stopping node finishes what it has and takes nothing new" "ask another node";
     67 NotEnoughPartials "NOT_ENOUGH_PARTIALS" true "a key needs t holders" "retry; bring holders back";
     68 DeadlineExceeded "DEADLINE_EXCEEDED" true "each request has a deadline" "retry the same bytes; it is recorded once";
-    69 StorageFull "STORAGE_FULL" true "nothing is acknowledged that is not durable" "free space on the node's disk; it recovers by itself";
+    69 StorageFull "STORAGE_FULL" true "nothing is acknowledged that is not durable" "free space on the node's disk; it ends with status 75 and serves again once its process manager has started it";
     70 Internal "INTERNAL" true "a fault of ours refuses, it never releases" "retry at another node and report it";
     71 NotAdmitted "NOT_ADMITTED" false "only keys admitted by the log speak for a seat" "the node posts Admit for its seat and waits for Vouch";
     72 MeasurementNotAllowed "MEASUREMENT_NOT_ALLOWED" false "nodes run code whose measurement the log allows" "run an allowed binary, or operators allow its measurement";

@@ -18,6 +18,7 @@ mod node;
 mod plan;
 mod ports;
 pub mod process;
+mod small_disk;
 mod spec;
 mod wait;
 
@@ -37,6 +38,7 @@ pub use node::Node;
 pub use plan::Operator;
 pub use ports::free_port;
 pub use process::Process;
+pub use small_disk::SmallDisk;
 pub use spec::{ClusterSpec, MachineKind};
 pub use wait::until;
 

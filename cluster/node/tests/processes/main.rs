@@ -4,6 +4,7 @@
 mod bad_input;
 mod faults;
 mod flood;
+mod full_disk;
 mod genesis;
 mod memory;
 mod releases;

@@ -114,19 +114,19 @@ impl Transport for Link {
 pub(crate) struct Ledger(pub(crate) Arc<Mutex<BTreeMap<u64, Leaf>>>);
 
 impl LeafSink for Ledger {
-    fn append(&mut self, leaves: &[Leaf]) -> Result<(), String> {
+    fn append(&mut self, leaves: &[Leaf]) -> std::io::Result<()> {
         let mut stored = self.0.lock().unwrap();
         for leaf in leaves {
             if let Some(before) = stored.insert(leaf.pos, leaf.clone())
                 && before != *leaf
             {
-                return Err(format!("leaf {} was rewritten", leaf.pos));
+                return Err(std::io::Error::other(format!("leaf {} was rewritten", leaf.pos)));
             }
         }
         Ok(())
     }
 
-    fn skip_to(&mut self, _size: u64) -> Result<(), String> {
+    fn skip_to(&mut self, _size: u64) -> std::io::Result<()> {
         Ok(())
     }
 }
