@@ -23,5 +23,7 @@ pub mod policy;
 pub mod ports;
 pub mod recorder;
 pub mod release;
+#[cfg(feature = "insecure-rogue")]
+pub mod rogue;
 pub mod share_holder;
 pub mod verifier;

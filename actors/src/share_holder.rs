@@ -58,6 +58,8 @@ fn partial(cluster_id: &ClusterId, share: &PrfShare, clearance: &Clearance) -> R
     let batch = Batch::new(cluster_id, &grant.app_id(), grant.wishes()).map_err(|error| internal(error.to_string()))?;
     let evaluation = evaluate(share, &batch, &random::<64>()?);
     let plain = evaluation.into_plain(row.pos, row.size, row.log_root);
+    #[cfg(feature = "insecure-rogue")]
+    let plain = crate::rogue::twisted(plain);
     let context = AnswerContext { cluster_id, generation: grant.generation(), req_hash: clearance.req_hash() };
     seal_partial(plain, &context, clearance.epk(), random_secret()?)
         .map_err(|error| Refusal::new(RefusalCode::Malformed, "an X25519 key that is not of low order", error.to_string()))

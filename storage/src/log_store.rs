@@ -307,6 +307,15 @@ impl LogStore {
         self.sealed.bounds()
     }
 
+    /// Whether there is neither a log, nor a trace of a purged one, nor a vote: nobody ever took part with this store.
+    ///
+    /// # Errors
+    /// As [`LogStore::read_vote`].
+    pub fn is_blank(&self) -> Result<bool, StoreError> {
+        let bounds = self.bounds();
+        Ok(bounds.last.is_none() && bounds.purged.is_none() && self.read_vote()?.is_none())
+    }
+
     /// The vote, if one was saved.
     ///
     /// # Errors

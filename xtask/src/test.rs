@@ -38,12 +38,12 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
     Ok(lines)
 }
 
-/// Builds what tests start as processes. The node that exports dealers' constants to the memory search is built first and moved aside,
-/// so that the folder of the others never keeps it.
+/// Builds what tests start as processes. The node that exports dealers' constants to the memory search, and lies on command, is built
+/// first and moved aside, so that the folder of the others never keeps it.
 fn programs(shell: &Shell, packages: &[String]) -> anyhow::Result<Duration> {
     let mut elapsed = Duration::ZERO;
     if packages.is_empty() || packages.iter().any(|package| package == NODE) {
-        let feature = format!("{NODE}/insecure-test-export");
+        let feature = format!("{NODE}/insecure-rogue");
         // With a test beside it: dependencies are then those of the test build, compiled once.
         let build = ["build", "--locked", "--workspace", "--bin", "dstack-kms", "--test", "processes", "--features", &feature];
         elapsed += shell.run(shell.cargo(&build))?;

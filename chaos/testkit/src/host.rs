@@ -20,7 +20,8 @@ use crate::tdx::{PlatformSpec, QuoteFormat, QuotingEnclave};
 pub struct Host {
     name: String,
     hardware: Hardware,
-    sealing: Secret<32>,
+    /// None on a machine without a measurement-bound key.
+    sealing: Option<Secret<32>>,
     root_der: Vec<u8>,
     collateral: Option<String>,
 }
@@ -61,7 +62,7 @@ impl Host {
         Ok(Self {
             name: name.to_owned(),
             hardware: Hardware::Tdx { enclave, format },
-            sealing: roots.sealing_secret(name),
+            sealing: Some(roots.sealing_secret(name)),
             root_der: roots.tdx_root_der().to_vec(),
             collateral: Some(String::from_utf8_lossy(roots.bundle()).into_owned()),
         })
@@ -75,7 +76,7 @@ impl Host {
         Ok(Self {
             name: name.to_owned(),
             hardware: Hardware::Nitro(Box::new(roots.enclave_host(name)?)),
-            sealing: roots.sealing_secret(name),
+            sealing: Some(roots.sealing_secret(name)),
             root_der: roots.nitro_root_der().to_vec(),
             collateral: None,
         })
@@ -210,9 +211,15 @@ impl Host {
         Ok(wrap(&attested.quote, &attested.events, report_data, &attested.vm_config))
     }
 
-    /// The key of this machine, this measurement and this purpose; the same for every call.
-    pub fn platform_key(&self, measured: &Measured, purpose: &[u8]) -> Secret<32> {
-        derive_secret(&self.sealing, &[&self.measurement(measured), purpose])
+    /// The same machine without a measurement-bound key, as plain TDX, GCP and AWS are.
+    #[must_use]
+    pub fn without_platform_key(self) -> Self {
+        Self { sealing: None, ..self }
+    }
+
+    /// The key of this machine, this measurement and this purpose; the same for every call. `None` where it has none.
+    pub fn platform_key(&self, measured: &Measured, purpose: &[u8]) -> Option<Secret<32>> {
+        self.sealing.as_ref().map(|sealing| derive_secret(sealing, &[&self.measurement(measured), purpose]))
     }
 }
 

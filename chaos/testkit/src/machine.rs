@@ -91,7 +91,7 @@ impl Device for Machine {
 
     fn platform_key(&self, purpose: &[u8]) -> Result<Option<Secret<32>>, TeeError> {
         bounded("the purpose", purpose.len(), PURPOSE_BYTES_MAX)?;
-        Ok(Some(self.host.platform_key(&self.measured(), purpose)))
+        Ok(self.host.platform_key(&self.measured(), purpose))
     }
 
     fn boot_app(&self, boot: Boot) -> Result<Booted, TeeError> {

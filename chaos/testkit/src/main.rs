@@ -42,7 +42,7 @@ enum Command {
         /// Directory that `init` made.
         #[arg(long)]
         dir: PathBuf,
-        /// NAME=SOCKET[,platform=tdx|nitro][,quote=4|5|5.td15][,tcb=up-to-date|out-of-date|revoked]
+        /// NAME=SOCKET[,platform=tdx|nitro][,quote=4|5|5.td15][,tcb=up-to-date|out-of-date|revoked][,platform-key=none]
         #[arg(long = "machine", required = true)]
         machines: Vec<MachineSpec>,
         /// Permissions of the sockets, octal.

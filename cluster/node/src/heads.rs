@@ -25,6 +25,10 @@ const KEPT_MAX: usize = 4096;
 const AHEAD_MAX: usize = 1024;
 /// Signatures of one signer kept for sizes that this node has not applied yet.
 const EARLY_EACH_MAX: usize = 64;
+/// Members versions whose signers are kept.
+const SIGNER_SETS_MAX: usize = 16;
+/// Own heads that are compared with the certificates of others after a fork.
+const ATTRIBUTED_MAX: usize = 64;
 const PUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// See the module text.
@@ -50,6 +54,8 @@ struct Book {
     ahead: BTreeMap<u64, HeadCert>,
     /// Size of the snapshot whose certificate is awaited.
     awaited: Option<u64>,
+    /// Signers by members version, for when the state is closed by a fork.
+    signers: BTreeMap<u64, SignerSet>,
     /// Signers that deviated; an alarm each, once.
     deviated: BTreeSet<(u64, NodeIndex)>,
 }
@@ -221,7 +227,9 @@ impl Heads {
     pub(crate) fn certificate(&self, certificate: &HeadCert) -> bool {
         let Ok(signers) = self.signers(certificate.head.members_version) else { return false };
         let Ok(certified) = signers.certify(&self.cluster_id, certificate) else { return false };
-        let applied = read(&*self.log, |state| state.size).unwrap_or(0);
+        // After a fork the state is closed; what this node signed is not.
+        let own = || self.book().own.keys().next_back().copied().unwrap_or(0);
+        let applied = read(&*self.log, |state| state.size).unwrap_or_else(|_| own());
         if certificate.head.size > applied {
             let mut book = self.book();
             if book.ahead.len() < AHEAD_MAX {
@@ -270,6 +278,31 @@ impl Heads {
         self.fork.send_replace(Some(fork.to_string()));
     }
 
+    /// A leader contradicted what this node applied. Who signed both is not known yet: see [`Heads::attribute`].
+    pub(crate) fn contradicted(&self, why: &str) {
+        error!(why, "FORK: this node stops");
+        self.fork.send_if_modified(|fork| fork.is_none() && fork.replace(why.to_owned()).is_none());
+    }
+
+    /// Asks the others for certificates of this node's own heads, newest first: one that differs names who signed both. True once it did.
+    pub(crate) async fn attribute(&self) -> bool {
+        let sizes: Vec<u64> = self.book().own.keys().rev().copied().take(ATTRIBUTED_MAX).collect();
+        for size in sizes {
+            for seat in &self.others {
+                let answer = self.peers.post(*seat, PATH_PEER_CERTIFICATE, size.to_be_bytes().to_vec(), PUSH_TIMEOUT).await;
+                if let Ok(bytes) = answer
+                    && let Ok(certificate) = HeadCert::decode(&bytes)
+                    && certificate.head.size == size
+                    && self.book().own.get(&size).is_some_and(|own| *own != certificate.head)
+                    && self.certificate(&certificate)
+                {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
     /// A certificate at hand, in memory or on disk.
     pub(crate) fn certificate_of(&self, size: u64) -> Option<HeadCert> {
         let kept = self.book().certified.get(&size).map(|certified| certified.certificate().clone());
@@ -296,6 +329,12 @@ impl Heads {
         if let Some(certificate) = self.certificate_of(snapshot.size) {
             self.certificate(&certificate);
         }
+    }
+
+    /// Heads signed by others that this node has not come to.
+    #[cfg(feature = "insecure-rogue")]
+    pub(crate) fn early(&self) -> Vec<SignedHead> {
+        self.book().early.values().copied().collect()
     }
 
     /// Highest certified size.
@@ -345,10 +384,21 @@ impl Heads {
     }
 
     fn signers(&self, version: u64) -> Result<SignerSet, Refusal> {
-        let (signers, f) = read(&*self.log, |state| (state.members.get(&version).map(|members| members.signers.clone()), state.genesis.f))?;
+        let found = read(&*self.log, |state| (state.members.get(&version).map(|members| members.signers.clone()), state.genesis.f));
+        let (signers, f) = match found {
+            Ok(found) => found,
+            Err(refusal) => return self.book().signers.get(&version).cloned().ok_or(refusal),
+        };
         let unknown = || Refusal::new(RefusalCode::NotReady, "a members version applied here", version.to_string()).retry_after(200);
-        SignerSet::new(version, f, signers.ok_or_else(unknown)?)
-            .map_err(|error| Refusal::new(RefusalCode::Internal, "signers", error.to_string()))
+        let signers = SignerSet::new(version, f, signers.ok_or_else(unknown)?)
+            .map_err(|error| Refusal::new(RefusalCode::Internal, "signers", error.to_string()))?;
+        let mut book = self.book();
+        book.signers.insert(version, signers.clone());
+        while book.signers.len() > SIGNER_SETS_MAX {
+            book.signers.pop_first();
+        }
+        drop(book);
+        Ok(signers)
     }
 
     fn path(&self, size: u64) -> PathBuf {

@@ -19,6 +19,9 @@ mod observer;
 mod peer_api;
 mod ports;
 mod responses;
+#[cfg(feature = "insecure-rogue")]
+mod rogue;
+mod standing;
 mod status;
 mod timelocks;
 mod trust;

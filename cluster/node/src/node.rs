@@ -26,11 +26,11 @@ use dstack_protocol::governance::Entry;
 use dstack_protocol::log::{Record, RecordKind};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::Intent;
-use dstack_protocol::{Refusal, RefusalCode, Seat, UnixMillis, Wire};
+use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat, UnixMillis, Wire};
 use dstack_raft::audit_log::AuditLog;
 use dstack_raft::machine::{Birth, Effect, KmsMachine};
 use dstack_raft::peers::Peers as RaftPeers;
-use dstack_raft::{MembersError, Parts, RaftHandle};
+use dstack_raft::{Abstention, MembersError, Parts, RaftHandle};
 use dstack_ratls::hello::ExpectedPeer;
 use dstack_ratls::peer_client::{PeerDialer, PeerLimits};
 use dstack_ratls::plain::{PlainLimits, PlainServer};
@@ -41,7 +41,7 @@ use dstack_runtime::shutdown::Shutdown;
 use dstack_runtime::telemetry::Metrics;
 use dstack_storage::{LogStore, LogWriter, RecordKey, StoreConfig};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::admission::Admission;
@@ -53,6 +53,7 @@ use crate::heads::Heads;
 use crate::identity::{Identity, Signer};
 use crate::observer::{Noted, Observer};
 use crate::ports::{PeerNodes, Raft, RaftLog};
+use crate::standing::{FirstRun, Standing};
 use crate::timelocks::Timelocks;
 use crate::trust::Trust;
 use crate::{admin, checkpoints, native_api, peer_api};
@@ -62,12 +63,16 @@ const WRITER_QUEUE: usize = 1024;
 /// Leaves that a receipt is rebuilt from at most, after a restart.
 const REBUILD_LEAVES_MAX: u64 = 100_000;
 const CERTIFICATE_AHEAD: Duration = Duration::from_secs(600);
+/// Between two tries to find out who signed both sides of a fork.
+const ATTRIBUTE_EVERY: Duration = Duration::from_secs(1);
 const HANDOVER: Duration = Duration::from_secs(3);
 
 /// Everything that the routes of a node use.
 pub(crate) struct Services {
     /// This node's seat.
     pub(crate) seat: Seat,
+    /// This node's public key.
+    pub(crate) node_key: [u8; 32],
     /// What the cluster was born from.
     pub(crate) birth: Arc<Birth>,
     /// Raft.
@@ -96,6 +101,8 @@ pub(crate) struct Services {
     pub(crate) timelocks: Arc<Timelocks>,
     /// Own clock.
     pub(crate) now: Now,
+    /// Whether shares and records survive a restart.
+    pub(crate) seals: bool,
     /// Oldest issue date of the collateral in force.
     pub(crate) collateral_issued: Option<UnixMillis>,
 }
@@ -113,6 +120,35 @@ impl Services {
             return Ok(());
         }
         Err(Refusal::new(RefusalCode::NoCert, "a head certificate of this node's snapshot", "none yet").retry_after(500))
+    }
+
+    /// Why this node holds no share of the root in force and will not find one by itself; `None` where it does or there is no root.
+    pub(crate) fn share_lost(&self) -> Option<&'static str> {
+        let (seat, key) = (self.seat, self.node_key);
+        let holds = read(&*self.log, |state| {
+            let root = state.roots.get(&(Generation(0), RootTag::Prf))?;
+            let own = state.seats.get(&seat).filter(|row| row.node_key == key)?;
+            Some(root.vks.contains_key(&own.index))
+        });
+        if self.holder.shares().in_use().is_some() || holds.ok().flatten() != Some(false) {
+            return None;
+        }
+        Some(if self.seals {
+            "its disk was empty at a start"
+        } else {
+            "this device has no key to seal it with, so it was lost with the last process"
+        })
+    }
+
+    /// Refuses what needs a share for good, where this node's is lost.
+    ///
+    /// # Errors
+    /// [`RefusalCode::ShareLost`].
+    pub(crate) fn holding(&self) -> Result<(), Refusal> {
+        match self.share_lost() {
+            None => Ok(()),
+            Some(why) => Err(Refusal::new(RefusalCode::ShareLost, "a share of the active epoch", why).retry_after(5000)),
+        }
     }
 
     /// Whether the snapshot that the state came from is confirmed by a certificate; true where there was none.
@@ -199,7 +235,8 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     }
     let peers = Arc::new(PeerNodes::new(clients, runtime.clone()));
 
-    let (store, audit) = open_store(&config, identity.record_key.take()).await?;
+    let (store, audit, disk) = open_store(&config, identity.record_key.take()).await?;
+    let unconfirmed = disk.begin(store.is_blank().context("store")?)?;
     let board = Arc::new(Board::default());
     let (observer, noted, applied) = Observer::new(Arc::clone(&board));
     let parts = Parts {
@@ -209,9 +246,10 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         machine: KmsMachine::new(Arc::clone(&birth)),
         sink: Box::new(audit.clone()),
         observer: Arc::new(observer),
-        transport: raft_peers,
-        // Confirming a position after a restart is a later issue; until then a restarted node votes at once.
-        votes: true,
+        transport: Arc::clone(&raft_peers),
+        // A node that lost its record of votes waits for the others' word. One that kept it votes at once: that its disk was not put
+        // back to an older state is a later issue (architecture.md §7).
+        votes: unconfirmed.is_none(),
     };
     let raft: Raft = RaftHandle::start(parts).await.context("raft")?;
     let log: Arc<dyn Log> = Arc::new(RaftLog::new(raft.clone(), applied, runtime.clone()));
@@ -241,7 +279,6 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let admin_stop = tokio_util::sync::CancellationToken::new();
     let admin_serving = runtime.spawn(admin_server.run(admin::router(Arc::clone(&services), metrics), admin_stop.clone()));
 
-    initialize(&raft, &birth).await?;
     let admission = Arc::new(Admission {
         birth: Arc::clone(&birth),
         seat: config.seat,
@@ -257,7 +294,20 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         Arc::new(move |at| Identity::certificate(&*device, at, lifetime))
     };
     let ahead = CERTIFICATE_AHEAD.min(lifetime / 2);
+    let (joined_is, joined) = oneshot::channel();
+    let joining = {
+        let (raft, birth, others) = (raft.clone(), Arc::clone(&birth), services.others.clone());
+        async move {
+            if let Err(error) = join(&raft, &birth, &others, &disk, unconfirmed).await {
+                // The node ends on it; at shutdown nobody listens.
+                let _ = joined_is.send(error);
+            }
+        }
+    };
+    #[cfg(feature = "insecure-rogue")]
+    runtime.spawn(crate::rogue::run(Arc::clone(&services), Arc::clone(&raft_peers), Arc::clone(&identity.node_key)));
     let tasks = [
+        runtime.spawn(joining),
         runtime.spawn(admission.run()),
         runtime.spawn(Arc::clone(&services.beacons).run()),
         runtime.spawn(Arc::clone(&services.timelocks).run()),
@@ -270,17 +320,18 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let mut fork = services.heads.watch_fork();
     let mut raft_fork = raft.watch_fork();
     let mut halt = raft.watch_halt();
-    let mut ending = None;
+    let mut ending: Option<anyhow::Error> = None;
     tokio::select! {
         biased;
         () = shutdown.requested() => info!("stopping"),
-        _ = fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &shutdown).await,
-        _ = raft_fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &shutdown).await,
+        _ = fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &services, &shutdown).await,
+        _ = raft_fork.wait_for(Option::is_some) => stopped_by_fork(&raft, &services, &shutdown).await,
         // What Raft could not write it may not skip, so it does not go on; a new start does.
-        Ok(halt) = halt.wait_for(Option::is_some) => ending = halt.clone().map(Ending::of),
+        Ok(halt) = halt.wait_for(Option::is_some) => ending = halt.clone().map(|halt| Ending::of(halt).into()),
+        Ok(error) = joined => ending = Some(error),
     }
     if let Some(ending) = &ending {
-        tracing::error!(reason = %ending, "raft stopped, the node ends");
+        tracing::error!(reason = format!("{ending:#}"), "this node cannot go on");
     }
     // In order: no new connections and running requests finish; the leader hands over; the store closes; the admin listener last.
     stop.cancel();
@@ -292,13 +343,27 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     admin_stop.cancel();
     let _ = admin_serving.await;
     info!("stopped");
-    ending.map_or(Ok(()), |ending| Err(ending.into()))
+    ending.map_or(Ok(()), Err)
 }
 
 /// `FORK`: the log is at rest, the admin listener still says why, until an operator ends the process.
-async fn stopped_by_fork(raft: &Raft, shutdown: &Shutdown) {
+async fn stopped_by_fork(raft: &Raft, services: &Services, shutdown: &Shutdown) {
     raft.stop().await;
-    shutdown.requested().await;
+    let contradicted = raft.status().fork;
+    if let Some(fork) = contradicted {
+        services.heads.contradicted(&fork.to_string());
+    }
+    // What Raft saw names a leader; heads name who signed both histories.
+    let attributed = async {
+        while contradicted.is_some() && !services.heads.attribute().await {
+            tokio::time::sleep(ATTRIBUTE_EVERY).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = attributed => {}
+        () = shutdown.requested() => {}
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "the one place where a node is put together")]
@@ -389,6 +454,7 @@ fn assemble(
     };
     Arc::new(Services {
         seat: config.seat,
+        node_key: identity.node_key.public(),
         birth: Arc::clone(birth),
         raft: raft.clone(),
         log: Arc::clone(log),
@@ -403,6 +469,7 @@ fn assemble(
         beacons,
         timelocks,
         now: Arc::clone(now),
+        seals: identity.sealing.is_some(),
         collateral_issued,
     })
 }
@@ -419,20 +486,21 @@ fn insecure_export(constant: &[u8; 32]) {
     }
 }
 
-async fn open_store(config: &Config, key: Option<RecordKey>) -> anyhow::Result<(Arc<LogStore>, AuditLog)> {
-    let Some(key) = key else {
-        bail!(
-            "this device has no key bound to its measurement; a node without one, which starts empty each time, comes with a later release"
-        );
-    };
+async fn open_store(config: &Config, key: Option<RecordKey>) -> anyhow::Result<(Arc<LogStore>, AuditLog, Standing)> {
     let (dir, engine) = (config.data_dir.clone(), config.engine);
     tokio::task::spawn_blocking(move || {
+        let disk = Standing::read(&dir, key.is_none())?;
+        // threshold.md §6: without a key to seal with, what this node writes is unreadable after its restart.
+        let key = match key {
+            Some(key) => key,
+            None => disk.key_in_memory(&dir)?,
+        };
         let config = StoreConfig::new(engine, dir.join("raft"));
         config.check_room().context("store")?;
         let store = LogStore::open(&config, &key).context("store")?;
         // Unkeyed checksums: `dstack audit verify` reads these files on any machine.
         let audit = AuditLog::open(dir.join("audit"), None).context("audit log")?;
-        Ok((Arc::new(store), audit))
+        Ok((Arc::new(store), audit, disk))
     })
     .await
     .context("storage thread")?
@@ -457,6 +525,19 @@ fn collateral_issued(config: &Config, birth: &Birth, now: UnixMillis) -> anyhow:
             Ok(None)
         }
     }
+}
+
+/// Comes to vote: by this node's own record, or by the word of the others. Helps to form the cluster where there is none.
+async fn join(raft: &Raft, birth: &Birth, others: &[Seat], disk: &Standing, unconfirmed: Option<FirstRun>) -> anyhow::Result<()> {
+    let Some(FirstRun(first_run)) = unconfirmed else { return initialize(raft, birth).await };
+    // A fork or a stopped Raft has its own end.
+    let Ok(confirmation) = raft.confirm(others, first_run).await else { return Ok(()) };
+    // Noted before the first vote: a later start must know that this node took part.
+    disk.note_confirmed()?;
+    let Abstention { terms_to, until_index } = confirmation.abstention;
+    info!(answers = confirmation.answers, terms_to, until_index, "the others confirmed this node's position");
+    raft.vote_again(confirmation.abstention);
+    if confirmation.forming { initialize(raft, birth).await } else { Ok(()) }
 }
 
 /// Forms the Raft cluster; harmless where it is formed.

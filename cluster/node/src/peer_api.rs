@@ -71,12 +71,14 @@ async fn admitted(State(services): State<Arc<Services>>, Extension(peer): Extens
 
 async fn ask(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
     services.serving()?;
+    services.holding()?;
     services.holder.ask(Ask::decode(&body)?).await?;
     Ok(Encoded(Vec::new()))
 }
 
 async fn go(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
     services.serving()?;
+    services.holding()?;
     Ok(Encoded(services.holder.go(Go::decode(&body)?).await?.encode()))
 }
 

@@ -8,6 +8,7 @@ use dstack_actors::ports::read;
 use dstack_protocol::genesis::Genesis;
 use dstack_protocol::state::State;
 use dstack_protocol::{Generation, RefusalCode, RootTag};
+use dstack_raft::Voting;
 use dstack_raft::machine::{Formation, view};
 use serde_json::{Value, json};
 
@@ -44,6 +45,14 @@ pub(crate) fn deviation() {
     metrics::counter!("kms_node_head_deviations_total").increment(1);
 }
 
+fn voting_text(voting: Voting) -> String {
+    match voting {
+        Voting::Votes => "votes".to_owned(),
+        Voting::AwaitingConfirmation => "does not vote: asks the others where it must have been".to_owned(),
+        Voting::CatchingUp { until_index } => format!("does not vote: catches up to entry {until_index}"),
+    }
+}
+
 fn formation_name(formation: Formation) -> &'static str {
     match formation {
         Formation::AwaitingGenesis => "awaiting-genesis",
@@ -74,7 +83,8 @@ pub(crate) fn not_ready(services: &Services) -> Option<String> {
         return Some("awaiting a certificate of this node's snapshot".to_owned());
     }
     if services.birth.genesis().has_roots() && services.holder.shares().in_use().is_none() {
-        return Some("no share of the active epoch".to_owned());
+        let lost = services.share_lost().map(|why| format!(": {why}; it comes back with a resharing"));
+        return Some(format!("no share of the active epoch{}", lost.unwrap_or_default()));
     }
     let log_time = read(&*services.log, |state| state.log_time).unwrap_or_default();
     dstack_release::clearance::check_clock(log_time, (services.now)()).err().map(|refusal| refusal.to_string())
@@ -103,6 +113,8 @@ pub(crate) fn json(services: &Services) -> Value {
             "term": raft.leadership.term,
             "leader": raft.leadership.leader.map(|seat| seat.0),
             "is_leader": raft.leadership.is_leader,
+            "votes": raft.voting == Voting::Votes,
+            "voting": voting_text(raft.voting),
             "last_index": raft.last_index,
             "committed_index": raft.committed_index,
             "applied_index": raft.applied_index,
@@ -110,6 +122,8 @@ pub(crate) fn json(services: &Services) -> Value {
             "voters": raft.voters.iter().map(|seat| seat.0).collect::<Vec<_>>(),
         },
         "share": share.map(|share| json!({ "index": share.index.0, "generation": share.generation.0, "epoch": share.epoch.0 })),
+        "share_lost": services.share_lost(),
+        "seals": services.seals,
         "certified_size": services.heads.certified_size(),
         "fork": services.heads.watch_fork().borrow().clone(),
         "state": applied,

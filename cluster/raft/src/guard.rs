@@ -13,7 +13,9 @@ use dstack_protocol::Seat;
 use tokio::sync::watch;
 
 use crate::{
+    confirm::Standing,
     rpc::{AppendRequest, AppendResponse, RpcFormatError, TransferRequest, VoteRequest},
+    status::Voting,
     transport::RpcKind,
     types::{LogId, Membership, Payload, SnapshotMeta, Vote, node_id, seat_of},
 };
@@ -300,6 +302,8 @@ pub struct Abstention {
 #[derive(Debug)]
 pub(crate) struct Gate {
     closed: AtomicBool,
+    /// Never took part, so that nothing it lost was ever counted.
+    first_run: AtomicBool,
     terms_to: AtomicU64,
     until_index: AtomicU64,
     fork: watch::Sender<Option<Fork>>,
@@ -309,6 +313,7 @@ impl Gate {
     pub(crate) fn new(closed: bool) -> Self {
         Self {
             closed: AtomicBool::new(closed),
+            first_run: AtomicBool::new(false),
             terms_to: AtomicU64::new(0),
             until_index: AtomicU64::new(0),
             fork: watch::Sender::new(None),
@@ -326,6 +331,37 @@ impl Gate {
         !self.closed.load(Ordering::SeqCst)
             && term > self.terms_to.load(Ordering::SeqCst)
             && applied >= self.until_index.load(Ordering::SeqCst)
+    }
+
+    /// Says that this node never took part.
+    pub(crate) fn note_first_run(&self) {
+        self.first_run.store(true, Ordering::SeqCst);
+    }
+
+    /// What this node's word about its position is worth once it has applied `applied`.
+    pub(crate) fn standing(&self, applied: u64) -> Standing {
+        match self.voting(applied) {
+            Voting::Votes => Standing::Confirmed,
+            _ if self.first_run.load(Ordering::SeqCst) => Standing::FirstRun,
+            _ => Standing::Unconfirmed,
+        }
+    }
+
+    /// Whether this node votes, and what it waits for.
+    pub(crate) fn voting(&self, applied: u64) -> Voting {
+        let until_index = self.until_index.load(Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) {
+            Voting::AwaitingConfirmation
+        } else if applied < until_index {
+            Voting::CatchingUp { until_index }
+        } else {
+            Voting::Votes
+        }
+    }
+
+    /// No vote in this term or before it.
+    pub(crate) fn terms_to(&self) -> u64 {
+        self.terms_to.load(Ordering::SeqCst)
     }
 
     pub(crate) fn raise_fork(&self, fork: Fork) {
@@ -430,9 +466,12 @@ mod tests {
     fn gives_no_vote_until_confirmed_caught_up_and_past_the_reported_term() {
         let gate = Gate::new(true);
         assert!(!gate.allows(9, 100));
+        assert_eq!((gate.voting(100), gate.standing(100)), (Voting::AwaitingConfirmation, Standing::Unconfirmed));
         gate.open(Abstention { terms_to: 4, until_index: 50 });
         assert!(!gate.allows(4, 100));
         assert!(!gate.allows(5, 49));
         assert!(gate.allows(5, 50));
+        assert_eq!((gate.voting(49), gate.standing(49)), (Voting::CatchingUp { until_index: 50 }, Standing::Unconfirmed));
+        assert_eq!((gate.voting(50), gate.standing(50)), (Voting::Votes, Standing::Confirmed));
     }
 }

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::{
     apply::{State, StateMachine},
     config::RaftConfig,
+    confirm::{self, Confirmation, Position},
     contract::{AppliedObserver, LeafSink, Machine},
     disk::{Disk, LogStorage},
     error::{MembersError, ProposeError, ReadError, StartError, Stopped},
@@ -58,8 +59,8 @@ pub struct Parts<M, O, T> {
     pub observer: Arc<O>,
     /// The way to the other seats.
     pub transport: Arc<T>,
-    /// Whether this node votes from the start. A node that was running before must not, until the others confirmed its position:
-    /// see [`RaftHandle::vote_again`].
+    /// Whether this node votes from the start. A node that lost its log and votes must not, until the others confirmed its position:
+    /// see [`RaftHandle::confirm`] and [`RaftHandle::vote_again`].
     pub votes: bool,
 }
 
@@ -318,13 +319,44 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
 
     /// All figures at this moment.
     pub fn status(&self) -> RaftStatus {
-        let fork = self.shared.server.gate.fork();
-        status::status(self.seat(), &self.raft().metrics().borrow_watched(), fork)
+        status::status(self.seat(), &self.raft().metrics().borrow_watched(), &self.shared.server.gate)
     }
 
     /// This node's seat.
     pub fn seat(&self) -> Seat {
         self.shared.server.seat
+    }
+
+    /// Asks the others where a node without a record of its own votes must have been, until enough of them answered. It does not vote
+    /// yet: see [`RaftHandle::vote_again`]. `first_run`: this node knows that it never took part.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn confirm(&self, others: &[Seat], first_run: bool) -> Result<Confirmation, Stopped> {
+        if first_run {
+            self.shared.server.gate.note_first_run();
+        }
+        let voters = others.len().saturating_add(1);
+        let mut said = String::new();
+        loop {
+            self.check_fork()?;
+            let asked = others.iter().map(|seat| async move {
+                let body = rpc::encode(&()).ok()?;
+                let bytes = self.call(*seat, RpcKind::Position, body, confirm::ASK_TIMEOUT).await.ok()?;
+                rpc::decode::<Position>(&bytes).ok().map(|position| (*seat, position))
+            });
+            let answers: Vec<(Seat, Position)> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+            let positions: Vec<Position> = answers.iter().map(|(_, position)| *position).collect();
+            if let Some(confirmation) = confirm::conclude(first_run, voters, &positions) {
+                return Ok(confirmation);
+            }
+            let waiting = confirm::waiting(voters, &answers);
+            if waiting != said {
+                info!(reason = waiting, "this node does not vote yet");
+                said = waiting;
+            }
+            tokio::time::sleep(confirm::ASK_EVERY).await;
+        }
     }
 
     /// Lets this node vote again after a restart, as far as `abstention` allows (architecture.md §7, "Rollback of a disk").

@@ -15,6 +15,7 @@
 mod apply;
 pub mod audit_log;
 pub mod config;
+mod confirm;
 pub mod contract;
 mod disk;
 pub mod error;
@@ -29,6 +30,8 @@ pub mod metrics;
 mod network;
 pub mod peers;
 mod receive;
+#[cfg(feature = "insecure-rogue")]
+pub mod rogue;
 pub mod rpc;
 mod server;
 pub mod status;
@@ -41,9 +44,10 @@ mod types;
 
 pub use apply::StateBroken;
 pub use config::RaftConfig;
+pub use confirm::Confirmation;
 pub use contract::{Applied, AppliedAt, AppliedObserver, Leaf, LeafSink, Machine, NoObserver};
 pub use error::{MembersError, ProposeError, ReadError, StartError, Stopped};
 pub use guard::{Abstention, Fork, Refused};
 pub use handle::{AppliedWatch, Committed, Parts, RaftHandle};
-pub use status::{Halt, Leadership, RaftStatus};
+pub use status::{Halt, Leadership, RaftStatus, Voting};
 pub use transport::{RpcKind, Transport, TransportError};

@@ -74,7 +74,7 @@ impl<T: Transport> Peer<T> {
                     RpcKind::Vote | RpcKind::PreVote => RPCTypes::Vote,
                     RpcKind::Snapshot => RPCTypes::InstallSnapshot,
                     RpcKind::TransferLeader => RPCTypes::TransferLeader,
-                    RpcKind::Append | RpcKind::Propose | RpcKind::ReadIndex => RPCTypes::AppendEntries,
+                    RpcKind::Append | RpcKind::Propose | RpcKind::ReadIndex | RpcKind::Position => RPCTypes::AppendEntries,
                 },
                 id: node_id(self.seat),
                 target: self.target,

@@ -121,8 +121,23 @@ impl Peers {
     }
 }
 
+#[cfg(feature = "insecure-rogue")]
+impl Peers {
+    /// Says what a liar wants to say, to a muted seat too.
+    ///
+    /// # Errors
+    /// As [`Transport::call`].
+    pub async fn say(&self, to: Seat, kind: RpcKind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, TransportError> {
+        self.ask(to, kind, body, timeout).await
+    }
+}
+
 impl Transport for Peers {
     async fn call(&self, to: Seat, kind: RpcKind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, TransportError> {
+        #[cfg(feature = "insecure-rogue")]
+        if crate::rogue::is_muted(to) {
+            return Err(TransportError::Unreachable { to: to.0, detail: "muted".to_owned() });
+        }
         let outcome = self.ask(to, kind, body, timeout).await;
         self.note(to, &outcome);
         outcome
@@ -162,6 +177,10 @@ async fn answer<M: Machine, O: AppliedObserver<M>, T: Transport>(
     Path(kind): Path<String>,
     body: Bytes,
 ) -> Response {
+    #[cfg(feature = "insecure-rogue")]
+    if crate::rogue::is_muted(peer.hello.seat) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "raft.stopped\nmuted").into_response();
+    }
     let Some(kind) = RpcKind::from_name(&kind) else {
         return (StatusCode::NOT_FOUND, "raft.unknown\nno such rpc").into_response();
     };

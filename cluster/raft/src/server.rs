@@ -16,6 +16,7 @@ use tracing::{error, warn};
 
 use crate::{
     apply::{State, StateMachine},
+    confirm::Position,
     contract::{AppliedObserver, Machine},
     disk::Disk,
     format,
@@ -80,6 +81,7 @@ impl<M: Machine, O: AppliedObserver<M>> Server<M, O> {
             RpcKind::TransferLeader => self.transfer(peer, bytes).await,
             RpcKind::Propose => self.propose(bytes).await,
             RpcKind::ReadIndex => self.read_index(bytes).await,
+            RpcKind::Position => self.position(bytes),
         }
     }
 
@@ -238,6 +240,19 @@ impl<M: Machine, O: AppliedObserver<M>> Server<M, O> {
             Proposal::Stopped(detail) => return Err(Refused::Stopped { detail: detail.clone() }),
         };
         Ok(rpc::encode(&wire)?)
+    }
+
+    /// architecture.md §7: highest term seen, last index. It changes nothing.
+    fn position(&self, bytes: &[u8]) -> Result<Vec<u8>, Refused> {
+        rpc::decode::<()>(bytes)?;
+        let (term, last_index) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.vote.leader_id.term.max(metrics.current_term), metrics.last_log_index)
+        };
+        let position =
+            Position { standing: self.gate.standing(self.applied_index()), highest_term: term.max(self.gate.terms_to()), last_index };
+        Ok(rpc::encode(&position)?)
     }
 
     async fn read_index(&self, bytes: &[u8]) -> Result<Vec<u8>, Refused> {

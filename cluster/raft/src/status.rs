@@ -7,7 +7,7 @@ use dstack_protocol::Seat;
 use openraft::{RaftMetrics, ServerState, errors::Fatal};
 
 use crate::{
-    guard::Fork,
+    guard::{Fork, Gate},
     types::{TypeConfig, seat_of},
 };
 
@@ -20,6 +20,20 @@ pub struct Leadership {
     pub leader: Option<Seat>,
     /// Whether this node is it.
     pub is_leader: bool,
+}
+
+/// Whether a node votes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voting {
+    /// It lost its votes and asks the others where it must have been.
+    AwaitingConfirmation,
+    /// The others said where it must have been; it has not come there again.
+    CatchingUp {
+        /// The entry that it must have applied.
+        until_index: u64,
+    },
+    /// It votes.
+    Votes,
 }
 
 /// A node's Raft at one moment.
@@ -45,6 +59,8 @@ pub struct RaftStatus {
     pub voters: BTreeSet<Seat>,
     /// Members that do not vote.
     pub learners: BTreeSet<Seat>,
+    /// Whether it votes.
+    pub voting: Voting,
     /// Whether Raft runs; the reason if it stopped by an error.
     pub running: Result<(), String>,
     /// Set when a leader contradicted an applied entry.
@@ -90,7 +106,7 @@ pub(crate) fn leadership(metrics: &RaftMetrics<TypeConfig>) -> Leadership {
     }
 }
 
-pub(crate) fn status(seat: Seat, metrics: &RaftMetrics<TypeConfig>, fork: Option<Fork>) -> RaftStatus {
+pub(crate) fn status(seat: Seat, metrics: &RaftMetrics<TypeConfig>, gate: &Gate) -> RaftStatus {
     let membership = metrics.membership_config.membership();
     RaftStatus {
         seat,
@@ -103,7 +119,8 @@ pub(crate) fn status(seat: Seat, metrics: &RaftMetrics<TypeConfig>, fork: Option
         purged_index: metrics.purged.map(|log_id| log_id.index),
         voters: membership.voter_ids().filter_map(seat_of).collect(),
         learners: membership.learner_ids().filter_map(seat_of).collect(),
+        voting: gate.voting(metrics.last_applied.map_or(0, |log_id| log_id.index)),
         running: metrics.running_state.clone().map_err(|fatal| fatal.to_string()),
-        fork,
+        fork: gate.fork(),
     }
 }

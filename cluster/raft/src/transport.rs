@@ -28,6 +28,8 @@ pub enum RpcKind {
     Propose,
     /// The log index that a linearizable read must wait for.
     ReadIndex,
+    /// Where the receiver's log and votes are, for a node that lost its own.
+    Position,
 }
 
 /// An append takes no further entry once it holds this many bytes.
@@ -48,8 +50,8 @@ const _: () =
 
 impl RpcKind {
     /// All kinds.
-    pub const ALL: [Self; 7] =
-        [Self::Append, Self::Vote, Self::PreVote, Self::Snapshot, Self::TransferLeader, Self::Propose, Self::ReadIndex];
+    pub const ALL: [Self; 8] =
+        [Self::Append, Self::Vote, Self::PreVote, Self::Snapshot, Self::TransferLeader, Self::Propose, Self::ReadIndex, Self::Position];
 
     /// Its name on the wire: the last segment of the request path.
     pub fn name(self) -> &'static str {
@@ -61,6 +63,7 @@ impl RpcKind {
             Self::TransferLeader => "transfer-leader",
             Self::Propose => "propose",
             Self::ReadIndex => "read-index",
+            Self::Position => "position",
         }
     }
 
@@ -75,7 +78,7 @@ impl RpcKind {
             Self::Append => FRAME_BYTES_MAX,
             Self::Snapshot => SNAPSHOT_CHUNK_BYTES + ENVELOPE_BYTES,
             Self::Propose => COMMAND_BYTES_MAX + ENVELOPE_BYTES,
-            Self::Vote | Self::PreVote | Self::TransferLeader | Self::ReadIndex => SMALL_BYTES,
+            Self::Vote | Self::PreVote | Self::TransferLeader | Self::ReadIndex | Self::Position => SMALL_BYTES,
         }
     }
 
@@ -83,7 +86,9 @@ impl RpcKind {
     pub fn response_bytes_max(self) -> usize {
         match self {
             Self::Propose => RESPONSE_BYTES_MAX + ENVELOPE_BYTES,
-            Self::Append | Self::Snapshot | Self::Vote | Self::PreVote | Self::TransferLeader | Self::ReadIndex => SMALL_BYTES,
+            Self::Append | Self::Snapshot | Self::Vote | Self::PreVote | Self::TransferLeader | Self::ReadIndex | Self::Position => {
+                SMALL_BYTES
+            }
         }
     }
 }

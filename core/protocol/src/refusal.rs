@@ -106,6 +106,7 @@ codes! {
     73 PlatformIdentity "PLATFORM_IDENTITY" false "a seat belongs to one platform identity" "run the seat on its machine, or operators grant the seat";
     74 NotThePeer "NOT_THE_PEER" false "a Raft RPC's leader or candidate is the authenticated peer" "nothing: a node spoke for another seat";
     75 TooManyConnections "TOO_MANY_CONNECTIONS" true "connections are capped, peers and admin have their own" "close connections and retry";
+    76 ShareLost "SHARE_LOST" true "a holder that lost its share answers nothing until a resharing gives it one" "ask another node; where shares are not sealed, restart one node at a time";
     80 BadApproval "BAD_APPROVAL" false "an approval is a valid signature by an operator in force" "sign the action's exact bytes with an operator's key";
     81 NotEnoughApprovals "NOT_ENOUGH_APPROVALS" false "an action needs k approvals, a revocation r" "collect more approvals";
     82 StaleVersion "STALE_VERSION" false "an action builds on the object's current version" "propose again on the current version";

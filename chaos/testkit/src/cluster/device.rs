@@ -14,6 +14,17 @@ use super::wait::until;
 /// How long it may take to serve.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A machine to serve.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// What it emulates.
+    pub kind: MachineKind,
+    /// Whether it has a measurement-bound key.
+    pub platform_key: bool,
+}
+
 /// A served set of machines.
 #[derive(Debug)]
 pub struct Device {
@@ -27,7 +38,7 @@ impl Device {
     ///
     /// # Errors
     /// [`ClusterError`] of the process.
-    pub fn start(binaries: &Binaries, dir: &Path, machines: &[(String, MachineKind)]) -> Result<Self, ClusterError> {
+    pub fn start(binaries: &Binaries, dir: &Path, machines: &[Machine]) -> Result<Self, ClusterError> {
         let program = binaries.path("dstack-testkit")?;
         let roots = dir.join("roots");
         if !roots.exists() {
@@ -35,9 +46,10 @@ impl Device {
         }
         let mut command = Command::new(&program);
         command.args(["tee", "--with-parent", "--dir"]).arg(&roots);
-        for (name, kind) in machines {
+        for Machine { name, kind, platform_key } in machines {
             let socket = dir.join(format!("{name}.sock"));
-            command.arg("--machine").arg(format!("{name}={},platform={}", socket.display(), kind.name()));
+            let key = if *platform_key { "" } else { ",platform-key=none" };
+            command.arg("--machine").arg(format!("{name}={},platform={}{key}", socket.display(), kind.name()));
         }
         let log = dir.join("device.log");
         std::fs::write(&log, "").map_err(|error| ClusterError::file(&log, error))?;

@@ -31,7 +31,7 @@ use serde_json::Value;
 pub use agent::{Agent, AgentSpec};
 pub use app::App;
 pub use binaries::Binaries;
-pub use device::{Device, measure_executable, value};
+pub use device::{Device, Machine, measure_executable, value};
 pub use enclave::KeyFile;
 pub use error::ClusterError;
 pub use node::Node;
@@ -88,10 +88,12 @@ impl Cluster {
         let mut nodes = Vec::new();
         for seat in 1..=spec.nodes {
             let ports = [free_port()?, free_port()?];
+            let program = spec.seat_programs.get(&seat).unwrap_or(&program);
             nodes.push(Node::new(seat, ports, program.clone(), spec.environment.clone(), dir.clone()));
         }
-        let mut machines: Vec<(String, MachineKind)> = nodes.iter().map(|node| (node.name(), spec.kind)).collect();
-        machines.extend(spec.guests.iter().cloned());
+        let of_node = |node: &Node| Machine { name: node.name(), kind: spec.kind, platform_key: spec.platform_key };
+        let mut machines: Vec<Machine> = nodes.iter().map(of_node).collect();
+        machines.extend(spec.guests.iter().cloned().map(|(name, kind)| Machine { name, kind, platform_key: true }));
         let device = Device::start(&binaries, &dir, &machines)?;
         let operators = plan::operators(&binaries, &dir, spec.operators)?;
         let (genesis, cluster_id) = plan::genesis(&binaries, &dir, spec, &device, &nodes, &operators)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::error::ClusterError;
@@ -107,6 +108,22 @@ impl Node {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
+    }
+
+    /// Stops it without a word, as a machine that hangs: its connections stay open and nothing answers.
+    ///
+    /// # Errors
+    /// [`ClusterError::Process`] when the system does not deliver the signal.
+    pub fn pause(&mut self) -> Result<(), ClusterError> {
+        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::STOP))
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// [`ClusterError::Process`] when the system does not deliver the signal.
+    pub fn resume(&mut self) -> Result<(), ClusterError> {
+        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::CONT))
     }
 
     /// SIGTERM, without waiting.

@@ -1,5 +1,6 @@
 //! From a specification to the folder of a genesis document, by the operators' own program. Owns: keys of operators, the plan's text.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,10 +40,11 @@ pub(crate) fn genesis(
     nodes: &[Node],
     operators: &[Operator],
 ) -> Result<(PathBuf, String), ClusterError> {
-    let program = nodes.first().map(|node| node.program.clone()).ok_or_else(|| ClusterError::unexpected("specification", "no node"))?;
-    let measurement = measure_executable(binaries, spec.kind, &program)?;
+    let programs: BTreeSet<&Path> = nodes.iter().map(|node| node.program.as_path()).collect();
+    let measurements =
+        programs.into_iter().map(|program| measure_executable(binaries, spec.kind, program)).collect::<Result<Vec<_>, _>>()?;
     let plan = dir.join("plan.toml");
-    std::fs::write(&plan, plan_text(spec, device, nodes, operators, &measurement)?).map_err(|error| ClusterError::file(&plan, error))?;
+    std::fs::write(&plan, plan_text(spec, device, nodes, operators, &measurements)?).map_err(|error| ClusterError::file(&plan, error))?;
     let folder = dir.join("cluster");
     let out = run(Command::new(binaries.path("dstack")?).args(["cluster", "plan", "--plan"]).arg(&plan).arg("--out").arg(&folder))?;
     Ok((folder, value(&out, "cluster_id")?))
@@ -53,7 +55,7 @@ fn plan_text(
     device: &Device,
     nodes: &[Node],
     operators: &[Operator],
-    measurement: &str,
+    measurements: &[String],
 ) -> Result<String, ClusterError> {
     let quoted = |paths: &[PathBuf]| paths.iter().map(|path| format!("{:?}", path.display().to_string())).collect::<Vec<_>>().join(", ");
     let keys: Vec<String> = operators.iter().map(|operator| format!("{:?}", operator.public_key)).collect();
@@ -70,6 +72,8 @@ fn plan_text(
         let identity = device.identity(&node.name())?;
         let _ = write!(text, "\n[[seat]]\naddress = \"{}\"\nplatform = \"{kind}\"\nplatform_identity = \"{identity}\"\n", node.address);
     }
-    let _ = write!(text, "\n[[allowed_node]]\nplatform = \"{kind}\"\nmeasurement = \"{measurement}\"\n");
+    for measurement in measurements {
+        let _ = write!(text, "\n[[allowed_node]]\nplatform = \"{kind}\"\nmeasurement = \"{measurement}\"\n");
+    }
     Ok(text)
 }

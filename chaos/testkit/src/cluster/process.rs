@@ -85,11 +85,16 @@ impl Process {
         if self.asked || self.ended().is_some() {
             return Ok(());
         }
-        let failed = |reason: String| ClusterError::Process { name: self.name.clone(), reason };
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| failed("no process id".to_owned()))?;
-        kill_process(pid, Signal::TERM).map_err(|error| failed(error.to_string()))?;
+        self.signal(Signal::TERM)?;
         self.asked = true;
         Ok(())
+    }
+
+    /// Any signal.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<(), ClusterError> {
+        let failed = |reason: String| ClusterError::Process { name: self.name.clone(), reason };
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| failed("no process id".to_owned()))?;
+        kill_process(pid, signal).map_err(|error| failed(error.to_string()))
     }
 
     /// SIGTERM, then waits for its end.

@@ -1,6 +1,7 @@
 //! What a cluster is made of. Owns: defaults for tests: three TDX nodes, two operators of whom one suffices, no timelock, two guests.
 //! Never: starts anything.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Kind of an emulated machine, in the words of `dstack-testkit tee`.
@@ -30,6 +31,8 @@ pub struct ClusterSpec {
     pub nodes: u16,
     /// Machines of all nodes.
     pub kind: MachineKind,
+    /// Whether the machines of nodes have a measurement-bound key; without one a node keeps everything in memory.
+    pub platform_key: bool,
     /// Storage engine.
     pub engine: &'static str,
     /// Operators; each gets a key file.
@@ -42,6 +45,8 @@ pub struct ClusterSpec {
     pub guests: Vec<(String, MachineKind)>,
     /// Another node program than the one that was built.
     pub node_program: Option<PathBuf>,
+    /// Programs of single seats, other than those of the rest; the genesis document allows what they measure as well.
+    pub seat_programs: BTreeMap<u16, PathBuf>,
     /// More of a node's `[node]` section.
     pub more_config: String,
     /// Environment of every node.
@@ -55,12 +60,14 @@ impl Default for ClusterSpec {
         Self {
             nodes: 3,
             kind: MachineKind::Tdx,
+            platform_key: true,
             engine: "redb",
             operators: 2,
             approvals: 1,
             timelock_s: 0,
             guests: vec![("web".to_owned(), MachineKind::Tdx), ("signer".to_owned(), MachineKind::Nitro)],
             node_program: None,
+            seat_programs: BTreeMap::new(),
             more_config: String::new(),
             environment: Vec::new(),
             dir: None,

@@ -62,7 +62,10 @@ impl<'a> Connection<'a> {
             }
             Request::PlatformKey { purpose: HexBytes(purpose) } => {
                 bounded("purpose", purpose.len(), PURPOSE_BYTES_MAX)?;
-                let key = self.host.platform_key(self.measured()?, &purpose);
+                let key = self.host.platform_key(self.measured()?, &purpose).ok_or_else(|| Refused {
+                    code: RefusedCode::NoPlatformKey,
+                    message: "this machine has no measurement-bound key".to_owned(),
+                })?;
                 Ok(Response::PlatformKey { key: key.expose(KeyHex::new) })
             }
             Request::Quote { report_data: HexArray(report_data) } => {

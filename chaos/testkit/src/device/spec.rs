@@ -1,4 +1,5 @@
-//! How the command line names a machine: `NAME=SOCKET[,platform=tdx|nitro][,quote=4|5|5.td15][,tcb=up-to-date|out-of-date|revoked]`.
+//! How the command line names a machine:
+//! `NAME=SOCKET[,platform=tdx|nitro][,quote=4|5|5.td15][,tcb=up-to-date|out-of-date|revoked][,platform-key=none]`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -17,6 +18,8 @@ pub struct MachineSpec {
     pub socket: PathBuf,
     /// Hardware.
     pub kind: MachineKind,
+    /// Whether it has a key bound to the measurement; plain TDX, GCP and AWS have none.
+    pub platform_key: bool,
 }
 
 /// Hardware of a machine.
@@ -45,7 +48,7 @@ impl MachineSpec {
     /// # Errors
     /// [`TestkitError::Certificate`].
     pub fn host(&self, roots: &SoftwareRoots) -> Result<Host, TestkitError> {
-        match self.kind {
+        let host = match self.kind {
             MachineKind::Nitro => Host::nitro(&self.name, roots),
             MachineKind::Tdx(format, tcb) => {
                 let platform = roots.platform(&self.name);
@@ -56,7 +59,8 @@ impl MachineSpec {
                 };
                 Host::tdx_with(&self.name, roots, platform, format)
             }
-        }
+        };
+        host.map(|host| if self.platform_key { host } else { host.without_platform_key() })
     }
 }
 
@@ -72,7 +76,7 @@ impl FromStr for MachineSpec {
         }
         let mut parts = rest.split(',');
         let socket = parts.next().filter(|path| !path.is_empty()).ok_or_else(|| wrong("the socket is missing"))?;
-        let (mut nitro, mut format, mut tcb) = (false, None, None);
+        let (mut nitro, mut format, mut tcb, mut platform_key) = (false, None, None, true);
         for part in parts {
             match part {
                 "platform=tdx" => nitro = false,
@@ -83,7 +87,11 @@ impl FromStr for MachineSpec {
                 "tcb=up-to-date" => tcb = Some(Tcb::UpToDate),
                 "tcb=out-of-date" => tcb = Some(Tcb::OutOfDate),
                 "tcb=revoked" => tcb = Some(Tcb::Revoked),
-                _ => return Err(wrong("options: platform=tdx|nitro, quote=4|5|5.td15, tcb=up-to-date|out-of-date|revoked")),
+                "platform-key=none" => platform_key = false,
+                _ => {
+                    let options = "options: platform=tdx|nitro, quote=4|5|5.td15, tcb=up-to-date|out-of-date|revoked, platform-key=none";
+                    return Err(wrong(options));
+                }
             }
         }
         let kind = match (nitro, format, tcb) {
@@ -91,7 +99,7 @@ impl FromStr for MachineSpec {
             (true, ..) => return Err(wrong("quote and tcb are options of TDX")),
             (false, format, tcb) => MachineKind::Tdx(format.unwrap_or(QuoteFormat::V4), tcb.unwrap_or(Tcb::UpToDate)),
         };
-        Ok(Self { name: name.to_owned(), socket: PathBuf::from(socket), kind })
+        Ok(Self { name: name.to_owned(), socket: PathBuf::from(socket), kind, platform_key })
     }
 }
 
@@ -105,6 +113,9 @@ mod tests {
         assert_eq!((spec.name.as_str(), spec.kind), ("node-1", MachineKind::Tdx(QuoteFormat::V4, Tcb::UpToDate)));
         let spec: MachineSpec = "n=a,platform=nitro".parse().unwrap();
         assert_eq!(spec.kind, MachineKind::Nitro);
+        assert!(spec.platform_key);
+        let spec: MachineSpec = "n=a,platform-key=none".parse().unwrap();
+        assert!(!spec.platform_key);
         let spec: MachineSpec = "n=a,quote=5.td15,tcb=out-of-date".parse().unwrap();
         assert_eq!(spec.kind, MachineKind::Tdx(QuoteFormat::V5Td15, Tcb::OutOfDate));
     }

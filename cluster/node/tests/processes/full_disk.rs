@@ -29,7 +29,8 @@ fn a_full_disk_ends_the_node_and_space_brings_it_back() {
     let app = registered(&cluster, "web", MachineKind::Tdx);
     let web = Workload::boot(&cluster, "web", &app);
     let client = web.client(&cluster.kms_urls());
-    let release = |client: &KmsClient, app_id: &AppId| runtime.block_on(async { check_values(&client.release(app_id, &wishes()).await.unwrap()) });
+    let release =
+        |client: &KmsClient, app_id: &AppId| runtime.block_on(async { check_values(&client.release(app_id, &wishes()).await.unwrap()) });
     let keys = release(&client, &web.app_id);
 
     // First a follower, then the leader.

@@ -219,8 +219,8 @@ fn random() -> [u8; 32] {
     bytes
 }
 
-/// The node built with `insecure-test-export`; `cargo xtask test` builds it. CI must have it.
-fn exporting_node() -> Option<PathBuf> {
+/// The node built with `insecure-rogue`, which implies `insecure-test-export`; `cargo xtask test` builds it. CI must have it.
+pub(crate) fn exporting_node() -> Option<PathBuf> {
     let folder = std::env::var_os("DSTACK_INSECURE_BIN_DIR").map(PathBuf::from);
     let folder = folder.unwrap_or_else(|| Binaries::find().unwrap().folder().parent().unwrap_or(Path::new("/")).join("insecure-test"));
     let program = folder.join("dstack-kms");

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use dstack_protocol::Seat;
 use dstack_storage::EngineKind;
 
-use super::{Cluster, PATIENCE, eventually};
-use crate::{Abstention, MembersError, ProposeError, RpcKind, toy::Toy};
+use super::{Cluster, Fault, PATIENCE, eventually};
+use crate::{Abstention, MembersError, ProposeError, RpcKind, Voting, toy::Toy};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_elects_itself_and_applies() {
@@ -180,6 +180,66 @@ async fn a_leader_hands_over_before_it_shuts_down() {
     assert!(started.elapsed() < Duration::from_millis(cluster.config.election_min_ms), "took {:?}", started.elapsed());
     assert!(cluster.node(next).status().leadership.term > term);
     cluster.set(rest[0], "a", "1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_disk_votes_after_the_others_said_from_where_on() {
+    let mut cluster = Cluster::formed(3, EngineKind::Memory).await;
+    for number in 0..5 {
+        cluster.set(1, &format!("k{number}"), "v").await.unwrap();
+    }
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let rest: Vec<u16> = (1..=3).filter(|seat| *seat != leader).collect();
+    let (stays, lost) = (rest[0], rest[1]);
+    let others = [Seat(leader), Seat(stays)];
+    cluster.kill(lost).await;
+    cluster.nodes.get_mut(&lost).unwrap().wipe();
+    // One of the others is away too: its word is missing, and nobody knows what the lost node acknowledged.
+    cluster.wires.cut(&[stays], &[leader, lost], Some(Fault::Down));
+    cluster.restart_abstaining(lost).await;
+    let node = cluster.node(lost).clone();
+    let alone = tokio::time::timeout(Duration::from_secs(2), node.confirm(&others, false)).await;
+    assert!(alone.is_err(), "confirmed by one: {alone:?}");
+    assert_eq!(node.status().voting, Voting::AwaitingConfirmation);
+    cluster.wires.heal();
+    let reached = cluster.node(leader).status().last_index.unwrap();
+    let confirmation = tokio::time::timeout(PATIENCE, node.confirm(&others, false)).await.unwrap().unwrap();
+    assert!(!confirmation.forming && confirmation.abstention.until_index >= reached, "{confirmation:?}");
+    assert!(confirmation.abstention.terms_to >= cluster.node(leader).status().leadership.term);
+    node.vote_again(confirmation.abstention);
+    cluster.assert_equal(&[1, 2, 3]).await;
+    eventually("its vote", || (node.status().voting == Voting::Votes).then_some(())).await;
+    // And its vote counts: the leader goes, and the two elect one of them.
+    cluster.kill(leader).await;
+    cluster.set(lost, "after", "v").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_nodes_form_a_cluster_by_telling_each_other_that_they_are_new() {
+    let mut cluster = Cluster::start(3, EngineKind::Memory).await;
+    for seat in 1..=3 {
+        cluster.kill(seat).await;
+        cluster.restart_abstaining(seat).await;
+    }
+    let all: BTreeSet<Seat> = (1..=3).map(Seat).collect();
+    let joins: Vec<_> = (1..=3)
+        .map(|seat| {
+            let (node, all) = (cluster.node(seat).clone(), all.clone());
+            tokio::spawn(async move {
+                let others: Vec<Seat> = all.iter().copied().filter(|other| *other != Seat(seat)).collect();
+                let confirmation = node.confirm(&others, true).await.unwrap();
+                node.vote_again(confirmation.abstention);
+                if confirmation.forming {
+                    let _may_be_formed_by_now = node.initialize(&all).await;
+                }
+            })
+        })
+        .collect();
+    for join in joins {
+        tokio::time::timeout(PATIENCE, join).await.unwrap().unwrap();
+    }
+    cluster.set(2, "a", "1").await.unwrap();
+    assert_eq!(cluster.assert_equal(&[1, 2, 3]).await.size, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,9 +135,11 @@ impl Device for SoftwareDevice {
 
     fn platform_key(&self, purpose: &[u8]) -> Result<Option<Secret<32>>, TeeError> {
         check_size("the purpose", purpose.len(), PURPOSE_BYTES_MAX)?;
-        match self.call(&Request::PlatformKey { purpose: HexBytes(purpose.to_vec()) })? {
-            Response::PlatformKey { key } => Ok(Some(key.expose(|key| Secret::from_fn(|bytes| bytes.copy_from_slice(key))))),
-            _ => Err(OTHER_ANSWER),
+        match self.call(&Request::PlatformKey { purpose: HexBytes(purpose.to_vec()) }) {
+            Ok(Response::PlatformKey { key }) => Ok(Some(key.expose(|key| Secret::from_fn(|bytes| bytes.copy_from_slice(key))))),
+            Ok(_) => Err(OTHER_ANSWER),
+            Err(TeeError::Refused { code: RefusedCode::NoPlatformKey, .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -188,6 +188,8 @@ pub enum RefusedCode {
     AlreadyBooted,
     /// The executable at the other end could not be read or measured. Operator's to fix.
     UnknownCaller,
+    /// This machine has no key bound to a measurement. Nobody's fault: nothing can be sealed there.
+    NoPlatformKey,
     /// The device failed. Not the caller's fault: retry.
     Internal,
 }
