@@ -36,6 +36,10 @@ pub const ATTEMPTS_UNATTENDED_MAX: u32 = 8;
 /// Judges the evidence in another node's Join: who it is, what it measures, that it binds `report_data`.
 pub type NodeJudge = Arc<dyn Fn(Seat, &[u8], &[u8; 64]) -> Result<(), Refusal> + Send + Sync>;
 
+/// Receives a dealer constant.
+#[cfg(feature = "insecure-test-export")]
+pub type Export = Arc<dyn Fn(&[u8; 32]) + Send + Sync>;
+
 /// Shares at rest, where the platform can seal.
 pub trait ShareFiles: Send + Sync {
     /// The sealed share of that name, if there is one that opens.
@@ -68,7 +72,7 @@ pub struct Parts {
     pub files: Arc<dyn ShareFiles>,
     /// Receives this node's dealer constant, for the memory-search test.
     #[cfg(feature = "insecure-test-export")]
-    pub export: Arc<dyn Fn(&[u8; 32]) + Send + Sync>,
+    pub export: Export,
 }
 
 /// See the module text.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use dstack_actors::ports::{Log as _, Peers as _};
+use dstack_actors::ports::Peers as _;
 use dstack_protocol::command::Command;
 use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD};
 use dstack_protocol::{Seat, Wire as _};

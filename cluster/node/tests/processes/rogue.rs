@@ -42,7 +42,7 @@ impl Rogue {
         self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
-        let (outcome, rest) = answer.trim_end().split_once(' ').unwrap();
+        let (outcome, rest) = answer.trim_end_matches('\n').split_once(' ').unwrap();
         if outcome == "ok" { Ok(hex::decode(rest).unwrap()) } else { Err(rest.to_owned()) }
     }
 
@@ -146,15 +146,18 @@ fn lying_coordinator(cluster: &mut Cluster, runtime: &Runtime, web: &Workload, r
 /// As a holder it answers with a wrong partial: the client names it, drops it, and has its keys.
 fn wrong_partial(cluster: &mut Cluster, runtime: &Runtime, web: &Workload, rogue: &mut Rogue, keys: &[String]) {
     rogue.told("twist on").unwrap();
-    // It coordinates too, so that its partial is among those that come back.
+    // Three are asked and the two quickest count: sooner or later the liar is one of them. Every release gives the keys.
     let url = cluster.node(LIAR).url();
-    let released = runtime.block_on(web.keys(&url));
-    assert_eq!(check_values(&released), keys);
+    let released = until("a partial of the liar", FORMING, || {
+        let released = runtime.block_on(web.keys(&url));
+        assert_eq!(check_values(&released), keys);
+        if released.bad.is_empty() { Err(unexpected(format!("holders {:?}", released.holders))) } else { Ok(released) }
+    })
+    .unwrap();
     assert_eq!(released.bad.iter().map(|bad| bad.index).collect::<Vec<_>>(), [NodeIndex(LIAR)]);
-    assert_eq!(released.holders, [NodeIndex(1), NodeIndex(2)]);
+    assert!(!released.holders.contains(&NodeIndex(LIAR)), "{:?}", released.holders);
     rogue.told("twist off").unwrap();
-    let released = runtime.block_on(web.keys(&url));
-    assert!(released.bad.is_empty() && released.holders.contains(&NodeIndex(LIAR)), "{:?}", released.holders);
+    assert!(runtime.block_on(web.keys(&url)).bad.is_empty());
 }
 
 /// It declares itself leader towards one node, and signs the head of that node's history as well as of the other's.
