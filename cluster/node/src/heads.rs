@@ -334,7 +334,7 @@ impl Heads {
     /// Heads signed by others that this node has not come to.
     #[cfg(feature = "insecure-rogue")]
     pub(crate) fn early(&self) -> Vec<SignedHead> {
-        self.book().early.values().copied().collect()
+        self.book().early.by_signer.values().flat_map(BTreeMap::values).copied().collect()
     }
 
     /// Highest certified size.

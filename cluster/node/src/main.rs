@@ -12,6 +12,7 @@ mod ending;
 mod files;
 mod heads;
 mod identity;
+mod joining;
 mod latency;
 mod native_api;
 mod node;

@@ -2,7 +2,7 @@
 //!
 //! Owns: who is made of what, in which order things start and end. Never: a rule.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat, UnixMilli
 use dstack_raft::audit_log::AuditLog;
 use dstack_raft::machine::{Birth, Effect, KmsMachine};
 use dstack_raft::peers::Peers as RaftPeers;
-use dstack_raft::{Abstention, MembersError, Parts, RaftHandle};
+use dstack_raft::{Parts, RaftHandle};
 use dstack_ratls::hello::ExpectedPeer;
 use dstack_ratls::peer_client::{PeerDialer, PeerLimits};
 use dstack_ratls::plain::{PlainLimits, PlainServer};
@@ -53,10 +53,10 @@ use crate::heads::Heads;
 use crate::identity::{Identity, Signer};
 use crate::observer::{Noted, Observer};
 use crate::ports::{PeerNodes, Raft, RaftLog};
-use crate::standing::{FirstRun, Standing};
+use crate::standing::Standing;
 use crate::timelocks::Timelocks;
 use crate::trust::Trust;
-use crate::{admin, checkpoints, native_api, peer_api};
+use crate::{admin, checkpoints, joining, native_api, peer_api};
 
 /// Requests that may wait for the storage writer.
 const WRITER_QUEUE: usize = 1024;
@@ -298,7 +298,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let joining = {
         let (raft, birth, others) = (raft.clone(), Arc::clone(&birth), services.others.clone());
         async move {
-            if let Err(error) = join(&raft, &birth, &others, &disk, unconfirmed).await {
+            if let Err(error) = joining::join(&raft, &birth, &others, &disk, unconfirmed).await {
                 // The node ends on it; at shutdown nobody listens.
                 let _ = joined_is.send(error);
             }
@@ -524,28 +524,6 @@ fn collateral_issued(config: &Config, birth: &Birth, now: UnixMillis) -> anyhow:
             tracing::error!(%error, "collateral does not hold: evidence will be refused");
             Ok(None)
         }
-    }
-}
-
-/// Comes to vote: by this node's own record, or by the word of the others. Helps to form the cluster where there is none.
-async fn join(raft: &Raft, birth: &Birth, others: &[Seat], disk: &Standing, unconfirmed: Option<FirstRun>) -> anyhow::Result<()> {
-    let Some(FirstRun(first_run)) = unconfirmed else { return initialize(raft, birth).await };
-    // A fork or a stopped Raft has its own end.
-    let Ok(confirmation) = raft.confirm(others, first_run).await else { return Ok(()) };
-    // Noted before the first vote: a later start must know that this node took part.
-    disk.note_confirmed()?;
-    let Abstention { terms_to, until_index } = confirmation.abstention;
-    info!(answers = confirmation.answers, terms_to, until_index, "the others confirmed this node's position");
-    raft.vote_again(confirmation.abstention);
-    if confirmation.forming { initialize(raft, birth).await } else { Ok(()) }
-}
-
-/// Forms the Raft cluster; harmless where it is formed.
-async fn initialize(raft: &Raft, birth: &Birth) -> anyhow::Result<()> {
-    let seats: BTreeSet<Seat> = birth.genesis().seats.iter().map(|grant| grant.seat).collect();
-    match raft.initialize(&seats).await {
-        Ok(()) | Err(MembersError::AlreadyFormed) => Ok(()),
-        Err(error) => Err(error).context("forming the cluster"),
     }
 }
 

@@ -27,6 +27,7 @@ use crate::{
     contract::{AppliedObserver, LeafSink, Machine},
     disk::{Disk, LogStorage},
     error::{MembersError, ProposeError, ReadError, StartError, Stopped},
+    follow,
     guard::{Abstention, Fork, Gate, Refused},
     lead::{self, Proposal, ReadIndex},
     metrics,
@@ -40,8 +41,6 @@ use crate::{
 
 /// Pauses while there is no leader: first, and longest.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
-/// Between two tries to have a checkpoint's snapshot stored.
-const SNAPSHOT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a node's Raft is started with.
 pub struct Parts<M, O, T> {
@@ -140,10 +139,10 @@ impl<M: Machine, O: AppliedObserver<M>, T: Transport> RaftHandle<M, O, T> {
         let (leadership_is, leadership) = watch::channel(Leadership::default());
         let (halt_is, halt) = watch::channel(None);
         let tasks = vec![
-            tokio::spawn(follow_leadership(raft.clone(), leadership_is, term_is)),
-            tokio::spawn(notice_halt(raft.clone(), disk.clone(), halt_is)),
-            tokio::spawn(store_checkpoints(raft.clone(), state.watch_checkpoint())),
-            tokio::spawn(stop_at_fork(raft.clone(), gate.watch_fork())),
+            tokio::spawn(follow::follow_leadership(raft.clone(), leadership_is, term_is)),
+            tokio::spawn(follow::notice_halt(raft.clone(), disk.clone(), halt_is)),
+            tokio::spawn(follow::store_checkpoints(raft.clone(), state.watch_checkpoint())),
+            tokio::spawn(follow::stop_at_fork(raft.clone(), gate.watch_fork())),
         ];
         let server = Server { seat, raft, state, gate, disk, incoming: tokio::sync::Mutex::new(None) };
         Ok(Self { shared: Arc::new(Shared { server, transport, leadership, halt, tasks: Mutex::new(tasks) }) })
@@ -538,74 +537,5 @@ impl LeafSink for SinkBox {
 
     fn skip_to(&mut self, size: u64) -> io::Result<()> {
         self.0.skip_to(size)
-    }
-}
-
-async fn follow_leadership<M: Machine, O: AppliedObserver<M>>(
-    raft: Raft<TypeConfig, StateMachine<M, O>>,
-    leadership: watch::Sender<Leadership>,
-    term: watch::Sender<u64>,
-) {
-    let mut watched = raft.metrics();
-    loop {
-        let (now, applied) = {
-            let seen = watched.borrow_watched();
-            (status::leadership(&seen), seen.last_applied.map_or(0, |log_id| log_id.index))
-        };
-        term.send_replace(now.term);
-        metrics::leadership(now.term, now.is_leader);
-        metrics::applied(applied);
-        leadership.send_if_modified(|before| std::mem::replace(before, now) != now);
-        if watched.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Raft that fails stays stopped: an append that was refused may not be skipped.
-async fn notice_halt<M: Machine, O: AppliedObserver<M>>(
-    raft: Raft<TypeConfig, StateMachine<M, O>>,
-    disk: Disk,
-    halt: watch::Sender<Option<Halt>>,
-) {
-    let mut watched = raft.metrics();
-    loop {
-        let stopped = status::halt(&watched.borrow_watched(), disk.was_full());
-        if stopped.is_some() {
-            halt.send_replace(stopped);
-            return;
-        }
-        if watched.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// A node whose leader contradicts an applied entry takes no further part (architecture.md §2).
-async fn stop_at_fork<M: Machine, O: AppliedObserver<M>>(
-    raft: Raft<TypeConfig, StateMachine<M, O>>,
-    mut fork: watch::Receiver<Option<Fork>>,
-) {
-    if fork.wait_for(Option::is_some).await.is_ok()
-        && let Err(error) = raft.shutdown().await
-    {
-        warn!(%error, "raft core ended by a panic");
-    }
-}
-
-/// Has each checkpoint's snapshot stored; then the log up to it may go.
-async fn store_checkpoints<M: Machine, O: AppliedObserver<M>>(
-    raft: Raft<TypeConfig, StateMachine<M, O>>,
-    mut checkpoint: watch::Receiver<u64>,
-) {
-    while checkpoint.changed().await.is_ok() {
-        let index = *checkpoint.borrow_and_update();
-        // openraft takes one at a time and ignores a trigger while it builds, so ask until this one is stored.
-        while raft.metrics().borrow_watched().snapshot.is_none_or(|stored| stored.index < index) {
-            if raft.trigger().snapshot().await.is_err() {
-                return;
-            }
-            tokio::time::sleep(SNAPSHOT_PAUSE).await;
-        }
     }
 }

@@ -19,6 +19,7 @@ mod confirm;
 pub mod contract;
 mod disk;
 pub mod error;
+mod follow;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
