@@ -12,8 +12,8 @@ use crate::workload::{Workload, check_values, registered, runtime, wishes};
 
 /// Flooding processes.
 const FLOODERS: u8 = 4;
-/// Attempts of each, all kept open: as many in all as a node may have descriptors here. 10⁵ against the listener alone: `ratls`.
-const ATTEMPTS: usize = 5_000;
+/// Attempts of each, all kept open: far more in all than a node takes, and done in a quarter of a minute. 10⁵ are a test of `ratls`.
+const ATTEMPTS: usize = 2_500;
 /// Attempts of one process that wait at once.
 const ABREAST: usize = 64;
 /// Longest flood.
