@@ -15,12 +15,14 @@ use tokio::sync::Mutex;
 use crate::error::NodeFault;
 use crate::metrics;
 use crate::nodes::Nodes;
+use crate::route::Route;
 
 /// See the module text.
 pub(crate) struct Channel {
     dialer: ClientDialer,
     connections: Vec<Mutex<Option<ClientConnection>>>,
     connect_timeout: Duration,
+    route: Route,
 }
 
 /// A question to one node.
@@ -34,8 +36,13 @@ pub(crate) struct Question<'a> {
 }
 
 impl Channel {
-    pub(crate) fn new(dialer: ClientDialer, nodes: usize, connect_timeout: Duration) -> Self {
-        Self { dialer, connections: (0..nodes).map(|_| Mutex::new(None)).collect(), connect_timeout }
+    pub(crate) fn new(dialer: ClientDialer, nodes: usize, connect_timeout: Duration, route: Route) -> Self {
+        Self { dialer, connections: (0..nodes).map(|_| Mutex::new(None)).collect(), connect_timeout, route }
+    }
+
+    /// Another way for the connections to come.
+    pub(crate) fn take_route(&mut self, route: Route) {
+        self.route = route;
     }
 
     /// Asks one node and decodes its answer; notes its health.
@@ -80,18 +87,10 @@ impl Channel {
         if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
             return Ok((connection.clone(), true));
         }
-        let mut fault = nowhere();
-        for address in url.resolve().await.map_err(|error| NodeFault::Resolve { reason: error.to_string() })? {
-            match self.dialer.connect(address, self.connect_timeout).await {
-                Ok(connection) => {
-                    tracing::debug!(node = %url, software = connection.identity().software_root(), "connected to a verified node");
-                    *slot = Some(connection.clone());
-                    return Ok((connection, false));
-                }
-                Err(error) => fault = NodeFault::Connection(error),
-            }
-        }
-        Err(fault)
+        let connection = self.route.connect(&self.dialer, url, self.connect_timeout).await?;
+        tracing::debug!(node = %url, software = connection.identity().software_root(), "connected to a verified node");
+        *slot = Some(connection.clone());
+        Ok((connection, false))
     }
 
     async fn forget(&self, place: usize, broken: &ClientConnection) {

@@ -31,6 +31,7 @@ use crate::nodes::{NodeUrl, Nodes};
 use crate::pin::Pin;
 use crate::race::first_answer;
 use crate::release::ReleasedKeys;
+use crate::route::Route;
 use crate::session::{KeptBeacon, SESSION_LIFETIME, Session};
 
 /// Asks the device for evidence over 64 bytes; may block. The text says why there is none.
@@ -78,6 +79,7 @@ pub struct KmsClient {
     now: Now,
     evidence_of: EvidenceOf,
     kcvs: Option<KcvStore>,
+    route: Route,
     anonymous: Channel,
     session: Mutex<Option<Arc<Session>>>,
 }
@@ -102,8 +104,17 @@ impl KmsClient {
             return Err(ClientError::NoNodes);
         }
         let dialer = ClientDialer::new(None, judge.clone(), now.clone()).map_err(ClientError::Session)?;
-        let anonymous = Channel::new(dialer, nodes.len(), settings.connect_timeout);
-        Ok(Self { pin, nodes, settings, judge, now, evidence_of, kcvs, anonymous, session: Mutex::new(None) })
+        let route = Route::Direct;
+        let anonymous = Channel::new(dialer, nodes.len(), settings.connect_timeout, route.clone());
+        Ok(Self { pin, nodes, settings, judge, now, evidence_of, kcvs, route, anonymous, session: Mutex::new(None) })
+    }
+
+    /// Reaches nodes by another route than their own addresses.
+    #[must_use]
+    pub fn by(mut self, route: Route) -> Self {
+        self.anonymous.take_route(route.clone());
+        self.route = route;
+        self
     }
 
     /// The pin in force.
@@ -216,7 +227,7 @@ impl KmsClient {
             .map_err(ClientError::Session)?;
         let source = CertificateSource::new(identity);
         let dialer = ClientDialer::new(Some(Arc::clone(&source)), self.judge.clone(), self.now.clone()).map_err(ClientError::Session)?;
-        let channel = Channel::new(dialer, self.nodes.len(), self.settings.connect_timeout);
+        let channel = Channel::new(dialer, self.nodes.len(), self.settings.connect_timeout, self.route.clone());
         let session = Arc::new(Session::new(source.current(), channel, KeptBeacon { beacon, fetched, from: place }, now));
         metrics::session();
         tracing::info!(beacon_pos = beacon.beacon_pos, "session begun");

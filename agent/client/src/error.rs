@@ -125,6 +125,14 @@ pub enum NodeFault {
     /// It cannot be reached, or its evidence is not trusted.
     #[error(transparent)]
     Connection(#[from] PeerError),
+    /// The proxy on the way gives no tunnel to it. The proxy or its allow-list is at fault.
+    #[error("proxy {route}: {reason}")]
+    Proxy {
+        /// The way to it.
+        route: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// It refuses.
     #[error("{}: expected {}; got {}", .0.code.text(), .0.expected, .0.got)]
     Refused(Box<Refusal>),
@@ -156,6 +164,7 @@ impl NodeFault {
         match self {
             Self::Resolve { .. } => "resolve",
             Self::Connection(error) => error.code(),
+            Self::Proxy { .. } => "proxy",
             Self::Refused(_) => "refused",
             Self::Undecodable(_) => "undecodable",
             Self::Status { .. } => "status",

@@ -11,6 +11,7 @@
 //! | [`nodes`] | addresses, health, order |
 //! | [`client`] | [`KmsClient`]: sessions, requests, failover |
 //! | [`release`] | what a release answers |
+//! | [`route`] | direct, or through a proxy, out of an enclave over vsock |
 //! | [`kcv`] | check values kept beside what the keys protect |
 //! | [`trust`] | what nodes' evidence is judged by |
 
@@ -26,6 +27,7 @@ pub mod nodes;
 pub mod pin;
 mod race;
 pub mod release;
+pub mod route;
 mod session;
 pub mod trust;
 
@@ -36,4 +38,5 @@ pub use kcv::{KcvError, KcvStore};
 pub use nodes::{NodeUrl, Nodes, UrlError};
 pub use pin::{Pin, PinError};
 pub use release::ReleasedKeys;
+pub use route::{Route, RouteError};
 pub use trust::{Trust, TrustError};

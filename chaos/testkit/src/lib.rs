@@ -8,6 +8,7 @@
 pub mod cluster;
 mod der;
 pub mod device;
+pub mod eif;
 mod error;
 pub mod eventlog;
 pub mod evidence;
@@ -16,6 +17,7 @@ mod key;
 mod machine;
 mod measure;
 pub mod nitro;
+pub mod qemu;
 mod roots;
 pub mod tdx;
 pub mod tsm;

@@ -216,7 +216,7 @@ fn load_key<K: Key>(path: &Path) -> Result<K, TestkitError> {
 }
 
 /// Creates the file with `mode`; an existing one is an error.
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), TestkitError> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), TestkitError> {
     let mut file =
         fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|error| TestkitError::file(path, error))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| TestkitError::file(path, error))

@@ -13,7 +13,9 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
+use tokio_rustls::client::TlsStream;
 
 use crate::dial::{Fault, Watched};
 use crate::error::{PeerError, RatlsError};
@@ -22,7 +24,7 @@ use crate::peer::PeerRole;
 use crate::peer_client::collect;
 use crate::pool::GuardedPool;
 use crate::source::CertificateSource;
-use crate::verifier::Verifier;
+use crate::verifier::{Verdict, Verifier};
 use crate::{Now, dial, tls};
 
 /// What all connections of a client share.
@@ -66,6 +68,26 @@ impl ClientDialer {
     /// [`PeerError`]. The node's refusal of our certificate shows at the first request.
     pub async fn connect(&self, address: SocketAddr, timeout: Duration) -> Result<ClientConnection, PeerError> {
         let (stream, verdict) = dial::connect(address, &self.tls, timeout).await?;
+        Self::speak(stream, verdict, address).await
+    }
+
+    /// As [`ClientDialer::connect`], over a stream that leads to the node already: a tunnel. `address` is for messages, and for the
+    /// name that requests carry; nothing is decided by it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_over<S>(&self, stream: S, address: SocketAddr, timeout: Duration) -> Result<ClientConnection, PeerError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (stream, verdict) = dial::connect_over(stream, address, &self.tls, timeout).await?;
+        Self::speak(stream, verdict, address).await
+    }
+
+    async fn speak<S>(stream: TlsStream<S>, verdict: Verdict, address: SocketAddr) -> Result<ClientConnection, PeerError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let (stream, fault) = Watched::new(stream, address);
         let io = TokioIo::new(stream);

@@ -28,13 +28,35 @@ pub(crate) async fn connect(
     let dial = async {
         let stream = TcpStream::connect(address).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
-        let name = ServerName::IpAddress(address.ip().into());
-        let (stream, verdict) = with_verdict(TlsConnector::from(Arc::clone(config)).connect(name, stream)).await;
-        let stream = stream.map_err(|error| classify(address, &error))?;
-        // rustls ends no handshake as a client without asking the verifier.
-        let verdict = verdict.ok_or(PeerError::Untrusted { address, error: JudgeError::NoEvidence })?;
-        Ok((stream, verdict))
+        handshake(stream, address, config).await
     };
+    within(timeout, address, dial).await
+}
+
+/// As [`connect`], over a stream that leads to the server already.
+pub(crate) async fn connect_over<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+    timeout: Duration,
+) -> Result<(TlsStream<S>, Verdict), PeerError> {
+    within(timeout, address, handshake(stream, address, config)).await
+}
+
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+) -> Result<(TlsStream<S>, Verdict), PeerError> {
+    let name = ServerName::IpAddress(address.ip().into());
+    let (stream, verdict) = with_verdict(TlsConnector::from(Arc::clone(config)).connect(name, stream)).await;
+    let stream = stream.map_err(|error| classify(address, &error))?;
+    // rustls ends no handshake as a client without asking the verifier.
+    let verdict = verdict.ok_or(PeerError::Untrusted { address, error: JudgeError::NoEvidence })?;
+    Ok((stream, verdict))
+}
+
+async fn within<T>(timeout: Duration, address: SocketAddr, dial: impl Future<Output = Result<T, PeerError>>) -> Result<T, PeerError> {
     match tokio::time::timeout(timeout, dial).await {
         Ok(outcome) => outcome,
         Err(_elapsed) => Err(PeerError::Timeout { address, stage: "connecting", waited: timeout }),

@@ -38,7 +38,8 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     fn platform_key(&self, purpose: &[u8]) -> Result<Option<Secret<32>>, TeeError>;
 
     /// Boots an emulated guest: from here on evidence and keys are the guest's. Once per device value; hardware refuses
-    /// with [`TeeError::NoGuests`], for there the program is part of the guest that was booted.
+    /// with [`TeeError::NoGuests`], for there the program is part of the guest that was booted. An enclave's NSM, which
+    /// measures no app id, takes from it the one that evidence claims.
     ///
     /// # Errors
     /// The device's; see [`TeeError`].
@@ -101,7 +102,7 @@ pub struct Quote {
 /// A device that was opened, to be shared between tasks.
 pub type Opened = Arc<dyn Device>;
 
-/// Opens the device that a config names: `software:/path/to/socket`, `tdx`, `tdx:ROOT` or `gcp`; see [`crate::options`] for what may
+/// Opens the device that a config names: `software:/path/to/socket`, `tdx`, `tdx:ROOT`, `gcp`, `nsm` or `nsm:/dev/nsm`; see [`crate::options`] for what may
 /// follow.
 ///
 /// # Errors
@@ -116,6 +117,10 @@ pub fn open(config: &str) -> Result<Opened, TeeError> {
         Kind::Gcp => Ok(Arc::new(crate::tpm::GcpDevice::open(&options)?)),
         #[cfg(not(feature = "tpm"))]
         Kind::Gcp => Err(TeeError::NotBuilt { config: config.to_owned(), feature: "tpm" }),
+        #[cfg(feature = "nsm")]
+        Kind::Nsm => Ok(Arc::new(crate::nsm::NsmDevice::open(&options.root)?)),
+        #[cfg(not(feature = "nsm"))]
+        Kind::Nsm => Err(TeeError::NotBuilt { config: config.to_owned(), feature: "nsm" }),
     }
 }
 
@@ -130,6 +135,17 @@ mod tests {
             assert_eq!(refused, TeeError::UnknownDevice { config: config.to_owned() });
             assert!(refused.to_string().contains("\"tdx\""));
         }
+    }
+
+    #[test]
+    fn an_nsm_that_is_not_there_is_named() {
+        let refused = open("nsm:/nonexistent/nsm").unwrap_err();
+        let expected = if cfg!(feature = "nsm") {
+            TeeError::DeviceFile { path: "/nonexistent/nsm".into(), kind: std::io::ErrorKind::NotFound }
+        } else {
+            TeeError::NotBuilt { config: "nsm:/nonexistent/nsm".into(), feature: "nsm" }
+        };
+        assert_eq!(refused, expected);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TeeError {
     /// The config names no device of this build. Operator's to fix.
-    #[error("unknown device {config:?}: \"tdx\", \"tdx:ROOT\", \"gcp\" and \"software:/path/to/socket\" are known")]
+    #[error("unknown device {config:?}: \"tdx\", \"tdx:ROOT\", \"gcp\", \"nsm\", \"nsm:/dev/nsm\" and \"software:/path/to/socket\" are known")]
     UnknownDevice {
         /// What the config says.
         config: String,
@@ -33,6 +33,31 @@ pub enum TeeError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The device's file cannot be opened. Operator's to fix: is this the right machine, is its driver loaded?
+    #[error("cannot open {path}: {kind}")]
+    DeviceFile {
+        /// The file.
+        path: String,
+        /// What the system says.
+        kind: ErrorKind,
+    },
+    /// The enclave's NSM refused or failed. By `why`: retry, or the device is not what the config says.
+    #[error("nsm call {call} failed: {why}")]
+    Nsm {
+        /// Name of the call in AWS's API.
+        call: &'static str,
+        /// Its reason.
+        why: &'static str,
+    },
+    /// The NSM's registers are of another hash than every verifier expects. Use another machine.
+    #[error("the nsm's registers are {got}, not SHA384")]
+    NsmDigest {
+        /// Its hash.
+        got: &'static str,
+    },
+    /// A measured register is zero: the enclave was started in debug mode. Operator's to fix: start it without.
+    #[error("this enclave runs in debug mode (zero PCRs), so every verifier refuses its evidence; start it without `--debug-mode`")]
+    DebugEnclave,
     /// The socket cannot be connected to. Operator's to fix: is the device process running?
     #[error("cannot connect to the software device at {path}: {kind}")]
     Connect {

@@ -1,7 +1,7 @@
 //! The text by which a config names a device. Owns: its grammar and every default path. Never: opens anything.
 //!
 //! `NAME[:WHERE][;KEY=VALUE]…`, for one `tdx`, `tdx:/sys/kernel/config/tsm;events=/run/log/events`, `gcp;tpm=device:/dev/tpmrm0`.
-//! `software:PATH` takes no options: everything after the colon is the socket's path.
+//! `software:PATH` takes no options: everything after the colon is the socket's path. `nsm[:PATH]` takes none either.
 //!
 //! | key | of | default |
 //! |---|---|---|
@@ -24,6 +24,9 @@ pub const TPM: &str = "device:/dev/tpmrm0";
 /// Where Linux shows the event log of the first TPM.
 pub const TPM_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
 
+/// Where the kernel's driver puts an enclave's NSM.
+pub const NSM: &str = "/dev/nsm";
+
 /// Which device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -33,6 +36,8 @@ pub enum Kind {
     Tdx,
     /// A TD of Google Cloud with its vTPM.
     Gcp,
+    /// A Nitro enclave's NSM.
+    Nsm,
 }
 
 /// A file that a machine may lack.
@@ -52,7 +57,7 @@ pub enum Source {
 pub struct Options {
     /// Which device.
     pub kind: Kind,
-    /// Socket, or root of configfs-tsm.
+    /// Socket, root of configfs-tsm, or the NSM's file.
     pub root: PathBuf,
     /// Runtime event log.
     pub events: PathBuf,
@@ -77,6 +82,13 @@ impl Options {
         let unknown = || TeeError::UnknownDevice { config: config.to_owned() };
         if let Some(path) = config.strip_prefix("software:") {
             return if path.is_empty() { Err(unknown()) } else { Ok(Self::of(Kind::Software, path)) };
+        }
+        if let Some(rest) = config.strip_prefix("nsm") {
+            return match rest.strip_prefix(':') {
+                None if rest.is_empty() => Ok(Self::of(Kind::Nsm, NSM)),
+                Some(path) if !path.is_empty() => Ok(Self::of(Kind::Nsm, path)),
+                _ => Err(unknown()),
+            };
         }
         let mut parts = config.split(';');
         let device = parts.next().unwrap_or_default();

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dstack_client::{NodeUrl, Settings, Trust};
+use dstack_client::{NodeUrl, Route, Settings, Trust};
 use dstack_protocol::AppId;
 use dstack_protocol::release::KeyClass;
 use dstack_runtime::config::{ConfigError, Loaded, Loader};
@@ -30,6 +30,8 @@ pub struct RawConfig {
     key_classes: Vec<String>,
     #[serde(default = "default_patience")]
     patience_s: u64,
+    #[serde(default = "default_proxy")]
+    proxy: String,
     #[serde(default)]
     trust: Trust,
 }
@@ -40,6 +42,10 @@ fn default_classes() -> Vec<String> {
 
 fn default_patience() -> u64 {
     60
+}
+
+fn default_proxy() -> String {
+    Route::Direct.to_string()
 }
 
 /// Checked.
@@ -59,6 +65,8 @@ pub struct Config {
     pub kcv_file: Option<PathBuf>,
     /// Keys to fetch.
     pub key_classes: Vec<KeyClass>,
+    /// The way to the nodes.
+    pub route: Route,
     /// What nodes are judged by.
     pub trust: Trust,
     /// Of the client.
@@ -106,6 +114,7 @@ impl TryFrom<RawConfig> for Config {
         if raw.patience_s > 3600 {
             return Err(wrong("patience_s", "at most 3600 seconds", raw.patience_s));
         }
+        let route = raw.proxy.parse().map_err(|_| wrong("proxy", "direct, vsock:CID:PORT or http://host:port", &raw.proxy))?;
         let beside = raw.output.as_ref().map(|output| {
             let mut name = output.clone().into_os_string();
             name.push(".kcv.json");
@@ -119,6 +128,7 @@ impl TryFrom<RawConfig> for Config {
             output: raw.output,
             kcv_file: raw.kcv_file.or(beside),
             key_classes,
+            route,
             trust: raw.trust,
             settings: Settings { patience: Duration::from_secs(raw.patience_s), ..Settings::default() },
         })

@@ -57,7 +57,7 @@ pub async fn run(config: &Config, now: Now) -> anyhow::Result<ReleasedKeys> {
     let evidence_of: EvidenceOf = Arc::new(move |report_data| device.evidence(report_data).map_err(|error| error.to_string()));
     let kcvs = config.kcv_file.as_ref().map(KcvStore::new);
     let judge = config.trust.judge().context("cannot judge the evidence of nodes")?;
-    let client = KmsClient::new(pin, config.kms_urls.clone(), config.settings, judge, now, evidence_of, kcvs)?;
+    let client = KmsClient::new(pin, config.kms_urls.clone(), config.settings, judge, now, evidence_of, kcvs)?.by(config.route.clone());
     let wish = |class: &KeyClass| Wish::new(*class, if *class == KeyClass::Disk { own.instance_id.clone() } else { Vec::new() });
     let wishes: Vec<Wish> = config.key_classes.iter().map(wish).collect::<Result<_, _>>()?;
     Ok(client.release(&own.app_id, &wishes).await?)

@@ -11,7 +11,9 @@ use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_runtime::hardening::{Hardening, harden};
 use dstack_runtime::telemetry::{LogFormat, init_logging};
 use dstack_util::config::{Config, load};
-use dstack_util::{app_keys, get_keys};
+use dstack_util::forward::{Listen, Target};
+use dstack_util::{app_keys, get_keys, show};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
 #[command(name = "dstack-util", version, about = "The minimal helper inside an enclave or a confidential VM")]
@@ -32,7 +34,29 @@ enum Command {
                             Example: dstack-util get-keys -k https://kms-1:12001 -k https://kms-2:12001 --device software:/run/tee.sock \
                             --compose app-compose.json -o .appkeys.json"
     )]
-    GetKeys(GetKeys),
+    GetKeys(Box<GetKeys>),
+    /// Show what this machine is: its device, its measurement, what a policy has to list
+    #[command(after_help = "Prints one line of JSON. Nothing of it is proven: verify evidence before you list it in a policy.\n\n\
+                            Example: dstack-util show --device nsm")]
+    Show {
+        /// Device that makes the evidence: nsm, nsm:/dev/nsm or software:/path/to/socket
+        #[arg(long)]
+        device: String,
+    },
+    /// On the parent of an enclave: carry its connections to the nodes, and nowhere else
+    #[command(after_help = "A CONNECT proxy. Inside the enclave: get-keys --proxy vsock:3:3128. Ends at SIGINT and SIGTERM.\n\n\
+                            Example: dstack-util forward --listen vsock:3128 --allow kms-1:12001 --allow kms-2:12001")]
+    Forward {
+        /// Where: vsock:PORT, unix:/path/to/socket or tcp:ADDRESS:PORT
+        #[arg(long)]
+        listen: Listen,
+        /// A node, host:port or https://host:port, that may be connected to
+        #[arg(long, required = true, value_delimiter = ',')]
+        allow: Vec<Target>,
+        /// Log filter on standard error
+        #[arg(long, default_value = "info")]
+        log: String,
+    },
 }
 
 #[derive(Args)]
@@ -43,7 +67,7 @@ struct GetKeys {
     /// The app, 40 hex digits; else the one of the compose file
     #[arg(long)]
     app_id: Option<String>,
-    /// Device that makes the evidence: software:/path/to/socket
+    /// Device that makes the evidence: nsm in an enclave, or software:/path/to/socket
     #[arg(long)]
     device: Option<String>,
     /// The measured app-compose.json, whose member dstack_kms pins the cluster
@@ -58,6 +82,9 @@ struct GetKeys {
     /// Keys to fetch [default: disk,env,k256]
     #[arg(long = "key-class", value_delimiter = ',')]
     key_classes: Vec<String>,
+    /// Way to the nodes: direct, vsock:3:3128 out of an enclave, or http://host:port [default: direct]
+    #[arg(long)]
+    proxy: Option<String>,
     /// DER file of a software root to trust in nodes; never in production
     #[arg(long = "software-root")]
     software_roots: Vec<PathBuf>,
@@ -106,20 +133,41 @@ impl GetKeys {
         if !self.node_measurements.is_empty() {
             flags.push(("trust.node_measurements", list(self.node_measurements.iter().map(|hex| text(hex)).collect())));
         }
+        flags.extend(self.proxy.as_ref().map(|proxy| ("proxy", text(proxy))));
         flags.extend(self.patience_s.map(|seconds| ("patience_s", seconds.to_string())));
         flags
     }
 }
 
 fn main() -> ExitCode {
-    let Command::GetKeys(arguments) = Arguments::parse().command;
-    match get_keys(&arguments) {
+    let outcome = match Arguments::parse().command {
+        Command::GetKeys(arguments) => get_keys(&arguments),
+        Command::Show { device } => show::run(&device).and_then(|line| Ok(writeln!(std::io::stdout(), "{line}")?)),
+        Command::Forward { listen, allow, log } => forward(&listen, allow, &log),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(get_keys::status(&error))
         }
     }
+}
+
+fn forward(listen: &Listen, allow: Vec<Target>, log: &str) -> anyhow::Result<()> {
+    init_logging(LogFormat::Pretty, log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let listener = listen.bind().await.with_context(|| format!("cannot listen at {listen}"))?;
+        let place = listener.tcp_address().map_or_else(|| listen.to_string(), |address| format!("tcp:{address}"));
+        println!("listening at {place}");
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        tokio::select! {
+            outcome = dstack_util::forward::serve(listener, allow) => outcome.context("the listener failed"),
+            _ = terminate.recv() => Ok(()),
+            _ = tokio::signal::ctrl_c() => Ok(()),
+        }
+    })
 }
 
 fn get_keys(arguments: &GetKeys) -> anyhow::Result<()> {

@@ -6,5 +6,5 @@ mod document;
 mod pki;
 
 pub use document::NsmDocument;
-pub use pki::EnclaveHost;
+pub use pki::{EnclaveHost, SigningFiles};
 pub(crate) use pki::{NitroPki, extend_pcr};

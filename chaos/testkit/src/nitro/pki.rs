@@ -1,13 +1,18 @@
 //! Root, regional, zonal and instance certificates of one emulated Nitro host, and the enclave's own leaf.
 //! Source: the chains of published documents (names, path lengths 2, 1, 0, a short-lived leaf `CA:FALSE`).
 
-use dstack_secret::Secret;
+use std::fmt;
+use std::path::Path;
+
+use base64::Engine as _;
+use dstack_secret::{Secret, SecretBytes};
 use rcgen::DnType;
 use sha2::{Digest as _, Sha384};
 
 use crate::error::TestkitError;
 use crate::key::{Key as _, P384Key, derive_public, derive_secret};
 use crate::nitro::NsmDocument;
+use crate::roots::write_new;
 use crate::validity::Validity;
 use crate::x509::{Certified, Role, Template};
 
@@ -90,6 +95,46 @@ impl EnclaveHost {
     /// # Errors
     /// [`TestkitError::Certificate`] when the leaf cannot be written.
     pub fn sign(&self, document: &NsmDocument, now_ms: u64) -> Result<Vec<u8>, TestkitError> {
+        let leaf = self.leaf(now_ms)?;
+        Ok(document.cose_sign1(&leaf.der, &self.bundle, &leaf.key))
+    }
+}
+
+/// Environment of a QEMU whose NSM signs as this host's: names with the files they name.
+pub type SigningFiles = Vec<(&'static str, String)>;
+
+impl EnclaveHost {
+    /// Writes the leaf's key (PKCS#8, PEM, mode 0600) and the certificates (DER) to `dir`, as the patched device of QEMU reads them.
+    ///
+    /// # Errors
+    /// [`TestkitError::Certificate`], [`TestkitError::File`].
+    pub fn signing_files(&self, dir: &Path, now_ms: u64) -> Result<SigningFiles, TestkitError> {
+        let leaf = self.leaf(now_ms)?;
+        let named = |name: &str| dir.join(name);
+        let key_file = named("leaf.key");
+        let pem = leaf.key.to_pkcs8().map_err(|error| TestkitError::file(&key_file, error))?.expose(|der| {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
+            SecretBytes::take(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n")).into_bytes())
+        });
+        pem.expose(|pem| write_new(&key_file, pem, 0o600))?;
+        let leaf_file = named("leaf.der");
+        write_new(&leaf_file, &leaf.der, 0o644)?;
+        let mut bundle = Vec::new();
+        for (place, certificate) in self.bundle.iter().enumerate() {
+            let file = named(&format!("ca-{place}.der"));
+            write_new(&file, certificate, 0o644)?;
+            bundle.push(file.display().to_string());
+        }
+        Ok(vec![
+            ("NSM_TEST_KEY", key_file.display().to_string()),
+            ("NSM_TEST_CERT", leaf_file.display().to_string()),
+            ("NSM_TEST_CABUNDLE", bundle.join(":")),
+        ])
+    }
+
+    /// The enclave's own certificate at that time.
+    fn leaf(&self, now_ms: u64) -> Result<Certified<P384Key>, TestkitError> {
         // One leaf an hour: the same certificate serves all documents of the hour.
         let from_s = (now_ms / 1000 / LEAF_STEP_S).saturating_mul(LEAF_STEP_S).saturating_sub(LEAF_STEP_S);
         let validity = Validity {
@@ -104,8 +149,13 @@ impl EnclaveHost {
             extension: None,
             validity,
         };
-        let leaf = self.host.issue(template, key)?;
-        Ok(document.cose_sign1(&leaf.der, &self.bundle, &leaf.key))
+        self.host.issue(template, key)
+    }
+}
+
+impl fmt::Debug for EnclaveHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnclaveHost").field("module_id", &self.module_id).finish_non_exhaustive()
     }
 }
 
