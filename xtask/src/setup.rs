@@ -99,12 +99,29 @@ fn debian(shell: &Shell) -> anyhow::Result<()> {
 }
 
 /// How apt-get is called here: as root, or through sudo.
-struct Apt {
+pub(crate) struct Apt {
     prefix: &'static [&'static str],
 }
 
 impl Apt {
-    fn at_hand(shell: &Shell) -> anyhow::Result<Self> {
+    /// Installs what of `packages` is missing, reading the lists anew only then.
+    pub(crate) fn install(&self, shell: &Shell, packages: &[&str]) -> anyhow::Result<()> {
+        let is_there = |package: &str| {
+            let status = shell.read(shell.command("dpkg-query", &["-W", "-f=${db:Status-Abbrev}", package]));
+            status.is_ok_and(|status| status.starts_with("ii"))
+        };
+        let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_there(package)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        eprintln!("setup: installing {}", missing.join(" "));
+        self.run(shell, &["update", "--quiet"])?;
+        let mut words = vec!["-o", "DPkg::Lock::Timeout=600", "install", "--quiet", "--yes", "--no-install-recommends"];
+        words.extend(missing);
+        self.run(shell, &words)
+    }
+
+    pub(crate) fn at_hand(shell: &Shell) -> anyhow::Result<Self> {
         if find_program("apt-get").is_none() {
             bail!("there is no apt-get here; install the packages above by your system's means");
         }

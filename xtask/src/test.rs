@@ -8,11 +8,14 @@ use anyhow::Context as _;
 
 use crate::setup;
 use crate::shell::{Shell, seconds};
+use crate::tee;
 
 /// Runs them; the lines say how long each part took. The counts are in the runner's own summary above.
 pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> anyhow::Result<Vec<String>> {
     setup::for_tests(shell)?;
     let programs = programs(shell, packages)?;
+    let with_enclave = packages.is_empty() || packages.iter().any(|package| package == TESTKIT);
+    let kit = if with_enclave { tee::kit(shell, false)? } else { None };
     let mut scope = Vec::new();
     for package in packages {
         scope.extend(["--package", package.as_str()]);
@@ -23,6 +26,7 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
 
     let mut nextest = shell.cargo(&["nextest", "run", "--locked"]);
     nextest.args(&scope).args(filters);
+    nextest.envs(kit.map(|kit| (tee::KIT_VARIABLE, kit)));
     let units = shell.run(nextest)?;
 
     let mut lines = vec![format!("programs of the tests: built, {}", seconds(programs)), format!("tests: passed, {}", seconds(units))];
@@ -36,6 +40,16 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
         eprintln!("{line}");
     }
     Ok(lines)
+}
+
+/// Runs tests of devices against something real, and prepares what they need.
+pub(crate) fn devices(shell: &Shell) -> anyhow::Result<Duration> {
+    setup::for_tests(shell)?;
+    let kit = tee::kit(shell, true)?;
+    programs(shell, &[])?;
+    let mut nextest = shell.cargo(&["nextest", "run", "--locked", "--workspace", "-E", tee::TESTS]);
+    nextest.envs(kit.map(|kit| (tee::KIT_VARIABLE, kit)));
+    shell.run(nextest)
 }
 
 /// Builds what tests start as processes. The node that exports dealers' constants to the memory search, and lies on command, is built
@@ -58,5 +72,7 @@ fn programs(shell: &Shell, packages: &[String]) -> anyhow::Result<Duration> {
     Ok(elapsed)
 }
 
+/// The package of the test with the enclave.
+const TESTKIT: &str = "dstack-testkit";
 /// The node's package.
 const NODE: &str = "dstack-node";

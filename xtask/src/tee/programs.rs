@@ -1,0 +1,31 @@
+//! Our own programs for the enclave: static, because its image has no libraries. Owns: how they are built.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::shell::Shell;
+
+/// The programs, which the kit names alike.
+pub(super) const NAMES: [&str; 2] = ["dstack-util", "dstack-enclave-init"];
+/// Named, so that flags for the enclave are none for build scripts.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds both; the folder with them, without symbols: every byte is measured and unpacked.
+pub(super) fn build(shell: &Shell) -> anyhow::Result<PathBuf> {
+    let mut command = shell.cargo(&["build", "--locked", "--target", TARGET]);
+    for name in NAMES {
+        command.args(["--package", name, "--bin", name]);
+    }
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    shell.run(command)?;
+    let (from, to) = (shell.target().join(TARGET).join("debug"), shell.target().join("enclave-programs"));
+    fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
+    for name in NAMES {
+        let mut strip = shell.command("strip", &["-o"]);
+        strip.arg(to.join(name)).arg(from.join(name));
+        shell.run(strip)?;
+    }
+    Ok(to)
+}
