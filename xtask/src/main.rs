@@ -35,7 +35,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Install what the other commands need and say what was installed
-    Setup,
+    Setup {
+        /// Also build and keep what tests of devices need, see `test --help`
+        #[arg(long)]
+        tee: bool,
+    },
     /// The story of the README on this machine: three nodes, two apps, a killed leader, a refused change
     Demo {
         /// Leave the cluster up until interrupted
@@ -98,7 +102,7 @@ fn main() -> ExitCode {
 
 fn run(shell: &Shell, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Setup => setup::run(shell),
+        Command::Setup { tee } => setup::run(shell).and_then(|()| if tee { tee::kit(shell, true).map(drop) } else { Ok(()) }),
         Command::Demo { keep } => demo::run(shell, keep),
         Command::Check => check::run(shell).map(drop),
         Command::Tidy => tidy::run(shell).map(drop),

@@ -1,7 +1,7 @@
 //! `show`: what this machine is. Owns: one line of JSON. Never: a proof; the device's own words are not evidence.
 
-use dstack_protocol::codec::sha256;
 use dstack_protocol::Platform;
+use dstack_protocol::codec::sha256;
 use serde_json::json;
 
 /// Asks the device.

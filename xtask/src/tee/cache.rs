@@ -58,7 +58,8 @@ impl Cache {
 
 /// A short name for everything that an entry depends on.
 pub(super) fn key(parts: &[&str]) -> String {
-    let sum = parts.iter().fold(Sha256::new(), |sum, part| sum.chain_update((part.len() as u64).to_be_bytes()).chain_update(part)).finalize();
+    let sum =
+        parts.iter().fold(Sha256::new(), |sum, part| sum.chain_update((part.len() as u64).to_be_bytes()).chain_update(part)).finalize();
     sum.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 

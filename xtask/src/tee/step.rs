@@ -32,7 +32,8 @@ impl Step {
     /// Runs a command, its output appended to the log.
     pub(super) fn run(&self, command: &mut Command) -> anyhow::Result<()> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let log = File::options().create(true).append(true).open(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let log =
+            File::options().create(true).append(true).open(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
         let twin = log.try_clone()?;
         let status = command.stdin(Stdio::null()).stdout(log).stderr(twin).status().with_context(|| format!("cannot start {program}"))?;
         if status.success() {

@@ -147,9 +147,18 @@ mod tests {
         let bytes = image.to_bytes();
         assert_eq!(hex::encode(sha2::Sha256::digest(&bytes)), "39c1af12b49a6031f707a5b7066e5395102a8c039c8df5d5e55d80305d21b167");
         let pcrs = image.pcrs();
-        assert_eq!(hex::encode(pcrs.pcr0), "af00ae5cb3f9ba76d867d1cc94fe68183c4ba61dc604c52c1b909e5af1f3a275791c37909d527f022609e1cd73ea7390");
-        assert_eq!(hex::encode(pcrs.pcr1), "f9821a72b27157e6722f7d75b3cf35ec79cb2d7eb05ab0184556abd22116b65899182c576e8cad436623a8cda2ea2f30");
-        assert_eq!(hex::encode(pcrs.pcr2), "b76036a6963404c7fe1249127a5c2fc684090bd30f0386d9b643e2e11e203f2fb62d50ea1af96ad3bc6ba974c3b1c79a");
+        assert_eq!(
+            hex::encode(pcrs.pcr0),
+            "af00ae5cb3f9ba76d867d1cc94fe68183c4ba61dc604c52c1b909e5af1f3a275791c37909d527f022609e1cd73ea7390"
+        );
+        assert_eq!(
+            hex::encode(pcrs.pcr1),
+            "f9821a72b27157e6722f7d75b3cf35ec79cb2d7eb05ab0184556abd22116b65899182c576e8cad436623a8cda2ea2f30"
+        );
+        assert_eq!(
+            hex::encode(pcrs.pcr2),
+            "b76036a6963404c7fe1249127a5c2fc684090bd30f0386d9b643e2e11e203f2fb62d50ea1af96ad3bc6ba974c3b1c79a"
+        );
     }
 
     #[test]

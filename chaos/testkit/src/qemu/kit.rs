@@ -65,7 +65,8 @@ impl Kit {
         Ok(Image {
             kernel: read(&self.path("vmlinuz")?)?,
             command_line: COMMAND_LINE.to_owned(),
-            metadata: "{\"ImageName\":\"dstack-test\",\"ImageVersion\":\"0\",\"BuildMetadata\":{},\"DockerInfo\":{},\"CustomMetadata\":{}}".to_owned(),
+            metadata: "{\"ImageName\":\"dstack-test\",\"ImageVersion\":\"0\",\"BuildMetadata\":{},\"DockerInfo\":{},\"CustomMetadata\":{}}"
+                .to_owned(),
             ramdisks: vec![boot.finish(), app.finish()],
         })
     }

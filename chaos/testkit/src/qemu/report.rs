@@ -12,7 +12,8 @@ impl Report {
     pub(crate) fn of(console: String) -> Self {
         // A terminal's line ends, and whatever the kernel says between.
         let lines = console.lines().filter_map(|line| {
-            let (word, value) = line.trim_end().strip_prefix("enclave ")?.split_once(' ').unwrap_or_default();
+            let said = line.trim_end().strip_prefix("enclave ")?;
+            let (word, value) = said.split_once(' ').unwrap_or((said, ""));
             Some((word.to_owned(), value.to_owned()))
         });
         Self { lines: lines.collect(), console }
