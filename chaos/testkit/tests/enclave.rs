@@ -5,8 +5,8 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_testkit::SoftwareRoots;
 use dstack_testkit::cluster::{App, Cluster, ClusterSpec, MachineKind};
 use dstack_testkit::eif::Image;
@@ -135,8 +135,7 @@ fn an_enclave_gets_its_keys_and_a_changed_one_does_not() {
     assert!(!refused.has("check-values") && refused.all("printed").is_empty(), "{}", refused.console);
 
     // The allowed image under a root that nobody trusts: no session, and no key.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
-    let others = SoftwareRoots::generate(dstack_protocol::UnixMillis(u64::try_from(now).unwrap())).unwrap();
+    let others = SoftwareRoots::generate(SystemClock::new().now()).unwrap();
     let forged = setting.run("e4", &image, &others.enclave_host("qemu").unwrap());
     assert_ne!(forged.all("exit"), "0", "{}", forged.console);
     assert!(!forged.has("check-values"), "{}", forged.console);
@@ -161,7 +160,7 @@ fn the_module_is_as_documented(report: &Report, image: &Image, host: &EnclaveHos
         assert_eq!(report.all(&format!("beyond-{name}")), format!("refused: {text}"));
     }
     // The guest's clock is the host's, so certificates mean something there.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = SystemClock::new().now().0 / 1000;
     let clock: u64 = report.all("clock").parse().unwrap();
     assert!(now.abs_diff(clock) < 600, "clock {clock}, now {now}");
 }

@@ -12,7 +12,9 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TeeError {
     /// The config names no device of this build. Operator's to fix.
-    #[error("unknown device {config:?}: \"tdx\", \"tdx:ROOT\", \"gcp\", \"nsm\", \"nsm:/dev/nsm\" and \"software:/path/to/socket\" are known")]
+    #[error(
+        "unknown device {config:?}: \"tdx\", \"tdx:ROOT\", \"gcp\", \"nsm\", \"nsm:/dev/nsm\" and \"software:/path/to/socket\" are known"
+    )]
     UnknownDevice {
         /// What the config says.
         config: String,

@@ -54,7 +54,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const GROUND: &[&str] = &["protocol", "secret"];
 
 /// Crates that may use anything, and that nothing may use except as dev-dependency.
-const PROOF: &[&str] = &["dstack-testkit", "dstack-enclave-init", "dstack-sim", "dstack-harness", "dstack-fuzz-targets", "dstack-benches", "xtask"];
+const PROOF: &[&str] =
+    &["dstack-testkit", "dstack-enclave-init", "dstack-sim", "dstack-harness", "dstack-fuzz-targets", "dstack-benches", "xtask"];
 
 /// Independent oracles of tests: never linked into a product.
 const TESTS_ONLY: &[&str] = &["shamir_secret_sharing", "voprf", "proptest", "criterion"];
