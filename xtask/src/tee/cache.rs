@@ -1,5 +1,5 @@
 //! The cache folder: `$XDG_CACHE_HOME/dstack-kms`, else `~/.cache/dstack-kms`. Owns: that an entry is there whole or not at all.
-//! Never: removes an entry; a new version or hash is a new one.
+//! Never: removes an entry; a new version or hash is a new one. Workshops of ended processes go.
 
 use std::env;
 use std::fs;
@@ -21,7 +21,22 @@ impl Cache {
         };
         let folder = above.join("dstack-kms");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        Ok(Self { folder })
+        let cache = Self { folder };
+        cache.sweep();
+        Ok(cache)
+    }
+
+    /// Removes workshops of processes that ended without keeping what they built.
+    fn sweep(&self) {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok);
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let process =
+                name.strip_prefix('.').and_then(|rest| rest.rsplit_once('-')).and_then(|(_, process)| process.parse::<u32>().ok());
+            if process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// The entry `<name>-<version>-<key>` of the highest version, whatever that is: what is there needs no network.
