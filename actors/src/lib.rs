@@ -26,4 +26,5 @@ pub mod release;
 #[cfg(feature = "insecure-rogue")]
 pub mod rogue;
 pub mod share_holder;
+pub mod standings;
 pub mod verifier;

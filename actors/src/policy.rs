@@ -14,6 +14,7 @@ use dstack_release::clearance::{Clearance, HolderView, clear, precheck};
 
 use crate::metrics;
 use crate::ports::{Certificates, Log, Now, read};
+use crate::standings::{Standings, Subject};
 
 /// Messages that may wait.
 pub const CAPACITY: usize = 1024;
@@ -30,6 +31,8 @@ pub struct Policy {
     pub certificates: Arc<dyn Certificates>,
     /// Own clock.
     pub now: Now,
+    /// Where the TCB of an app is noted that is accepted and not up to date.
+    pub standings: Arc<Standings>,
 }
 
 impl Actor for Policy {
@@ -89,6 +92,9 @@ impl Handler<Clear> for Policy {
     type Result = Result<Clearance, Refusal>;
 
     fn handle(&mut self, message: Clear, _context: &mut Self::Context) -> Self::Result {
-        self.view(|view| clear(&message.signed, &message.go, &message.identity, view))
+        let clearance = self.view(|view| clear(&message.signed, &message.go, &message.identity, view))?;
+        let grant = clearance.grant();
+        self.standings.note(Subject::App(grant.app_id()), grant.tcb_standing(), (self.now)());
+        Ok(clearance)
     }
 }

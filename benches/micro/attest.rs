@@ -1,11 +1,19 @@
-//! Judging evidence: cold, by the library alone, from the cache of verdicts; software evidence, and real where the vectors are.
+//! Judging evidence: collateral and all, with collateral checked before, from the cache of verdicts; beside it the signature
+//! verifications alone and `dcap-qvl` alone. Software evidence, and real where the vectors are.
 
 use std::cell::LazyCell;
+use std::sync::Arc;
 
-use criterion::Criterion;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, EcdsaVerificationAlgorithm, KeyPair as _, UnparsedPublicKey,
+};
+use criterion::{BatchSize, Criterion};
 use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::verify::QuoteVerifier;
-use dstack_attest::{TcbPolicy, TdxCollateral, TrustRoots, VerifyContext, nitro, verify, verify_legacy};
+use dstack_attest::tdx::{CheckedCollateral, verify_quote, verify_quote_checked};
+use dstack_attest::{CollateralBundle, TcbPolicy, TdxCollateral, TrustRoots, VerifyContext, nitro, verify, verify_legacy};
 use dstack_benches::clock::CpuTime;
 use dstack_benches::tls_world::{NOW, material, roots};
 use dstack_benches::vectors::{real_document, real_td};
@@ -17,8 +25,31 @@ use crate::measure;
 const REPORT_DATA: [u8; 64] = [5; 64];
 
 pub(crate) fn all(criterion: &mut Criterion<CpuTime>) {
+    // What a verifier cannot do without, in the same run. TDX: PCK certificate, QE report and quote; cold also the PCK CA, both
+    // CRLs, TCB info and QE identity with one certificate each. NSM: four certificates and the document.
+    let p256 = signed(&ECDSA_P256_SHA256_ASN1_SIGNING);
+    let p384 = signed(&ECDSA_P384_SHA384_ASN1_SIGNING);
+    measure(criterion, "attest/ecdsa_p256/3", |bencher| bencher.iter(|| verify_each(&ECDSA_P256_SHA256_ASN1, &p256, 3)));
+    measure(criterion, "attest/ecdsa_p256/10", |bencher| bencher.iter(|| verify_each(&ECDSA_P256_SHA256_ASN1, &p256, 10)));
+    measure(criterion, "attest/ecdsa_p384/5", |bencher| bencher.iter(|| verify_each(&ECDSA_P384_SHA384_ASN1, &p384, 5)));
     software(criterion);
     real(criterion);
+}
+
+/// Public key, message of a certificate's size, signature.
+type Signed = (Vec<u8>, Vec<u8>, Vec<u8>);
+
+fn signed(algorithm: &'static EcdsaSigningAlgorithm) -> Signed {
+    let key = EcdsaKeyPair::generate(algorithm).unwrap();
+    let message = vec![7; 1024];
+    let signature = key.sign(&SystemRandom::new(), &message).unwrap();
+    (key.public_key().as_ref().to_vec(), message, signature.as_ref().to_vec())
+}
+
+fn verify_each(algorithm: &'static EcdsaVerificationAlgorithm, (key, message, signature): &Signed, count: usize) {
+    for _ in 0..count {
+        UnparsedPublicKey::new(algorithm, key).verify(message, signature).unwrap();
+    }
 }
 
 fn software(criterion: &mut Criterion<CpuTime>) {
@@ -28,6 +59,11 @@ fn software(criterion: &mut Criterion<CpuTime>) {
     let app = Measured::compose(br#"{"manifest_version":2,"name":"app"}"#);
     let td = Host::tdx("machine", &roots).unwrap();
     let evidence = td.evidence(&app, &REPORT_DATA, NOW).unwrap();
+    let unused = trust.collateral.clone();
+    measure(criterion, "attest/verify_tdx_cold/testkit", |bencher| {
+        let judge = |collateral: &mut CollateralBundle| verify(&evidence, &VerifyContext { collateral, ..context }).unwrap();
+        bencher.iter_batched_ref(|| unused.clone(), judge, BatchSize::SmallInput);
+    });
     measure(criterion, "attest/verify_tdx/testkit", |bencher| bencher.iter(|| verify(&evidence, &context).unwrap()));
 
     let quote = td.attest(&app, &REPORT_DATA, NOW).unwrap().quote;
@@ -50,8 +86,22 @@ fn real(criterion: &mut Criterion<CpuTime>) {
     let (trust, tcb) = (TrustRoots::production(), TcbPolicy::default());
     if let Some(td) = real_td() {
         let context = VerifyContext { now: td.now, roots: &trust, collateral: &td.bundle, tcb: &tcb };
+        let unused = td.bundle.clone();
+        measure(criterion, "attest/verify_tdx_cold/real", |bencher| {
+            let judge = |collateral: &mut CollateralBundle| {
+                verify_legacy(&td.quote, &td.event_log, &VerifyContext { collateral, ..context }).unwrap()
+            };
+            bencher.iter_batched_ref(|| unused.clone(), judge, BatchSize::SmallInput);
+        });
         measure(criterion, "attest/verify_tdx/real", |bencher| {
             bencher.iter(|| verify_legacy(&td.quote, &td.event_log, &context).unwrap());
+        });
+        let checked = CheckedCollateral::new(Arc::new(td.collateral.clone()), &trust);
+        measure(criterion, "attest/tdx_quote_cold/real", |bencher| {
+            bencher.iter(|| verify_quote(&td.quote, &td.collateral, td.now.0, &trust).unwrap());
+        });
+        measure(criterion, "attest/tdx_quote/real", |bencher| {
+            bencher.iter(|| verify_quote_checked(&td.quote, &checked, td.now.0, &trust).unwrap());
         });
         let (collateral, verifier) = (library_form(&td.collateral), LazyCell::new(QuoteVerifier::new_prod));
         measure(criterion, "attest/dcap_qvl/real", |bencher| {

@@ -29,7 +29,7 @@ fn main() {
     audit::all(&mut cpu);
     raft::all(&mut cpu);
     if std::env::args().any(|argument| argument == "--bench") {
-        println!("\n{}", report::table(&folder()));
+        println!("\n{}\n{}", report::table(&folder()), report::over_ecdsa(&folder()));
     }
 }
 

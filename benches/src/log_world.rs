@@ -190,6 +190,7 @@ impl LogWorld {
             rate: Rate { per_second: 1_000_000, burst: 1_000_000 },
             session_ms: 3_600_000,
             allow_legacy: false,
+            tcb: dstack_protocol::policy::TcbRules::default(),
         };
         let action = Action {
             cluster_id: self.cluster_id,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::estimates::{Clock, ESTIMATES, Estimate};
+use crate::estimates::{Clock, ESTIMATES, Estimate, OVER_ECDSA};
 
 /// Median of a benchmark's newest run below `folder`, criterion's directory; `None` where it did not run.
 #[must_use]
@@ -25,6 +25,19 @@ pub fn table(folder: &Path) -> String {
     for estimate in ESTIMATES {
         if let Some(measured) = measured(folder, estimate.name) {
             out.push_str(&row(estimate, measured));
+        }
+    }
+    out
+}
+
+/// Verifications of evidence over those of their signatures alone, of the same run, as a Markdown table.
+#[must_use]
+pub fn over_ecdsa(folder: &Path) -> String {
+    let mut out = "| benchmark | measured | its ECDSA alone | ratio |\n| --- | ---: | ---: | ---: |\n".to_owned();
+    for (name, alone) in OVER_ECDSA {
+        if let (Some(whole), Some(part)) = (measured(folder, name), measured(folder, alone)) {
+            let ratio = whole.as_secs_f64() / part.as_secs_f64();
+            writeln!(out, "| `{name}` | {} | {} | {ratio:.2} |", short(whole), short(part)).unwrap();
         }
     }
     out

@@ -252,6 +252,7 @@ impl Cluster {
             rate: Rate { per_second: 1000, burst: 100_000 },
             session_ms: 3_600_000,
             allow_legacy: false,
+            tcb: dstack_protocol::policy::TcbRules::default(),
         }
     }
 

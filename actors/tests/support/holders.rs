@@ -11,6 +11,7 @@ use dstack_actors::ports::{Certificates, Judge, Log, Peers};
 use dstack_actors::recorder::Recorder;
 use dstack_actors::release::Coordinator;
 use dstack_actors::share_holder::ShareHolderPool;
+use dstack_actors::standings::Standings;
 use dstack_actors::verifier::VerifierPool;
 use dstack_protocol::Seat;
 use dstack_threshold::prf::PrfShare;
@@ -51,6 +52,7 @@ pub struct Node {
     pub shares: ShareHolderPool,
     pub certs: Arc<Certs>,
     pub now: TestNow,
+    pub standings: Arc<Standings>,
 }
 
 impl Node {
@@ -69,10 +71,12 @@ impl Node {
         let certs = Arc::new(Certs::default());
         let verifier = VerifierPool::start(1, verifiers, judge, now.port());
         let certificates: Arc<dyn Certificates> = certs.clone();
-        let policy = Policy { cluster_id: cluster.id, log: Arc::clone(&port), certificates, now: now.port() }.start();
+        let standings = Arc::<Standings>::default();
+        let noted = Arc::clone(&standings);
+        let policy = Policy { cluster_id: cluster.id, log: Arc::clone(&port), certificates, now: now.port(), standings: noted }.start();
         let holder = Arc::new(Holder::new(Arc::clone(&port), now.port(), verifier.clone(), policy.clone(), shares.clone()));
         let recorder = recorder(&cluster.log, port).start();
-        Self { seat: Seat(seat), log, holder, policy, recorder, verifier, shares, certs, now }
+        Self { seat: Seat(seat), log, holder, policy, recorder, verifier, shares, certs, now, standings }
     }
 
     /// Coordinates releases at this node.

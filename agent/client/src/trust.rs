@@ -22,7 +22,7 @@ const ROOT_BYTES_MAX: usize = 64 * 1024;
 const SOFTWARE_ROOTS_MAX: usize = 16;
 
 /// Section `[trust]` of a configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Trust {
     /// DER files of software roots. Empty in production: then only hardware is trusted.
@@ -33,6 +33,21 @@ pub struct Trust {
     pub node_measurements: Vec<String>,
     /// TCB statuses of nodes beside `UpToDate`, in Intel's words.
     pub tcb_also: Vec<String>,
+    /// How long a node may be out of date after a TCB recovery, seconds; 0 refuses it at once.
+    pub tcb_grace_s: u32,
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self {
+            software_roots: Vec::new(),
+            collateral: None,
+            node_measurements: Vec::new(),
+            tcb_also: Vec::new(),
+            // A TCB recovery must not cut all agents off at once.
+            tcb_grace_s: 30 * 86_400,
+        }
+    }
 }
 
 /// Why the trust settings cannot be used. Operator's to fix.
@@ -93,7 +108,7 @@ impl Trust {
                 _ => return Err(setting("tcb_also", "Intel's names of statuses, without Revoked".to_owned(), name.clone())),
             }
         }
-        Ok(TrustMaterial { roots, collateral, tcb: TcbPolicy::allowing(&allowed) })
+        Ok(TrustMaterial { roots, collateral, tcb: TcbPolicy::allowing(&allowed).with_grace_ms(u64::from(self.tcb_grace_s) * 1000) })
     }
 
     /// The judge of nodes' evidence.

@@ -2,7 +2,7 @@
 //! named, refused with the right class otherwise.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
+use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TcbStanding, TrustRoots, VerifiedIdentity, VerifyContext, verify};
 use dstack_protocol::{Platform, TcbStatus, UnixMillis};
 use dstack_secret::Secret;
 use dstack_tee::software::protocol::{Boot, HexArray, HexBytes, KeyProvider};
@@ -145,6 +145,11 @@ fn refuses_tds_that_may_not_have_keys() {
         report
     };
     judge.refuses(&td(&roots, platform(), service), "policy.service_td");
+    let module = |mut report: TdReport| {
+        report.mr_signer_seam = [1; 48];
+        report
+    };
+    judge.refuses(&td(&roots, platform(), module), "policy.measurement");
     let other_log = |mut report: TdReport| {
         report.rtmr[3] = [1; 48];
         report
@@ -240,4 +245,46 @@ fn refuses_revoked_platforms() {
         let judge = Judge { collateral: CollateralBundle::parse(&bundle).unwrap(), ..Judge::of(&roots) };
         judge.refuses(&evidence, "chain.revoked");
     }
+}
+
+#[test]
+fn refuses_a_quoting_enclave_of_another_signer() {
+    let roots = roots(1);
+    let spec = CollateralSpec { qe_mrsigner: [7; 32], ..CollateralSpec::new(roots.validity()) };
+    let collateral = CollateralBundle::parse(&bundle_json(&[roots.collateral(&spec).unwrap()])).unwrap();
+    let judge = Judge { collateral, ..Judge::of(&roots) };
+    judge.refuses(&td(&roots, roots.platform("m"), |report| report), "collateral.mismatch");
+}
+
+#[test]
+fn a_tcb_recovery_warns_graces_and_refuses() {
+    const DAY_MS: u64 = 86_400_000;
+    let roots = roots(1);
+    let evidence = td(&roots, roots.platform("m"), |report| report);
+    let recovery = UnixMillis(NOW.0 / 1000 * 1000 - 10 * DAY_MS);
+    let spec = CollateralSpec::new(roots.validity()).recovered(recovery.0 / 1000, "SOFTWARE-SA-00009");
+    let after = CollateralBundle::parse(&bundle_json(&[roots.collateral(&spec).unwrap()])).unwrap();
+    let judge = |tcb: TcbPolicy, now| Judge { collateral: after.clone(), tcb, now, ..Judge::of(&roots) };
+    let graced = || TcbPolicy::default().with_grace_ms(30 * DAY_MS);
+
+    // Under the collateral before it, nothing is to be said.
+    let before = Judge { tcb: graced(), ..Judge::of(&roots) }.verify(&evidence).unwrap();
+    assert_eq!((before.tcb_standing(), before.tcb().evaluation), (TcbStanding::Current, Some(19)));
+
+    let until = recovery.plus_ms(30 * DAY_MS);
+    let marked = judge(graced(), NOW).verify(&evidence).unwrap();
+    assert_eq!((marked.tcb_status(), marked.tcb_standing()), (TcbStatus::OutOfDate, TcbStanding::Grace { until }));
+    assert_eq!((marked.tcb().outdated_since, marked.tcb().evaluation), (Some(recovery), Some(20)));
+    assert_eq!(marked.advisory_ids(), ["SOFTWARE-SA-00009"]);
+    assert_eq!(marked.earliest_expiry(), until.plus_ms(1));
+    assert!(judge(graced(), until).verify(&evidence).is_ok());
+
+    let over = judge(graced(), until.plus_ms(1)).verify(&evidence).unwrap_err();
+    assert!(matches!(over, AttestError::TcbGraceOver { .. }), "{over}");
+    assert!(over.to_string().contains("SOFTWARE-SA-00009"));
+    judge(TcbPolicy::default(), NOW).refuses(&evidence, "policy.tcb_status");
+    judge(graced().refusing_advisories(&["SOFTWARE-SA-00009".to_owned()]), NOW).refuses(&evidence, "policy.tcb_status");
+    judge(graced().with_min_evaluation(21), NOW).refuses(&evidence, "policy.tcb_status");
+    let allowing = TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]);
+    assert_eq!(judge(allowing, until.plus_ms(DAY_MS)).verify(&evidence).unwrap().tcb_standing(), TcbStanding::Warn);
 }

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use dstack_attest::TcbPolicy;
+use dstack_protocol::limits::TCB_GRACE_S_MAX;
 use dstack_protocol::{Seat, TcbStatus};
 use dstack_runtime::config::Loader;
 use dstack_runtime::telemetry::LogFormat;
@@ -44,6 +46,12 @@ struct RawNode {
     log_level: String,
     #[serde(default = "default_tcb")]
     node_tcb_allowed: Vec<String>,
+    #[serde(default = "default_grace_s")]
+    node_tcb_grace_s: u32,
+    #[serde(default)]
+    node_min_evaluation: u32,
+    #[serde(default)]
+    node_refused_advisories: Vec<String>,
     #[serde(default = "default_certificate_s")]
     certificate_lifetime_s: u64,
     #[serde(default = "default_releases")]
@@ -70,6 +78,10 @@ fn default_level() -> String {
 }
 fn default_tcb() -> Vec<String> {
     vec![TcbStatus::UpToDate.name().to_owned()]
+}
+fn default_grace_s() -> u32 {
+    // A TCB recovery must not stop the cluster at once.
+    30 * 86_400
 }
 fn default_certificate_s() -> u64 {
     3000
@@ -106,8 +118,8 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
     /// Log filter.
     pub(crate) log_level: String,
-    /// TCB statuses that nodes may have.
-    pub(crate) node_tcb_allowed: Vec<TcbStatus>,
+    /// What is asked of the TCB of nodes. The same in the configuration of every node, or they disagree about a peer.
+    pub(crate) node_tcb: TcbPolicy,
     /// Lifetime of this node's certificate, seconds; below the age at which its evidence expires.
     pub(crate) certificate_lifetime_s: u64,
     /// Releases coordinated at once.
@@ -159,6 +171,13 @@ impl Config {
                 Some(status) => node_tcb_allowed.push(status),
             }
         }
+        if node.node_tcb_grace_s > TCB_GRACE_S_MAX {
+            bail!("node.node_tcb_grace_s: at most {TCB_GRACE_S_MAX} (two years), got {}", node.node_tcb_grace_s);
+        }
+        let node_tcb = TcbPolicy::allowing(&node_tcb_allowed)
+            .with_grace_ms(u64::from(node.node_tcb_grace_s) * 1000)
+            .refusing_advisories(&node.node_refused_advisories)
+            .with_min_evaluation(node.node_min_evaluation);
         let defaults = dstack_raft::RaftConfig::default();
         let raft = dstack_raft::RaftConfig {
             heartbeat_ms: node.heartbeat_ms.unwrap_or(defaults.heartbeat_ms),
@@ -178,7 +197,7 @@ impl Config {
             engine,
             log_format: node.log_format,
             log_level: node.log_level,
-            node_tcb_allowed,
+            node_tcb,
             certificate_lifetime_s: node.certificate_lifetime_s,
             releases_max: node.releases_max,
             checkpoint_every_entries: node.checkpoint_every_entries,
@@ -215,6 +234,7 @@ mod tests {
             ("engine='mysql'", "engine"),
             ("certificate_lifetime_s=7200", "certificate_lifetime_s"),
             ("node_tcb_allowed=['Revoked']", "node_tcb_allowed"),
+            ("node_tcb_grace_s=4000000000", "node_tcb_grace_s"),
             ("unknown=1", "unknown"),
             ("releases_max=0", "releases_max"),
         ] {

@@ -180,6 +180,12 @@ fn policy_json(policy: &AppPolicy) -> Value {
         "any_os_image": policy.any_os_image,
         "os_images": hashes(&policy.os_images),
         "tcb_allowed": policy.tcb_allowed.iter().map(|s| s.name()).collect::<Vec<_>>(),
+        "tcb": {
+            "grace_s": policy.tcb.grace_s,
+            "min_evaluation": policy.tcb.min_evaluation,
+            "refused_advisories": policy.tcb.refused_advisories,
+            "accept_vlek": policy.tcb.accept_vlek,
+        },
         "classes": policy.classes.iter().map(|c| c.name()).collect::<Vec<_>>(),
         "paths": policy.paths.iter().map(|rule| match rule {
             PathRule::Exact(path) => json!({ "exact": path }),

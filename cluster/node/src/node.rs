@@ -197,7 +197,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         Arc::new(move || clock.now())
     };
     let incarnation = now().0;
-    let trust = Trust::load(&config, &birth)?;
+    let trust = Trust::load(&config, &birth, Arc::clone(&now))?;
     let collateral_issued = collateral_issued(&config, &birth, now())?;
 
     let mut identity = {
@@ -417,8 +417,8 @@ fn assemble(
     let requests = Arbiter::new();
     let records = Arbiter::new();
     let policy = {
-        let (log, heads, now) = (Arc::clone(log), Arc::clone(&heads), Arc::clone(now));
-        Supervisor::start_in_arbiter(&records.handle(), move |_| Policy { cluster_id, log, certificates: heads, now })
+        let (log, heads, now, standings) = (Arc::clone(log), Arc::clone(&heads), Arc::clone(now), Arc::clone(&trust.standings));
+        Supervisor::start_in_arbiter(&records.handle(), move |_| Policy { cluster_id, log, certificates: heads, now, standings })
     };
     let recorder = {
         let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), rebuild(Arc::clone(log), audit.clone()));

@@ -5,6 +5,8 @@
 use std::time::Duration;
 
 use dstack_actors::ports::read;
+use dstack_actors::standings::Subject;
+use dstack_attest::TcbStanding;
 use dstack_protocol::genesis::Genesis;
 use dstack_protocol::state::State;
 use dstack_protocol::{Generation, RefusalCode, RootTag};
@@ -32,6 +34,13 @@ pub(crate) const METRICS: &[(&str, &str, &str, &str)] = &[
         "",
         "Heads that deviate from this node's log, or that one signer signed twice. Alarm on any.",
     ),
+    (
+        "kms_node_tcb_apps",
+        "gauge",
+        "standing",
+        "Apps released to here within two hours whose TCB is accepted and not up to date: warn or grace.",
+    ),
+    ("kms_node_tcb_nodes", "gauge", "standing", "Nodes whose TCB is accepted and not up to date: warn or grace."),
     ("kms_node_ready", "gauge", "", "1 when this node serves releases."),
 ];
 
@@ -126,8 +135,17 @@ pub(crate) fn json(services: &Services) -> Value {
         "seals": services.seals,
         "certified_size": services.heads.certified_size(),
         "fork": services.heads.watch_fork().borrow().clone(),
+        "tcb": services.trust.standings.listed((services.now)()).into_iter().map(standing_json).collect::<Vec<_>>(),
         "state": applied,
     })
+}
+
+fn standing_json((subject, standing): (Subject, TcbStanding)) -> Value {
+    let (kind, id) = match subject {
+        Subject::App(app) => ("app", app.to_string()),
+        Subject::Node(seat) => ("node", seat.to_string()),
+    };
+    json!({ "kind": kind, "id": id, "standing": standing.name(), "grace_until_ms": standing.grace_until().map(|until| until.0) })
 }
 
 fn state_json(state: &State, services: &Services) -> Value {
@@ -165,6 +183,11 @@ pub(crate) fn gauges(services: &Services) {
     metrics::gauge!("kms_node_certified_leaves").set(services.heads.certified_size() as f64);
     metrics::gauge!("kms_node_ready").set(if not_ready(services).is_none() { 1.0 } else { 0.0 });
     let now = (services.now)();
+    for standing in ["warn", "grace"] {
+        let counts = services.trust.standings.count(standing, now);
+        metrics::gauge!("kms_node_tcb_apps", "standing" => standing).set(f64::from(counts.apps));
+        metrics::gauge!("kms_node_tcb_nodes", "standing" => standing).set(f64::from(counts.nodes));
+    }
     if let Some(issued) = services.collateral_issued {
         metrics::gauge!("kms_node_collateral_age_seconds").set(now.since(issued) as f64 / 1000.0);
     }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, bail};
-use dstack_actors::ports::Log;
+use dstack_actors::ports::{Log, Now};
+use dstack_actors::standings::{Standings, Subject};
 use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity};
 use dstack_protocol::state::State;
 use dstack_protocol::{ClusterId, Refusal, RefusalCode, Seat, TcbStatus, UnixMillis};
@@ -63,7 +64,10 @@ impl Beacons for AppliedBeacons {
 pub(crate) struct Trust {
     birth: Arc<Birth>,
     applied: Arc<Applied>,
-    node_tcb_allowed: Vec<TcbStatus>,
+    node_tcb: TcbPolicy,
+    now: Now,
+    /// Whose TCB is accepted and not up to date: apps and nodes.
+    pub(crate) standings: Arc<Standings>,
     /// Judges nodes that connect to us, and those we connect to.
     pub(crate) nodes: Arc<AttestJudge>,
     /// Judges clients.
@@ -74,7 +78,7 @@ pub(crate) struct Trust {
 
 impl Trust {
     /// Reads the roots that the configuration names and checks them against the genesis document.
-    pub(crate) fn load(config: &Config, birth: &Arc<Birth>) -> anyhow::Result<Self> {
+    pub(crate) fn load(config: &Config, birth: &Arc<Birth>, now: Now) -> anyhow::Result<Self> {
         let genesis = birth.genesis();
         let software = !config.software_roots.is_empty();
         if software == genesis.software_roots.is_empty() {
@@ -95,7 +99,9 @@ impl Trust {
         let mut trust = Self {
             birth: Arc::clone(birth),
             applied: Arc::clone(&applied),
-            node_tcb_allowed: config.node_tcb_allowed.clone(),
+            node_tcb: config.node_tcb.clone(),
+            now,
+            standings: Arc::default(),
             nodes: Arc::new(AttestJudge::new(material()?)),
             clients: Arc::new(AttestJudge::new(material()?)),
             software,
@@ -145,9 +151,12 @@ impl Trust {
             let expected = format!("a node measurement that the log allows on {}", platform.name());
             return Err(Refusal::new(RefusalCode::MeasurementNotAllowed, expected, format!("measurement with SHA-256 {got}")));
         }
-        let status = identity.tcb_status();
-        if status != TcbStatus::None && !self.node_tcb_allowed.contains(&status) {
-            return Err(Refusal::new(RefusalCode::TcbNotAllowed, "a TCB status allowed for nodes", status.name()));
+        // By log time, so that a grace ends for all nodes together; before there is a log, by the own clock.
+        let at = self.applied.state(|state| state.log_time).unwrap_or_else(|| (self.now)());
+        let standing = dstack_policy::check_tcb(&self.node_tcb, identity.tcb(), at)?;
+        let mut grants = self.birth.genesis().seats.iter();
+        if let Some(grant) = grants.find(|grant| grant.platform_identity == identity.platform_identity()) {
+            self.standings.note(Subject::Node(grant.seat), standing, at);
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 //! Owns: which trust material is in force. Never: fetches collateral, keeps a refusal.
 //! Source: threshold.md §2.2 (session rule; verdicts cached until earliest expiry or a change of collateral).
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -14,9 +13,8 @@ use dstack_protocol::{ClusterId, UnixMillis, binding};
 use crate::judge::{EvidenceJudge, JudgeError};
 use crate::metrics;
 use crate::peer::{Binding, PeerCertificate, PeerRole};
-
-/// Verdicts kept at most. An identity takes a few KiB.
-pub const VERDICTS_MAX: usize = 1024;
+pub use crate::verdicts::VERDICTS_MAX;
+use crate::verdicts::Verdicts;
 
 /// The beacons a node knows, for the session rule.
 pub trait Beacons: Send + Sync {
@@ -42,7 +40,7 @@ pub struct TrustMaterial {
 /// See the module text.
 pub struct AttestJudge {
     material: RwLock<Arc<InForce>>,
-    verdicts: Mutex<Verdicts>,
+    verdicts: Mutex<Verdicts<VerifiedIdentity>>,
     beacons: Option<Arc<dyn Beacons>>,
     acceptance: Acceptance,
 }
@@ -51,7 +49,7 @@ struct InForce {
     material: TrustMaterial,
     /// SHA-256 of the collateral bundle.
     collateral_id: [u8; 32],
-    /// Counts replacements, so that a verdict under old roots is never found again.
+    /// Counts replacements, so that a verdict under other roots or another TCB policy is never found again.
     version: u64,
 }
 
@@ -110,7 +108,8 @@ impl AttestJudge {
         })?;
         metrics::verdict("verified");
         let identity = Arc::new(identity);
-        self.verdicts().keep(key, &identity);
+        let kept = self.verdicts().keep(key, &identity, identity.earliest_expiry());
+        metrics::verdicts_kept(kept);
         Ok(identity)
     }
 
@@ -118,7 +117,7 @@ impl AttestJudge {
         Arc::clone(&self.material.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
+    fn verdicts(&self) -> MutexGuard<'_, Verdicts<VerifiedIdentity>> {
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,34 +182,4 @@ fn legacy_pair(evidence: &[u8]) -> Option<(&[u8], &[u8])> {
     let event_log = reader.lp4("event log", EVIDENCE_BYTES_MAX).ok()?;
     reader.finish().ok()?;
     Some((quote, event_log))
-}
-
-/// Positive verdicts only: a refusal is cheap to repeat for us and must not outlive new collateral.
-#[derive(Default)]
-struct Verdicts {
-    by_key: HashMap<[u8; 32], Arc<VerifiedIdentity>>,
-    oldest_first: VecDeque<[u8; 32]>,
-}
-
-impl Verdicts {
-    fn find(&mut self, key: &[u8; 32], now: UnixMillis) -> Option<Arc<VerifiedIdentity>> {
-        let identity = self.by_key.get(key)?;
-        if identity.earliest_expiry() > now {
-            return Some(Arc::clone(identity));
-        }
-        // Its place in the queue stays and is skipped when its turn comes.
-        self.by_key.remove(key);
-        None
-    }
-
-    fn keep(&mut self, key: [u8; 32], identity: &Arc<VerifiedIdentity>) {
-        if self.by_key.insert(key, Arc::clone(identity)).is_none() {
-            self.oldest_first.push_back(key);
-        }
-        while self.oldest_first.len() > VERDICTS_MAX {
-            if let Some(oldest) = self.oldest_first.pop_front() {
-                self.by_key.remove(&oldest);
-            }
-        }
-    }
 }

@@ -34,6 +34,7 @@ pub mod probe;
 pub mod server;
 pub mod source;
 mod tls;
+mod verdicts;
 mod verifier;
 
 use std::sync::Arc;

@@ -12,7 +12,8 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("kms_ratls_evicted_total", "counter", "stage", "Connections that gave way because their stage was full."),
     ("kms_ratls_refused_total", "counter", "reason", "Connections refused before or after their handshake."),
     ("kms_ratls_judged_total", "counter", "role outcome", "Certificates judged; outcome is ok or the refusal's code."),
-    ("kms_ratls_verdicts_total", "counter", "outcome", "Evidence verified, found in the cache, or refused."),
+    ("kms_ratls_verdicts_total", "counter", "outcome", "Evidence judged: verified is a miss of the cache, cached a hit."),
+    ("kms_ratls_verdicts_kept", "gauge", "", "Verdicts on evidence in the cache."),
     ("kms_ratls_parser_panics_total", "counter", "", "Panics while parsing or judging a certificate. Alarm on any."),
     ("kms_ratls_handshake_seconds", "histogram", "", "Server handshakes that succeeded, from ClientHello to the end."),
     ("kms_ratls_rotations_total", "counter", "", "Certificates taken into use after the first."),
@@ -45,6 +46,10 @@ pub(crate) fn judged(role: PeerRole, error: Option<&JudgeError>) {
 
 pub(crate) fn verdict(outcome: &'static str) {
     metrics::counter!("kms_ratls_verdicts_total", "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn verdicts_kept(count: usize) {
+    metrics::gauge!("kms_ratls_verdicts_kept").set(u32::try_from(count).map_or(f64::MAX, f64::from));
 }
 
 pub(crate) fn parser_panic() {

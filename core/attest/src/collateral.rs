@@ -1,15 +1,16 @@
 //! Collateral: what vendors publish about platforms, given by the caller. Owns: its container format and size caps.
-//! Never: fetches, caches, or believes it; every part is verified each time evidence is judged.
+//! Never: fetches it, or believes what was not verified; its dates are judged each time evidence is.
 //! Source: the vectors' README (members of a collateral file); the bundle is pinned in the cluster's log.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use dstack_protocol::{UnixMillis, genesis::collateral_id};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     AttestError, TrustRoots, X509Pool,
-    tdx::{self, CollateralDates, CollateralFacts},
+    tdx::{self, CheckedCollateral, CollateralDates, CollateralFacts},
     x509pool::RawPool,
 };
 
@@ -59,13 +60,23 @@ impl TdxCollateral {
 }
 
 /// The collateral of every platform a verifier serves: Intel's keyed by FMSPC, one pool for all others.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct CollateralBundle {
     bytes: Vec<u8>,
     id: [u8; 32],
     tdx: BTreeMap<[u8; 6], TdxCollateral>,
     x509: X509Pool,
+    /// What was found in a platform's collateral when it was first needed. No verdict depends on it.
+    checked: BTreeMap<[u8; 6], OnceLock<CheckedCollateral>>,
 }
+
+impl PartialEq for CollateralBundle {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for CollateralBundle {}
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -100,7 +111,8 @@ impl CollateralBundle {
             tdx.insert(fmspc, collateral);
         }
         let x509 = raw.x509.map(RawPool::pool).transpose()?.unwrap_or_default();
-        Ok(Self { bytes: json.to_vec(), id: collateral_id(json), tdx, x509 })
+        let checked = tdx.keys().map(|fmspc| (*fmspc, OnceLock::new())).collect();
+        Ok(Self { bytes: json.to_vec(), id: collateral_id(json), tdx, x509, checked })
     }
 
     /// The bundle of these parts, in the one text that stands for them: members in order, no white space.
@@ -128,7 +140,7 @@ impl CollateralBundle {
     #[must_use]
     pub fn empty() -> Self {
         let bytes = br#"{"format":1,"tdx":{}}"#;
-        Self { bytes: bytes.to_vec(), id: collateral_id(bytes), tdx: BTreeMap::new(), x509: X509Pool::default() }
+        Self { bytes: bytes.to_vec(), id: collateral_id(bytes), tdx: BTreeMap::new(), x509: X509Pool::default(), checked: BTreeMap::new() }
     }
 
     /// The bytes it was read from.
@@ -181,6 +193,18 @@ impl CollateralBundle {
     /// [`AttestError::CollateralMissing`]: ours to fix, fetch it.
     pub fn tdx(&self, fmspc: &[u8; 6]) -> Result<&TdxCollateral, AttestError> {
         self.tdx.get(fmspc).ok_or_else(|| AttestError::CollateralMissing { fmspc: hex::encode(fmspc) })
+    }
+}
+
+impl CollateralBundle {
+    /// As [`Self::tdx`], with its chains and signatures checked once, at the first use. It remembers what it found under the root
+    /// among `roots` that signed it, and is right under any roots.
+    /// # Errors
+    /// [`AttestError::CollateralMissing`].
+    pub fn checked_tdx(&self, fmspc: &[u8; 6], roots: &TrustRoots) -> Result<&CheckedCollateral, AttestError> {
+        let collateral = self.tdx(fmspc)?;
+        let checked = self.checked.get(fmspc).ok_or_else(|| AttestError::CollateralMissing { fmspc: hex::encode(fmspc) })?;
+        Ok(checked.get_or_init(|| CheckedCollateral::new(Arc::new(collateral.clone()), roots)))
     }
 }
 

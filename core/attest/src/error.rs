@@ -471,6 +471,41 @@ pub enum AttestError {
         /// The register named.
         register: u32,
     },
+    /// The platform is out of date and the grace of the policy is over. Update its firmware and attest anew, or lengthen the grace.
+    #[error(
+        "tcb status {status} is out of date since {outdated_since_ms}, the grace of {grace_ms} ms ended at {ended_at_ms}; tcb date \
+         {tcb_date_ms}, advisories: {advisories}"
+    )]
+    TcbGraceOver {
+        /// Its name.
+        status: String,
+        /// `tcbDate` of the level reached.
+        tcb_date_ms: u64,
+        /// `tcbDate` of the next better level.
+        outdated_since_ms: u64,
+        /// The grace.
+        grace_ms: u64,
+        /// Its last moment.
+        ended_at_ms: u64,
+        /// Advisories that apply.
+        advisories: String,
+    },
+    /// An advisory applies to the platform that the policy refuses. Update its firmware and attest anew.
+    #[error("advisory {id} applies to the platform (tcb status {status}), and the policy refuses it")]
+    TcbAdvisory {
+        /// The advisory.
+        id: String,
+        /// The status beside it.
+        status: String,
+    },
+    /// The collateral is of an earlier TCB recovery than the policy asks for. Ours to fix: refresh the collateral.
+    #[error("collateral is of tcb evaluation {got}, the policy asks for {least} or later")]
+    TcbEvaluation {
+        /// Number of the collateral.
+        got: u32,
+        /// Least number allowed.
+        least: u32,
+    },
     /// Our own steps all passed and the second verifier still refused. A bug in one of the two: refuse and report.
     #[error("second verifier refused: {detail}")]
     SecondVerifier {
@@ -511,7 +546,9 @@ impl AttestError {
             Self::CollateralMismatch { .. } | Self::CollateralMissing { .. } | Self::CrlMissing { .. } => Class::CollateralMismatch,
             Self::NoTcbLevel { .. } => Class::CollateralNoTcbLevel,
             Self::Debug => Class::PolicyDebug,
-            Self::TcbStatus { .. } => Class::PolicyTcbStatus,
+            Self::TcbStatus { .. } | Self::TcbGraceOver { .. } | Self::TcbAdvisory { .. } | Self::TcbEvaluation { .. } => {
+                Class::PolicyTcbStatus
+            }
             Self::TdAttributes { .. } => Class::PolicyTdAttributes,
             Self::ServiceTd => Class::PolicyServiceTd,
             Self::Measurement { .. } => Class::PolicyMeasurement,

@@ -54,6 +54,14 @@ impl AttestError {
             Self::CollateralMissing { fmspc } => (format!("collateral of fmspc {fmspc}"), "none in the bundle".to_owned()),
             Self::Debug => ("a guest whose memory is closed to the host".to_owned(), "debug mode".to_owned()),
             Self::TcbStatus { status } => ("a tcb status that the policy allows".to_owned(), status.clone()),
+            Self::TcbGraceOver { status, outdated_since_ms, grace_ms, ended_at_ms, advisories, .. } => (
+                format!("a tcb that is out of date for {} days at most", grace_ms / 86_400_000),
+                format!("{status} since {}, the grace ended at {}; advisories: {advisories}", time(*outdated_since_ms), time(*ended_at_ms)),
+            ),
+            Self::TcbAdvisory { id, status } => {
+                ("a platform without advisories that the policy refuses".to_owned(), format!("{id}, {status}"))
+            }
+            Self::TcbEvaluation { got, least } => (format!("collateral of tcb evaluation {least} or later"), format!("evaluation {got}")),
             Self::Measurement { register } => (format!("an allowed value of {register}"), "another value".to_owned()),
             Self::ReplayMismatch { register } => {
                 (format!("events that lead to the signed register {register}"), "events that lead elsewhere".to_owned())

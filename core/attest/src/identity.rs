@@ -6,7 +6,7 @@ use dstack_protocol::{AppId, Platform, TcbStatus, UnixMillis, binding};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    AttestError,
+    AttestError, TcbFacts, TcbStanding,
     eventlog::{ProvenEvents, replay_runtime},
     gcp::VerifiedVtpm,
     nitro::VerifiedDocument,
@@ -31,8 +31,8 @@ pub struct VerifiedIdentity {
     key_provider: Vec<u8>,
     mr_aggregated: [u8; 32],
     mr_system: [u8; 32],
-    tcb_status: TcbStatus,
-    advisory_ids: Vec<String>,
+    tcb: TcbFacts,
+    tcb_standing: TcbStanding,
     earliest_expiry: UnixMillis,
     software_root: bool,
     evidence_hash: [u8; 32],
@@ -130,13 +130,31 @@ impl VerifiedIdentity {
     /// TCB status, accepted by the policy given to [`crate::verify`].
     #[must_use]
     pub const fn tcb_status(&self) -> TcbStatus {
-        self.tcb_status
+        self.tcb.status
+    }
+
+    /// All that a policy asks of the TCB; an app's own policy judges it again.
+    #[must_use]
+    pub const fn tcb(&self) -> &TcbFacts {
+        &self.tcb
+    }
+
+    /// How the TCB stands under the policy given to [`crate::verify`]. The end of a grace is part of [`Self::earliest_expiry`].
+    #[must_use]
+    pub const fn tcb_standing(&self) -> TcbStanding {
+        self.tcb_standing
+    }
+
+    /// Until when a TCB that is out of date is accepted by the policy given to [`crate::verify`].
+    #[must_use]
+    pub const fn tcb_grace_until(&self) -> Option<UnixMillis> {
+        self.tcb_standing.grace_until()
     }
 
     /// Advisories behind the status.
     #[must_use]
     pub fn advisory_ids(&self) -> &[String] {
-        &self.advisory_ids
+        &self.tcb.advisory_ids
     }
 
     /// The first moment at which this verdict no longer holds: a certificate, list, collateral part or document age ends.
@@ -187,14 +205,20 @@ impl VerifiedIdentity {
     }
 
     /// A TD's identity. `platform` is TDX or GCP TDX.
-    pub(crate) fn of_td(platform: Platform, td: &VerifiedTd, events: &ProvenEvents, evidence: &[u8]) -> Result<Self, AttestError> {
+    pub(crate) fn of_td(
+        platform: Platform,
+        td: &VerifiedTd,
+        tcb_standing: TcbStanding,
+        events: &ProvenEvents,
+        evidence: &[u8],
+    ) -> Result<Self, AttestError> {
         let body = td.body();
-        let [rtmr0, rtmr1, rtmr2, _] = &body.rtmr;
+        let [rtmr0, rtmr1, rtmr2, rtmr3] = &body.rtmr;
         let boot = [&body.mr_td, rtmr0, rtmr1, rtmr2].map(|register| &register[..]).concat();
         let compose_hash = events.exact::<32>("compose-hash", "compose-hash event")?;
         let key_provider = events.payload("key-provider").unwrap_or_default().to_vec();
         let owners = [&body.mr_config_id, &body.mr_owner, &body.mr_owner_config].map(|register| &register[..]).concat();
-        let mut aggregated = Sha256::new().chain_update(&boot).chain_update(replay_runtime(events.all()));
+        let mut aggregated = Sha256::new().chain_update(&boot).chain_update(rtmr3);
         if owners.iter().any(|byte| *byte != 0) {
             aggregated.update(&owners);
         }
@@ -210,9 +234,9 @@ impl VerifiedIdentity {
             mr_system: Sha256::new().chain_update(&boot).chain_update(key_provider_hash(&key_provider)).finalize().into(),
             mr_aggregated: aggregated.finalize().into(),
             key_provider,
-            tcb_status: td.tcb().overall.status,
-            advisory_ids: td.tcb().overall.advisory_ids.clone(),
-            earliest_expiry: UnixMillis(td.earliest_expiry_ms()),
+            tcb: td.tcb().facts(),
+            tcb_standing,
+            earliest_expiry: earliest_expiry(td.earliest_expiry_ms(), tcb_standing),
             software_root: td.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
             under: Under { issued: Some(UnixMillis(td.collateral_issued_ms())), ..Under::default() },
@@ -220,8 +244,14 @@ impl VerifiedIdentity {
     }
 
     /// A TD's identity on Google Cloud: the TD's, with what its vTPM adds (section 7).
-    pub(crate) fn of_gcp(td: &VerifiedTd, vtpm: &VerifiedVtpm, events: &ProvenEvents, evidence: &[u8]) -> Result<Self, AttestError> {
-        let own = Self::of_td(Platform::GcpTdx, td, events, evidence)?;
+    pub(crate) fn of_gcp(
+        td: &VerifiedTd,
+        tcb_standing: TcbStanding,
+        vtpm: &VerifiedVtpm,
+        events: &ProvenEvents,
+        evidence: &[u8],
+    ) -> Result<Self, AttestError> {
+        let own = Self::of_td(Platform::GcpTdx, td, tcb_standing, events, evidence)?;
         let image = vtpm.os_image_hash().map(Vec::from).unwrap_or_default();
         let pcrs = [&vtpm.firmware()[..], vtpm.kernel()].concat();
         Ok(Self {
@@ -257,8 +287,8 @@ impl VerifiedIdentity {
             mr_system: Sha256::new().chain_update(boot).chain_update(key_provider_hash(&key_provider)).finalize().into(),
             mr_aggregated: Sha256::new().chain_update(boot).chain_update(replay_runtime(events.all())).finalize().into(),
             key_provider,
-            tcb_status: TcbStatus::None,
-            advisory_ids: Vec::new(),
+            tcb: TcbFacts::none(),
+            tcb_standing: TcbStanding::Current,
             earliest_expiry: document.earliest_expiry(),
             software_root: document.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
@@ -284,8 +314,8 @@ impl VerifiedIdentity {
             key_provider: Vec::new(),
             mr_aggregated: image_hash,
             mr_system: image_hash,
-            tcb_status: TcbStatus::None,
-            advisory_ids: Vec::new(),
+            tcb: TcbFacts::none(),
+            tcb_standing: TcbStanding::Current,
             earliest_expiry: document.earliest_expiry(),
             software_root: document.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
@@ -305,6 +335,12 @@ fn instance_name(module_id: &str) -> Result<Vec<u8>, AttestError> {
     Ok(name)
 }
 
+/// A verdict that rests on a grace is over with it: the moment after its last one, of which an expiry is the first.
+fn earliest_expiry(evidence_ms: u64, standing: TcbStanding) -> UnixMillis {
+    let grace_ms = standing.grace_until().map_or(u64::MAX, |until| until.0.saturating_add(1));
+    UnixMillis(evidence_ms.min(grace_ms))
+}
+
 fn instance_id(events: &ProvenEvents) -> Result<Vec<u8>, AttestError> {
     let payload = events.payload("instance-id").unwrap_or_default();
     match payload.len() {
@@ -318,5 +354,32 @@ fn key_provider_hash(key_provider: &[u8]) -> [u8; 32] {
     match key_provider.is_empty() {
         true => [0; 32],
         false => Sha256::digest(key_provider).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{eventlog, wire::EventVersion};
+
+    #[test]
+    fn events_that_name_a_guest_have_their_sizes() {
+        let proven = |name: &str, payload: &[u8]| {
+            let events = [RuntimeEvent { event: name.to_owned(), payload: payload.to_vec(), version: EventVersion::V1 }];
+            eventlog::prove(&events, &eventlog::replay_runtime(&events)).unwrap()
+        };
+        assert_eq!(proven("app-id", &[1; 20]).exact::<20>("app-id", "app-id event"), Ok(Some([1; 20])));
+        let short = proven("app-id", &[1; 19]).exact::<20>("app-id", "app-id event");
+        assert!(matches!(short, Err(AttestError::Field { field: "app-id event", .. })));
+        assert_eq!(instance_id(&proven("instance-id", &[])), Ok(Vec::new()));
+        assert!(matches!(instance_id(&proven("instance-id", &[1; 19])), Err(AttestError::Field { field: "instance-id event", .. })));
+    }
+
+    #[test]
+    fn a_verdict_ends_with_the_grace_it_rests_on() {
+        let grace = TcbStanding::Grace { until: UnixMillis(700) };
+        assert_eq!(earliest_expiry(900, TcbStanding::Warn), UnixMillis(900));
+        assert_eq!(earliest_expiry(900, grace), UnixMillis(701));
+        assert_eq!(earliest_expiry(600, grace), UnixMillis(600));
     }
 }

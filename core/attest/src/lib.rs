@@ -33,6 +33,6 @@ pub use error::{AttestError, Class};
 pub use explain::Explanation;
 pub use identity::VerifiedIdentity;
 pub use roots::{Root, TrustRoots, Vendor};
-pub use tcb::TcbPolicy;
+pub use tcb::{TcbFacts, TcbPolicy, TcbStanding};
 pub use verify::{VerifyContext, verify, verify_legacy, verify_legacy_traced, verify_traced};
 pub use x509pool::{POOL_CERTIFICATE_BYTES_MAX, POOL_CERTIFICATES_MAX, POOL_CRL_BYTES_MAX, POOL_CRLS_MAX, X509Pool};

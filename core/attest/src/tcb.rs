@@ -1,7 +1,9 @@
-//! Which TCB statuses a verifier accepts. Owns: that list. Never: derives a status (that is `tdx::tcb`).
-//! Source: Intel PCS API v4, `tcbStatus`; the vectors' README: `UpToDate` only unless told otherwise.
+//! Whether a platform's TCB is good enough. Owns: the rule: allowed, out of date within its grace, refused. Never: derives a status
+//! (that is `tdx::tcb`), reads the clock.
+//! Source: Intel PCS API v4, `tcbStatus`, `tcbDate`, `tcbEvaluationDataNumber`; the vectors' README: `UpToDate` only unless told
+//! otherwise; `docs/adr/0011-collateral-checked-once.md` for where a grace begins.
 
-use dstack_protocol::TcbStatus;
+use dstack_protocol::{TcbStatus, UnixMillis};
 
 use crate::AttestError;
 
@@ -11,10 +13,71 @@ const GOOGLE_FIRMWARE_V2: [u8; 32] = [
     0xe2, 0x9c, 0xec, 0xcc, 0xfd, 0x8f, 0x67, 0xb9, 0xf8, 0x02,
 ];
 
-/// The statuses a verifier accepts. [`TcbStatus::Revoked`] cannot be among them; [`TcbStatus::None`] (Nitro) always is.
+/// What evidence and collateral say of a platform's TCB, as far as a policy asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcbFacts {
+    /// The status.
+    pub status: TcbStatus,
+    /// The advisories behind it.
+    pub advisory_ids: Vec<String>,
+    /// `tcbDate` of the level that was reached: no advisory published until then applies. The earliest, where several parts count.
+    pub date: Option<UnixMillis>,
+    /// Where the status is out of date: `tcbDate` of the next better level, the day from which the one reached was not enough.
+    pub outdated_since: Option<UnixMillis>,
+    /// Number of the TCB recovery that the collateral stands for.
+    pub evaluation: Option<u32>,
+}
+
+impl TcbFacts {
+    /// Of a platform that has no such notion.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { status: TcbStatus::None, advisory_ids: Vec::new(), date: None, outdated_since: None, evaluation: None }
+    }
+}
+
+/// How a TCB that is accepted stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcbStanding {
+    /// Up to date, or a platform without the notion.
+    Current,
+    /// Not up to date, and allowed by name: nothing ends it but another policy.
+    Warn,
+    /// Out of date, and accepted until its grace ends.
+    Grace {
+        /// The last moment of the grace.
+        until: UnixMillis,
+    },
+}
+
+impl TcbStanding {
+    /// Stable name, for status, metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Warn => "warn",
+            Self::Grace { .. } => "grace",
+        }
+    }
+
+    /// The end of the grace, where there is one.
+    #[must_use]
+    pub const fn grace_until(self) -> Option<UnixMillis> {
+        match self {
+            Self::Grace { until } => Some(until),
+            Self::Current | Self::Warn => None,
+        }
+    }
+}
+
+/// The rule of a verifier. [`TcbStatus::Revoked`] is never accepted; [`TcbStatus::None`] (Nitro) always is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcbPolicy {
     allowed: Vec<TcbStatus>,
+    grace_ms: u64,
+    refused_advisories: Vec<String>,
+    min_evaluation: u32,
     accept_vlek: bool,
     accept_missing_crl: bool,
     google_firmware: Vec<[u8; 32]>,
@@ -32,7 +95,28 @@ impl TcbPolicy {
     #[must_use]
     pub fn allowing(allowed: &[TcbStatus]) -> Self {
         let allowed = allowed.iter().copied().filter(|status| *status != TcbStatus::Revoked).collect();
-        Self { allowed, accept_vlek: false, accept_missing_crl: false, google_firmware: vec![GOOGLE_FIRMWARE_V2] }
+        Self { allowed, grace_ms: 0, refused_advisories: Vec::new(), min_evaluation: 0, accept_vlek: false, accept_missing_crl: false, google_firmware: vec![GOOGLE_FIRMWARE_V2] }
+    }
+
+    /// Also accepts what is out of date, and would be allowed were it not, for this long after it became so.
+    #[must_use]
+    pub const fn with_grace_ms(mut self, grace_ms: u64) -> Self {
+        self.grace_ms = grace_ms;
+        self
+    }
+
+    /// Refuses any platform to which one of these advisories applies, whatever its status.
+    #[must_use]
+    pub fn refusing_advisories(mut self, ids: &[String]) -> Self {
+        self.refused_advisories = ids.to_vec();
+        self
+    }
+
+    /// Refuses collateral of an earlier TCB recovery than this.
+    #[must_use]
+    pub const fn with_min_evaluation(mut self, number: u32) -> Self {
+        self.min_evaluation = number;
+        self
     }
 
     /// Also accepts SEV-SNP reports signed by a VLEK: a key that AMD gave to a cloud, so that the report names no chip.
@@ -80,7 +164,57 @@ impl TcbPolicy {
         &self.allowed
     }
 
-    /// Refuses a status that is not accepted.
+    /// Judges `facts` at `now`.
+    /// # Errors
+    /// [`AttestError::TcbEvaluation`], [`AttestError::TcbAdvisory`], [`AttestError::TcbGraceOver`], [`AttestError::TcbStatus`].
+    pub fn judge(&self, facts: &TcbFacts, now: UnixMillis) -> Result<TcbStanding, AttestError> {
+        if let Some(got) = facts.evaluation.filter(|number| *number < self.min_evaluation) {
+            return Err(AttestError::TcbEvaluation { got, least: self.min_evaluation });
+        }
+        let refused = |id: &&String| self.refused_advisories.iter().any(|refused| refused.eq_ignore_ascii_case(id));
+        if let Some(id) = facts.advisory_ids.iter().find(refused) {
+            return Err(AttestError::TcbAdvisory { id: id.clone(), status: facts.status.name().to_owned() });
+        }
+        let status = facts.status;
+        if matches!(status, TcbStatus::None | TcbStatus::UpToDate) {
+            return self.check(status).map(|()| TcbStanding::Current);
+        }
+        if self.allowed.contains(&status) {
+            return Ok(TcbStanding::Warn);
+        }
+        match facts.outdated_since.filter(|_| self.grace_ms > 0 && self.would_allow(status)) {
+            Some(since) => self.grace(facts, since, now),
+            None => self.check(status).map(|()| TcbStanding::Warn),
+        }
+    }
+
+    /// A grace excuses being out of date and nothing else: the status without that has to be allowed.
+    fn would_allow(&self, status: TcbStatus) -> bool {
+        use TcbStatus as S;
+        let updated: &[S] = match status {
+            S::OutOfDate => &[S::UpToDate, S::SwHardeningNeeded],
+            S::OutOfDateConfigurationNeeded => &[S::ConfigurationNeeded, S::ConfigurationAndSwHardeningNeeded],
+            _ => &[],
+        };
+        updated.iter().any(|status| self.allowed.contains(status))
+    }
+
+    fn grace(&self, facts: &TcbFacts, since: UnixMillis, now: UnixMillis) -> Result<TcbStanding, AttestError> {
+        let until = UnixMillis(since.0.saturating_add(self.grace_ms));
+        if now <= until {
+            return Ok(TcbStanding::Grace { until });
+        }
+        Err(AttestError::TcbGraceOver {
+            status: facts.status.name().to_owned(),
+            tcb_date_ms: facts.date.unwrap_or_default().0,
+            outdated_since_ms: since.0,
+            grace_ms: self.grace_ms,
+            ended_at_ms: until.0,
+            advisories: facts.advisory_ids.join(", "),
+        })
+    }
+
+    /// Refuses a status that is not accepted by name.
     /// # Errors
     /// [`AttestError::TcbStatus`].
     pub fn check(&self, status: TcbStatus) -> Result<(), AttestError> {
@@ -93,12 +227,33 @@ impl TcbPolicy {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    const DAY_MS: u64 = 86_400_000;
+    const SINCE: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    fn facts(status: TcbStatus) -> TcbFacts {
+        let outdated = matches!(status, TcbStatus::OutOfDate | TcbStatus::OutOfDateConfigurationNeeded);
+        TcbFacts {
+            status,
+            advisory_ids: vec!["INTEL-SA-00828".to_owned()],
+            date: Some(UnixMillis(SINCE.0 - 200 * DAY_MS)),
+            outdated_since: outdated.then_some(SINCE),
+            evaluation: Some(17),
+        }
+    }
+
+    fn after(days: u64) -> UnixMillis {
+        UnixMillis(SINCE.0 + days * DAY_MS)
+    }
 
     #[test]
     fn revoked_is_refused_even_when_named() {
-        let policy = TcbPolicy::allowing(&[TcbStatus::Revoked, TcbStatus::OutOfDate]);
+        let policy = TcbPolicy::allowing(&[TcbStatus::Revoked, TcbStatus::OutOfDate]).with_grace_ms(u64::MAX);
         assert_eq!(policy.check(TcbStatus::Revoked), Err(AttestError::TcbStatus { status: "Revoked".to_owned() }));
+        assert_eq!(policy.judge(&facts(TcbStatus::Revoked), SINCE), Err(AttestError::TcbStatus { status: "Revoked".to_owned() }));
         assert_eq!(policy.check(TcbStatus::OutOfDate), Ok(()));
         assert_eq!(policy.check(TcbStatus::UpToDate), Err(AttestError::TcbStatus { status: "UpToDate".to_owned() }));
     }
@@ -106,8 +261,74 @@ mod tests {
     #[test]
     fn the_default_takes_up_to_date_only() {
         for status in TcbStatus::ALL {
-            let taken = TcbPolicy::default().check(status).is_ok();
-            assert_eq!(taken, matches!(status, TcbStatus::UpToDate | TcbStatus::None), "{status:?}");
+            let good = matches!(status, TcbStatus::UpToDate | TcbStatus::None);
+            assert_eq!(TcbPolicy::default().check(status).is_ok(), good, "{status:?}");
+            assert_eq!(TcbPolicy::default().judge(&facts(status), SINCE).is_ok(), good, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn out_of_date_is_accepted_to_the_last_moment_of_its_grace() {
+        let policy = TcbPolicy::default().with_grace_ms(30 * DAY_MS);
+        let outdated = facts(TcbStatus::OutOfDate);
+        let grace = Ok(TcbStanding::Grace { until: after(30) });
+        assert_eq!(policy.judge(&facts(TcbStatus::UpToDate), after(0)), Ok(TcbStanding::Current));
+        assert_eq!(policy.judge(&outdated, after(0)), grace);
+        assert_eq!(policy.judge(&outdated, after(30)), grace);
+        let over = policy.judge(&outdated, UnixMillis(after(30).0 + 1)).unwrap_err();
+        assert_eq!(over.class(), crate::Class::PolicyTcbStatus);
+        for part in ["OutOfDate", "1682720000000", "1700000000000", "2592000000", "1702592000000", "INTEL-SA-00828"] {
+            assert!(over.to_string().contains(part), "{part} in {over}");
+        }
+    }
+
+    #[test]
+    fn a_grace_excuses_being_out_of_date_only() {
+        let strict = TcbPolicy::default().with_grace_ms(30 * DAY_MS);
+        let configured = facts(TcbStatus::OutOfDateConfigurationNeeded);
+        assert!(matches!(strict.judge(&configured, after(1)), Err(AttestError::TcbStatus { .. })));
+        assert!(matches!(strict.judge(&facts(TcbStatus::ConfigurationNeeded), after(1)), Err(AttestError::TcbStatus { .. })));
+        let lax = TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::ConfigurationNeeded]).with_grace_ms(30 * DAY_MS);
+        assert_eq!(lax.judge(&configured, after(1)), Ok(TcbStanding::Grace { until: after(30) }));
+        assert_eq!(lax.judge(&facts(TcbStatus::ConfigurationNeeded), after(900)), Ok(TcbStanding::Warn));
+    }
+
+    #[test]
+    fn each_rule_refuses_on_its_own() {
+        let outdated = facts(TcbStatus::OutOfDate);
+        let allowing = || TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]);
+        assert_eq!(allowing().judge(&outdated, after(900)), Ok(TcbStanding::Warn));
+        let advisory = allowing().refusing_advisories(&["intel-sa-00828".to_owned()]).judge(&outdated, after(0));
+        assert_eq!(advisory, Err(AttestError::TcbAdvisory { id: "INTEL-SA-00828".to_owned(), status: "OutOfDate".to_owned() }));
+        assert_eq!(allowing().with_min_evaluation(17).judge(&outdated, after(0)), Ok(TcbStanding::Warn));
+        let low = allowing().with_min_evaluation(18).judge(&outdated, after(0));
+        assert_eq!(low, Err(AttestError::TcbEvaluation { got: 17, least: 18 }));
+        let strict = TcbPolicy::default().refusing_advisories(&["INTEL-SA-00828".to_owned()]).with_min_evaluation(99);
+        assert_eq!(strict.judge(&TcbFacts::none(), after(0)), Ok(TcbStanding::Current));
+    }
+
+    proptest! {
+        /// Whatever the status, the grace and the moment: time only ever takes away, a longer grace only ever gives.
+        #[test]
+        fn time_takes_and_grace_gives(
+            status in 0usize..8, allowed in proptest::collection::vec(0usize..8, 0..4), days in 0u64..100, later in 0u64..100,
+            grace in 0u64..100, longer in 0u64..100,
+        ) {
+            let status = TcbStatus::ALL[status];
+            let allowed: Vec<TcbStatus> = allowed.iter().map(|index| TcbStatus::ALL[*index]).collect();
+            let policy = |days: u64| TcbPolicy::allowing(&allowed).with_grace_ms(days * DAY_MS);
+            let judged = |grace: u64, days: u64| policy(grace).judge(&facts(status), after(days));
+            let now = judged(grace, days);
+            if now.is_err() {
+                prop_assert!(judged(grace, days + later).is_err());
+            } else {
+                prop_assert!(judged(grace + longer, days).is_ok());
+            }
+            prop_assert!(status != TcbStatus::Revoked || now.is_err());
+            if let Ok(TcbStanding::Grace { until }) = now {
+                prop_assert!(after(days) <= until && policy(grace).judge(&facts(status), UnixMillis(until.0 + 1)).is_err());
+                prop_assert!(!allowed.contains(&status));
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 use dstack_protocol::{Platform, UnixMillis, binding};
 
 use crate::{
-    AttestError, Check, Class, CollateralBundle, TcbPolicy, Trace, TrustRoots, VerifiedIdentity,
+    AttestError, Check, Class, CollateralBundle, TcbPolicy, TcbStanding, Trace, TrustRoots, VerifiedIdentity,
     eventlog::{self, ProvenEvents},
     gcp, nitro,
     tdx::{self, VerifiedTd},
@@ -86,13 +86,15 @@ fn verify_decoded(
 fn judged(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_>, trace: &Trace) -> Result<VerifiedIdentity, AttestError> {
     match &attestation.platform {
         PlatformEvidence::Tdx(td) => {
-            let (verified, events) = verify_td(td, attestation, context)?;
-            VerifiedIdentity::of_td(Platform::Tdx, &verified, &events, evidence)
+            let (verified, events, standing) = verify_td(td, attestation, context, trace)?;
+            trace.enter(&tdx::IDENTITY);
+            VerifiedIdentity::of_td(Platform::Tdx, &verified, standing, &events, evidence)
         }
         PlatformEvidence::GcpTdx(td, tpm) => {
-            let (verified, events) = verify_td(td, attestation, context)?;
+            let (verified, events, standing) = verify_td(td, attestation, context, trace)?;
             let vtpm = gcp::verify(&td.quote, tpm, &attestation.runtime_events, &attestation.config, context, trace)?;
-            VerifiedIdentity::of_gcp(&verified, &vtpm, &events, evidence)
+            trace.enter(&tdx::IDENTITY);
+            VerifiedIdentity::of_gcp(&verified, standing, &vtpm, &events, evidence)
         }
         PlatformEvidence::NitroEnclave { nsm_quote } => verify_enclave(nsm_quote, attestation, evidence, context, trace),
         PlatformEvidence::NitroTpm { attestation_doc } => verify_nitro_tpm(attestation_doc, attestation, evidence, context, trace),
@@ -103,26 +105,38 @@ fn judged(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_
     }
 }
 
-fn verify_td(td: &TdxEvidence, attestation: &Attestation, context: &VerifyContext<'_>) -> Result<(VerifiedTd, ProvenEvents), AttestError> {
-    let collateral = context.collateral.tdx(&tdx::claimed_fmspc(&td.quote)?)?;
-    let verified = tdx::verify_quote(&td.quote, collateral, context.now.0, context.roots)?;
+fn verify_td(
+    td: &TdxEvidence,
+    attestation: &Attestation,
+    context: &VerifyContext<'_>,
+    trace: &Trace,
+) -> Result<(VerifiedTd, ProvenEvents, TcbStanding), AttestError> {
+    let verified = tdx::verify_bundled(&td.quote, context.collateral, context.now.0, context.roots, trace)?;
     let body = verified.body();
     // Section 5.1 step 4: the copy is the signed one.
+    trace.enter(&tdx::REPORT_DATA);
     if body.report_data != attestation.report_data {
         return Err(AttestError::ReportData);
     }
-    // Section 5.1 step 3: all runtime events lead to RTMR3.
+    // Section 5.1 step 3: all runtime events lead to RTMR3. A log that is proven to hold the same events has shown it already.
+    trace.enter(&tdx::RUNTIME_EVENTS);
     let [_, _, _, rtmr3] = &body.rtmr;
-    let events = eventlog::prove(&attestation.runtime_events, rtmr3)?;
+    let speaks = td.event_log.iter().any(|event| event.imr == eventlog::RUNTIME_REGISTER);
+    let logged = speaks.then(|| eventlog::prove_log(&td.event_log, &body.rtmr));
+    let events = match &logged {
+        Some(Ok(logged)) if logged.all() == attestation.runtime_events => logged.clone(),
+        _ => eventlog::prove(&attestation.runtime_events, rtmr3)?,
+    };
     // What the log says has to be what is replayed, or two readers see two guests; a log without runtime events says nothing.
-    if td.event_log.iter().any(|event| event.imr == eventlog::RUNTIME_REGISTER) {
-        let logged = eventlog::prove_log(&td.event_log, &body.rtmr)?;
-        if logged != events {
-            return Err(AttestError::ReplayMismatch { register: eventlog::RUNTIME_REGISTER });
-        }
+    trace.enter(&tdx::EVENT_LOG);
+    if let Some(logged) = logged
+        && logged? != events
+    {
+        return Err(AttestError::ReplayMismatch { register: eventlog::RUNTIME_REGISTER });
     }
-    context.tcb.check(verified.tcb().overall.status)?;
-    Ok((verified, events))
+    trace.enter(&tdx::TCB_POLICY);
+    let standing = context.tcb.judge(&verified.tcb().facts(), context.now)?;
+    Ok((verified, events, standing))
 }
 
 fn verify_enclave(

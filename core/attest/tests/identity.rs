@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use dstack_attest::{
-    AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify, verify_legacy,
+    AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, tdx, verify, verify_legacy,
     wire::{Attestation, PlatformEvidence, TdxEvent, TdxEvidence, runtime_events_of},
 };
 use dstack_protocol::{Platform, TcbStatus, UnixMillis};
@@ -135,6 +135,17 @@ fn the_parts_of_an_attestation_are_bound_to_each_other() {
         td.event_log.last_mut().unwrap().event_payload.push(1);
     };
     assert!(matches!(refused(other_log), AttestError::EventDigest { .. }));
+    let not_intel = verify(
+        &guest.attestation().encode(),
+        &VerifyContext { now: guest.now, roots: &TrustRoots::none(), collateral: &guest.bundle, tcb: &TcbPolicy::default() },
+    );
+    assert_eq!(not_intel, Err(AttestError::UntrustedRoot { chain: "pck certificate chain" }));
+}
+
+#[test]
+fn a_platform_without_collateral_is_refused() {
+    let Some(guests) = guests() else { return };
+    let guest = guests.first().unwrap();
     let no_collateral = verify(
         &guest.attestation().encode(),
         &VerifyContext {
@@ -145,11 +156,6 @@ fn the_parts_of_an_attestation_are_bound_to_each_other() {
         },
     );
     assert!(matches!(no_collateral, Err(AttestError::CollateralMissing { .. })));
-    let not_intel = verify(
-        &guest.attestation().encode(),
-        &VerifyContext { now: guest.now, roots: &TrustRoots::none(), collateral: &guest.bundle, tcb: &TcbPolicy::default() },
-    );
-    assert_eq!(not_intel, Err(AttestError::UntrustedRoot { chain: "pck certificate chain" }));
 }
 
 #[test]
@@ -184,6 +190,57 @@ fn no_changed_byte_proves_another_guest() {
         Ok(())
     });
     cut.unwrap();
+}
+
+/// Whatever is changed in quote or collateral: with collateral checked before the verdict is the same to the last word, and what is
+/// accepted `dcap-qvl` accepts as well.
+#[test]
+fn checked_collateral_and_the_second_implementation_agree_on_changed_bytes() {
+    let Some(guests) = guests() else { return };
+    let guest = guests.first().unwrap();
+    let roots = TrustRoots::production();
+    let collateral = guest.bundle.tdx(&tdx::claimed_fmspc(&guest.quote).unwrap()).unwrap().clone();
+    let lengths = [
+        guest.quote.len(),
+        collateral.root_ca_crl.len(),
+        collateral.pck_crl.len(),
+        collateral.tcb_info.len(),
+        collateral.qe_identity.len(),
+        collateral.tcb_info_signature.len(),
+        collateral.tcb_info_issuer_chain.len(),
+        collateral.pck_crl_issuer_chain.len(),
+    ];
+    let mut runner = TestRunner::new(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() });
+    let judged = runner.run(&(0..16usize, any::<prop::sample::Index>(), 1u8..128, -40i64..40), |(part, at, mask, days)| {
+        let (mut quote, mut changed) = (guest.quote.clone(), collateral.clone());
+        let flip = |bytes: &mut [u8], at: usize| bytes[at] ^= mask;
+        let flip_text = |text: &mut String, at: usize| {
+            let mut bytes = std::mem::take(text).into_bytes();
+            flip(&mut bytes, at);
+            *text = String::from_utf8_lossy(&bytes).into_owned();
+        };
+        // Half of the cases change nothing but the time.
+        match (part, lengths.get(part).map(|length| at.index(*length))) {
+            (0, Some(at)) => flip(&mut quote, at),
+            (1, Some(at)) => flip(&mut changed.root_ca_crl, at),
+            (2, Some(at)) => flip(&mut changed.pck_crl, at),
+            (3, Some(at)) => flip_text(&mut changed.tcb_info, at),
+            (4, Some(at)) => flip_text(&mut changed.qe_identity, at),
+            (5, Some(at)) => flip(&mut changed.tcb_info_signature, at),
+            (6, Some(at)) => flip_text(&mut changed.tcb_info_issuer_chain, at),
+            (7, Some(at)) => flip_text(&mut changed.pck_crl_issuer_chain, at),
+            _ => {}
+        }
+        let now_ms = guest.now.0.saturating_add_signed(days * 86_400_000);
+        let fresh = tdx::verify_quote(&quote, &changed, now_ms, &roots);
+        let checked = tdx::CheckedCollateral::new(std::sync::Arc::new(changed.clone()), &roots);
+        prop_assert_eq!(&tdx::verify_quote_checked(&quote, &checked, now_ms, &roots), &fresh);
+        if let Ok(verified) = &fresh {
+            prop_assert_eq!(tdx::second_opinion(&quote, &changed, now_ms, &roots, verified), Ok(()));
+        }
+        Ok(())
+    });
+    judged.unwrap();
 }
 
 #[test]

@@ -4,7 +4,8 @@
 
 mod common;
 
-use dstack_attest::manifest;
+use dstack_attest::{TdxCollateral, Trace, TrustRoots, manifest, tdx};
+use serde_json::Value;
 
 fn run(platforms: &[&str]) -> Option<manifest::Report> {
     let report = manifest::check(&common::manifest_path()?, Some(platforms)).unwrap();
@@ -52,4 +53,34 @@ fn other_platforms_are_named_and_not_judged() {
     assert!(!report.passed());
     assert_eq!(report.not_judged["no-such-platform"], 0);
     assert!(report.not_judged["sev-snp"] > 0);
+}
+
+/// The id of the check that refuses a TD's vector.
+fn refusing_check(vectors: &common::Vectors, vector: &Value) -> &'static str {
+    let base = vectors.of("tdx").find(|base| base["id"] == vector["base"]).unwrap();
+    let file = |role: &str| {
+        let holder = if vector["files"].get(role).is_some() { vector } else { base };
+        holder["files"].get(role).map(|_| vectors.file(holder, role))
+    };
+    let roots = match file("trust_root") {
+        Some(root) => TrustRoots::none().with_software_root(&root).unwrap(),
+        None => TrustRoots::production(),
+    };
+    let collateral = TdxCollateral::parse(&file("collateral").unwrap()).unwrap();
+    let (now_ms, trace) = (common::millis(vector["valid_at"].as_str().unwrap()), Trace::new());
+    tdx::verify_quote_traced(&file("quote").unwrap(), &collateral, now_ms, &roots, &trace).unwrap_err();
+    trace.entered().last().unwrap().id
+}
+
+#[test]
+fn each_check_refuses_the_vector_it_names() {
+    let Some(vectors) = common::vectors() else { return };
+    let mut named = 0;
+    for check in tdx::CHECKS {
+        let Some(id) = check.test.strip_prefix("vector:") else { continue };
+        let vector = vectors.of("tdx").find(|vector| vector["id"] == id).unwrap_or_else(|| panic!("no vector {id}"));
+        assert_eq!(refusing_check(&vectors, vector), check.id, "{id}");
+        named += 1;
+    }
+    assert_eq!(named, 12);
 }

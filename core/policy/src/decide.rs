@@ -5,12 +5,12 @@
 
 use std::collections::BTreeSet;
 
-use dstack_attest::VerifiedIdentity;
+use dstack_attest::{AttestError, TcbFacts, TcbPolicy, TcbStanding, VerifiedIdentity};
 use dstack_protocol::codec::sha256;
 use dstack_protocol::governance::Object;
 use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::release::{KeyClass, Mode, RelReq, Wish};
-use dstack_protocol::{AppId, Generation, Platform, Refusal, RefusalCode, TcbStatus};
+use dstack_protocol::{AppId, Generation, Platform, Refusal, RefusalCode, UnixMillis};
 
 /// What the decision needs of a verified identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct Facts {
     pub instance_id: Vec<u8>,
     /// Canonical measurement.
     pub measurement: Vec<u8>,
-    /// TCB status.
-    pub tcb_status: TcbStatus,
+    /// What the collateral says of the TCB.
+    pub tcb: TcbFacts,
 }
 
 impl From<&VerifiedIdentity> for Facts {
@@ -37,7 +37,7 @@ impl From<&VerifiedIdentity> for Facts {
             compose_hash: identity.compose_hash(),
             instance_id: identity.instance_id().to_vec(),
             measurement: identity.measurement().to_vec(),
-            tcb_status: identity.tcb_status(),
+            tcb: identity.tcb().clone(),
         }
     }
 }
@@ -64,6 +64,8 @@ pub struct Rules<'a> {
     pub policy_hash: [u8; 32],
     /// Objects revoked.
     pub revoked: &'a BTreeSet<Object>,
+    /// Log time of the judgement: a grace ends by it, on every node at once.
+    pub log_time: UnixMillis,
 }
 
 /// The proof that a request was judged and allowed on this node. It cannot cross a wire.
@@ -74,9 +76,15 @@ pub struct Grant {
     generation: Generation,
     wishes: Vec<Wish>,
     policy_hash: [u8; 32],
+    tcb_standing: TcbStanding,
 }
 
 impl Grant {
+    /// How the platform's TCB stands under the app's policy.
+    #[must_use]
+    pub fn tcb_standing(&self) -> TcbStanding {
+        self.tcb_standing
+    }
     /// Request that was judged.
     #[must_use]
     pub fn req_hash(&self) -> &[u8; 32] {
@@ -109,8 +117,9 @@ impl Grant {
 /// # Errors
 /// A [`Refusal`] that names the first rule broken, what it expected and what came.
 pub fn decide(identity: &VerifiedIdentity, request: &RelReq, rules: Rules<'_>) -> Result<Grant, Refusal> {
-    check(&Facts::from(identity), request, rules)?;
+    let tcb_standing = check(&Facts::from(identity), request, rules)?;
     Ok(Grant {
+        tcb_standing,
         req_hash: request.req_hash(),
         app_id: request.app_id,
         generation: request.generation,
@@ -143,7 +152,7 @@ pub fn still_allowed(facts: &Facts, request: &RelReq, revoked: &BTreeSet<Object>
     Ok(())
 }
 
-fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<(), Refusal> {
+fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<TcbStanding, Refusal> {
     let policy = rules.policy;
     match request.mode {
         Mode::Client => {}
@@ -169,11 +178,41 @@ fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<(), Refusa
     if !policy.any_os_image && !policy.os_images.contains(&facts.os_image()) {
         return Err(Refusal::new(RefusalCode::OsImageNotAllowed, listed(&policy.os_images), hex::encode(facts.os_image())));
     }
-    if facts.tcb_status != TcbStatus::None && !policy.tcb_allowed.contains(&facts.tcb_status) {
-        let allowed: Vec<&str> = policy.tcb_allowed.iter().map(|s| s.name()).collect();
-        return Err(Refusal::new(RefusalCode::TcbNotAllowed, format!("one of {}", allowed.join(", ")), facts.tcb_status.name()));
-    }
-    request.wishes.iter().try_for_each(|wish| check_wish(facts, policy, wish))
+    let standing = check_tcb(&tcb_policy(policy), &facts.tcb, rules.log_time)?;
+    request.wishes.iter().try_for_each(|wish| check_wish(facts, policy, wish))?;
+    Ok(standing)
+}
+
+/// The rule on TCBs that an app's policy stands for.
+#[must_use]
+pub fn tcb_policy(policy: &AppPolicy) -> TcbPolicy {
+    let rules = &policy.tcb;
+    let judged = TcbPolicy::allowing(&policy.tcb_allowed)
+        .with_grace_ms(u64::from(rules.grace_s).saturating_mul(1000))
+        .refusing_advisories(&rules.refused_advisories)
+        .with_min_evaluation(rules.min_evaluation);
+    if rules.accept_vlek { judged.accepting_vlek() } else { judged }
+}
+
+/// Judges a TCB; the same rule and words for apps and nodes.
+///
+/// # Errors
+/// [`RefusalCode::TcbNotAllowed`], [`RefusalCode::TcbGraceOver`], [`RefusalCode::TcbAdvisoryRefused`],
+/// [`RefusalCode::TcbEvaluationLow`], with the numbers in the text.
+pub fn check_tcb(policy: &TcbPolicy, facts: &TcbFacts, now: UnixMillis) -> Result<TcbStanding, Refusal> {
+    policy.judge(facts, now).map_err(|error| {
+        let code = match &error {
+            AttestError::TcbGraceOver { .. } => RefusalCode::TcbGraceOver,
+            AttestError::TcbAdvisory { .. } => RefusalCode::TcbAdvisoryRefused,
+            AttestError::TcbEvaluation { .. } => RefusalCode::TcbEvaluationLow,
+            _ => {
+                let allowed: Vec<&str> = policy.allowed().iter().map(|status| status.name()).collect();
+                return Refusal::new(RefusalCode::TcbNotAllowed, format!("one of {}", allowed.join(", ")), facts.status.name());
+            }
+        };
+        let told = error.explain();
+        Refusal::new(code, told.expected, format!("{} (unix ms: {error})", told.got))
+    })
 }
 
 fn check_wish(facts: &Facts, policy: &AppPolicy, wish: &Wish) -> Result<(), Refusal> {
@@ -209,8 +248,8 @@ fn listed(hashes: &[[u8; 32]]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dstack_protocol::policy::{PathRule, Rate};
-    use dstack_protocol::{ClusterId, UnixMillis};
+    use dstack_protocol::policy::{PathRule, Rate, TcbRules};
+    use dstack_protocol::{ClusterId, TcbStatus};
 
     use super::*;
 
@@ -227,6 +266,22 @@ mod tests {
             rate: Rate::DEFAULT,
             session_ms: 3_600_000,
             allow_legacy: false,
+            tcb: TcbRules::default(),
+        }
+    }
+
+    const DAY_MS: u64 = 86_400_000;
+    const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+
+    /// A platform whose next better level is of ten days ago.
+    fn tcb(status: TcbStatus) -> TcbFacts {
+        let since = UnixMillis(NOW.0 - 10 * DAY_MS);
+        TcbFacts {
+            status,
+            advisory_ids: if status == TcbStatus::UpToDate { Vec::new() } else { vec!["INTEL-SA-00828".to_owned()] },
+            date: Some(UnixMillis(NOW.0 - 300 * DAY_MS)),
+            outdated_since: (status == TcbStatus::OutOfDate).then_some(since),
+            evaluation: Some(17),
         }
     }
 
@@ -237,7 +292,7 @@ mod tests {
             compose_hash: Some([4; 32]),
             instance_id: vec![2; 20],
             measurement: vec![7; 224],
-            tcb_status: TcbStatus::UpToDate,
+            tcb: tcb(TcbStatus::UpToDate),
         }
     }
 
@@ -258,7 +313,7 @@ mod tests {
 
     fn code(facts: &Facts, policy: &AppPolicy, wishes: Vec<Wish>, revoked: &[Object]) -> Option<RefusalCode> {
         let revoked = revoked.iter().cloned().collect();
-        let rules = Rules { policy, policy_hash: policy.hash(), revoked: &revoked };
+        let rules = Rules { policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW };
         check(facts, &request(wishes), rules).err().map(|refusal| refusal.code)
     }
 
@@ -285,7 +340,7 @@ mod tests {
             (with(|f| f.app_id = None), disk(), RefusalCode::AppIdMismatch),
             (with(|f| f.platform = Platform::Nitro), disk(), RefusalCode::PlatformNotAllowed),
             (with(|f| f.compose_hash = None), disk(), RefusalCode::ComposeNotAllowed),
-            (with(|f| f.tcb_status = TcbStatus::OutOfDate), disk(), RefusalCode::TcbNotAllowed),
+            (with(|f| f.tcb = tcb(TcbStatus::OutOfDate)), disk(), RefusalCode::TcbNotAllowed),
             (with(|f| f.instance_id = vec![3; 20]), disk(), RefusalCode::InstanceMismatch),
             (facts(), vec![Wish::new(KeyClass::Env, vec![]).unwrap()], RefusalCode::ClassNotAllowed),
             (facts(), vec![Wish::new(KeyClass::Custom, b"other".to_vec()).unwrap()], RefusalCode::PathNotAllowed),
@@ -302,12 +357,38 @@ mod tests {
     }
 
     #[test]
+    fn the_policy_of_the_tcb_has_a_code_for_each_rule() {
+        let with = |rules: TcbRules| AppPolicy { tcb: rules, ..policy() };
+        let outdated = Facts { tcb: tcb(TcbStatus::OutOfDate), ..facts() };
+        let days = |days: u32| TcbRules { grace_s: days * 86_400, ..TcbRules::default() };
+        assert_eq!(code(&outdated, &with(days(10)), disk(), &[]), None);
+        assert_eq!(code(&outdated, &with(days(9)), disk(), &[]), Some(RefusalCode::TcbGraceOver));
+        let advisory = TcbRules { refused_advisories: vec!["INTEL-SA-00828".to_owned()], ..days(10) };
+        assert_eq!(code(&outdated, &with(advisory), disk(), &[]), Some(RefusalCode::TcbAdvisoryRefused));
+        let number = |min_evaluation| with(TcbRules { min_evaluation, ..days(0) });
+        assert_eq!(code(&facts(), &number(17), disk(), &[]), None);
+        assert_eq!(code(&facts(), &number(18), disk(), &[]), Some(RefusalCode::TcbEvaluationLow));
+
+        let revoked = BTreeSet::new();
+        let ten = with(days(10));
+        let rules = Rules { policy: &ten, policy_hash: ten.hash(), revoked: &revoked, log_time: NOW };
+        assert_eq!(check(&outdated, &request(disk()), rules), Ok(TcbStanding::Grace { until: NOW }));
+        // The same request a moment of log time later.
+        let late = Rules { log_time: UnixMillis(NOW.0 + 1), ..rules };
+        let refusal = check(&outdated, &request(disk()), late).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::TcbGraceOver);
+        for part in ["10 days", "OutOfDate", "INTEL-SA-00828"] {
+            assert!(refusal.to_string().contains(part), "{part} in {refusal}");
+        }
+    }
+
+    #[test]
     fn a_nitro_disk_key_has_the_empty_instance_whatever_is_claimed() {
         let mut p = policy();
         p.platforms = vec![Platform::Nitro];
         let mut f = facts();
         f.platform = Platform::Nitro;
-        f.tcb_status = TcbStatus::None;
+        f.tcb = TcbFacts::none();
         assert_eq!(code(&f, &p, disk(), &[]), Some(RefusalCode::InstanceMismatch));
         assert_eq!(code(&f, &p, vec![Wish::new(KeyClass::Disk, vec![]).unwrap()], &[]), None);
     }
@@ -334,7 +415,7 @@ mod tests {
         let mut r = request(disk());
         r.mode = Mode::Legacy;
         let p = policy();
-        let rules = Rules { policy: &p, policy_hash: p.hash(), revoked: &BTreeSet::new() };
+        let rules = Rules { policy: &p, policy_hash: p.hash(), revoked: &BTreeSet::new(), log_time: NOW };
         assert_eq!(check(&facts(), &r, rules).unwrap_err().code, RefusalCode::ModeUnsupported);
     }
 }

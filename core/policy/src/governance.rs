@@ -373,6 +373,7 @@ mod tests {
             rate: Rate::DEFAULT,
             session_ms: 3_600_000,
             allow_legacy: false,
+            tcb: dstack_protocol::policy::TcbRules::default(),
         };
         action(id, ActionKind::SetAppPolicy, Object::App(AppId([1; 20])), base_version, policy.encode())
     }

@@ -36,6 +36,12 @@ pub const POLICY_BYTES_MAX: usize = 48 * 1024;
 pub const POLICY_HASHES_MAX: usize = 256;
 /// Path rules of a policy.
 pub const POLICY_PATHS_MAX: usize = 64;
+/// Advisories that a policy refuses.
+pub const POLICY_ADVISORIES_MAX: usize = 64;
+/// Name of an advisory, bytes.
+pub const ADVISORY_BYTES_MAX: usize = 32;
+/// Longest grace for an outdated TCB, seconds (two years).
+pub const TCB_GRACE_S_MAX: u32 = 2 * 366 * 86_400;
 /// Approvals in one entry.
 pub const APPROVALS_MAX: usize = OPERATORS_MAX;
 /// Intents in one Raft command.

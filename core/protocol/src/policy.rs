@@ -4,7 +4,10 @@
 
 use crate::codec::{DecodeError, Reader, Wire, Writer, ascending};
 use crate::ids::{Platform, TcbStatus};
-use crate::limits::{PATH_BYTES_MAX, POLICY_BYTES_MAX, POLICY_HASHES_MAX, POLICY_PATHS_MAX, SESSION_MS_MAX};
+use crate::limits::{
+    ADVISORY_BYTES_MAX, PATH_BYTES_MAX, POLICY_ADVISORIES_MAX, POLICY_BYTES_MAX, POLICY_HASHES_MAX, POLICY_PATHS_MAX, SESSION_MS_MAX,
+    TCB_GRACE_S_MAX,
+};
 use crate::release::KeyClass;
 
 /// Which paths of class `custom` an app may ask for.
@@ -47,8 +50,10 @@ impl Rate {
 /// "DKMS-V1-APPPOL" ‖ version(1)=1 ‖ lp(name) ‖ count(1) ‖ { platform(1) }* ‖ count(2) ‖ { compose_hash(32) }*
 ///  ‖ any_os_image(1) ‖ count(2) ‖ { os_image(32) }* ‖ count(1) ‖ { tcb_status(1) }* ‖ count(1) ‖ { class(1) }*
 ///  ‖ count(1) ‖ { match(1: 0 exact, 1 prefix) ‖ lp(path) }* ‖ per_second(4) ‖ burst(4) ‖ session_ms(8) ‖ allow_legacy(1)
+/// version 2 adds: ‖ tcb_grace_s(4) ‖ min_evaluation(4) ‖ count(1) ‖ { lp(advisory) }* ‖ accept_vlek(1)
 /// ```
-/// Lists ascend. `os_image` is SHA-256(MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2) on TDX and SHA-256(PCR0 ‖ PCR1 ‖ PCR2) on Nitro.
+/// A policy is version 2 exactly when one of its additions says something, so that each policy has one encoding and those of
+/// version 1 keep their hash. Lists ascend. `os_image` is SHA-256(MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2) on TDX and SHA-256(PCR0 ‖ PCR1 ‖ PCR2) on Nitro.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppPolicy {
     /// For people; 1..=64 bytes.
@@ -73,6 +78,58 @@ pub struct AppPolicy {
     pub session_ms: u64,
     /// Mode L allowed.
     pub allow_legacy: bool,
+    /// What is asked of the TCB beside its status.
+    pub tcb: TcbRules,
+}
+
+/// What an app's policy asks of the TCB beside a list of statuses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TcbRules {
+    /// How long a platform may be out of date, seconds since it became so; 0 refuses at once.
+    pub grace_s: u32,
+    /// Least number of the TCB recovery that the collateral stands for; 0 asks nothing.
+    pub min_evaluation: u32,
+    /// Advisories that may not apply to the platform, ascending.
+    pub refused_advisories: Vec<String>,
+    /// SEV-SNP reports signed by a VLEK are good enough.
+    pub accept_vlek: bool,
+}
+
+impl TcbRules {
+    fn check(&self) -> Result<(), DecodeError> {
+        if self.grace_s > TCB_GRACE_S_MAX {
+            return Err(DecodeError::Field { field: "tcb_grace_s", reason: "at most two years" });
+        }
+        let plain = |id: &String| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        match self.refused_advisories.iter().all(plain) {
+            true => Ok(()),
+            false => Err(DecodeError::Field { field: "refused_advisories", reason: "letters, digits and dashes" }),
+        }
+    }
+
+    fn write(&self, w: &mut Writer) {
+        w.u32(self.grace_s).u32(self.min_evaluation).count1(self.refused_advisories.len());
+        for id in &self.refused_advisories {
+            w.lp(id.as_bytes());
+        }
+        w.u8(u8::from(self.accept_vlek));
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (grace_s, min_evaluation) = (r.u32("tcb_grace_s")?, r.u32("min_evaluation")?);
+        let count = usize::from(r.u8("refused_advisories")?);
+        if count > POLICY_ADVISORIES_MAX {
+            return Err(DecodeError::TooLong { field: "refused_advisories", max: POLICY_ADVISORIES_MAX, got: count });
+        }
+        let refused_advisories =
+            r.list("refused_advisories", count, 3, |r| crate::genesis::text("advisory", r.lp("advisory", ADVISORY_BYTES_MAX)?))?;
+        ascending("refused_advisories", refused_advisories.iter())?;
+        let rules = Self { grace_s, min_evaluation, refused_advisories, accept_vlek: r.flag("accept_vlek")? };
+        if rules == Self::default() {
+            return Err(DecodeError::Field { field: "version", reason: "1 where version 2 adds nothing" });
+        }
+        Ok(rules)
+    }
 }
 
 fn hashes(field: &'static str, r: &mut Reader<'_>) -> Result<Vec<[u8; 32]>, DecodeError> {
@@ -118,7 +175,7 @@ impl AppPolicy {
         if self.session_ms == 0 || self.session_ms > SESSION_MS_MAX {
             return field("session_ms", "1 to 3600000");
         }
-        Ok(())
+        self.tcb.check()
     }
 
     /// `policy_hash` of the canonical bytes.
@@ -132,7 +189,9 @@ impl Wire for AppPolicy {
     const BYTES_MAX: usize = POLICY_BYTES_MAX;
 
     fn write(&self, w: &mut Writer) {
-        w.label_v1("DKMS-V1-APPPOL").lp(self.name.as_bytes()).count1(self.platforms.len());
+        let plain = self.tcb == TcbRules::default();
+        w.raw(b"DKMS-V1-APPPOL").u8(if plain { 1 } else { 2 });
+        w.lp(self.name.as_bytes()).count1(self.platforms.len());
         for platform in &self.platforms {
             w.u8(platform.byte());
         }
@@ -160,10 +219,17 @@ impl Wire for AppPolicy {
             };
         }
         w.u32(self.rate.per_second).u32(self.rate.burst).u64(self.session_ms).u8(u8::from(self.allow_legacy));
+        if !plain {
+            self.tcb.write(w);
+        }
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        r.label_v1("DKMS-V1-APPPOL")?;
+        r.label("DKMS-V1-APPPOL")?;
+        let version = match r.u8("version")? {
+            version @ (1 | 2) => version,
+            got => return Err(DecodeError::Version { format: "DKMS-V1-APPPOL", got }),
+        };
         let name = crate::genesis::text("name", r.lp("name", 64)?)?;
         let count = usize::from(r.u8("platforms")?);
         let platforms = r.list("platforms", count, 1, Platform::read)?;
@@ -203,6 +269,7 @@ impl Wire for AppPolicy {
             rate: Rate { per_second: r.u32("per_second")?, burst: r.u32("burst")? },
             session_ms: r.u64("session_ms")?,
             allow_legacy: r.flag("allow_legacy")?,
+            tcb: if version == 2 { TcbRules::read(r)? } else { TcbRules::default() },
         };
         policy.check()?;
         Ok(policy)

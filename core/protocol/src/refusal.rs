@@ -85,6 +85,9 @@ codes! {
     44 LegacyNotAllowed "LEGACY_NOT_ALLOWED" false "mode L is a flag of the app's policy" "use a native client, or set allow_legacy";
     45 ModeUnsupported "MODE_UNSUPPORTED" false "this build serves mode C" "use a native client";
     46 DebugEnclave "DEBUG_ENCLAVE" false "debug TEEs get no key" "run without debug";
+    47 TcbGraceOver "TCB_GRACE_OVER" false "a platform may be out of date for the grace of the policy, counted from the day on which its TCB level was no longer enough" "update firmware and microcode of the machine and attest anew, or propose a policy with a longer grace";
+    48 TcbAdvisoryRefused "TCB_ADVISORY_REFUSED" false "the policy names advisories that may not apply to the platform" "update firmware and microcode of the machine and attest anew";
+    49 TcbEvaluationLow "TCB_EVALUATION_LOW" true "the policy names the least TCB evaluation number of the collateral" "wait for newer collateral of the platform to be pinned, or lower the number";
     50 IntentUnknown "INTENT_UNKNOWN" true "no partial without a committed intent" "commit the intent before asking for partials";
     51 IntentPosition "INTENT_POSITION" false "the intent is at the position that is named" "ask with the position that apply gave";
     52 IntentMismatch "INTENT_MISMATCH" false "the committed intent equals what the holder computes from request and evidence" "commit the intent of this very request";

@@ -97,7 +97,7 @@ pub fn precheck(ask: Arc<Ask>, identity: &VerifiedIdentity, view: HolderView<'_>
     }
     let (policy, policy_hash) = policy_in_force(state, &ask)?;
     check_session_age(&ask, state, state.log_time, policy.session_ms)?;
-    decide(identity, request, Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked })?;
+    decide(identity, request, Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked, log_time: state.log_time })?;
     Ok(signed)
 }
 
@@ -133,7 +133,7 @@ pub fn clear(signed: &SignedAsk, go: &Go, identity: &VerifiedIdentity, view: Hol
         return Err(Refusal::new(RefusalCode::Internal, "the policy that the row names", hex(&row.policy_hash)));
     };
     check_session_age(ask, state, row.log_time, policy.session_ms)?;
-    let rules = Rules { policy: &policy, policy_hash: row.policy_hash, revoked: &state.governance.revoked };
+    let rules = Rules { policy: &policy, policy_hash: row.policy_hash, revoked: &state.governance.revoked, log_time: row.log_time };
     let grant = decide(identity, request, rules)?;
     // And again at the latest applied position: a revocation that committed since stops the partial.
     still_allowed(&Facts::from(identity), request, &state.governance.revoked)?;

@@ -24,6 +24,8 @@ pub struct TcbLevel {
     pub status: &'static str,
     /// Advisories, for instance `INTEL-SA-00001`.
     pub advisory_ids: Vec<String>,
+    /// `tcbDate`.
+    pub date: String,
 }
 
 /// One level of the TDX module identity `TDX_01`.
@@ -71,6 +73,7 @@ impl CollateralSpec {
             tdx,
             status,
             advisory_ids: advisory.into_iter().map(str::to_owned).collect(),
+            date: TCB_DATE.to_owned(),
         };
         let module = |isv_svn, status, advisory: Option<&str>| ModuleLevel {
             isv_svn,
@@ -94,6 +97,21 @@ impl CollateralSpec {
             revoked_pcks: Vec::new(),
             pck_ca_revoked: false,
         }
+    }
+
+    /// What the service publishes after a TCB recovery of `date_s`: the level that was up to date has `advisory`, and one above it,
+    /// which no machine of this testkit reaches, is up to date.
+    #[must_use]
+    pub fn recovered(mut self, date_s: u64, advisory: &str) -> Self {
+        self.evaluation += 1;
+        let mut above = None;
+        if let Some(level) = self.levels.first_mut() {
+            above = Some(TcbLevel { pce_svn: level.pce_svn + 1, date: rfc3339(date_s), ..level.clone() });
+            level.status = "OutOfDate";
+            level.advisory_ids.push(advisory.to_owned());
+        }
+        self.levels.splice(0..0, above);
+        self
     }
 
     /// The text that is signed: member order and spelling of Intel's service, no white space.
@@ -121,7 +139,7 @@ impl CollateralSpec {
                             "pcesvn": level.pce_svn,
                             "tdxtcbcomponents": components(&level.tdx),
                         },
-                        "tcbDate": TCB_DATE,
+                        "tcbDate": level.date,
                         "tcbStatus": level.status,
                     }),
                     &level.advisory_ids,

@@ -1,8 +1,10 @@
 //! Whom a node believes: software roots on both sides, measurements by the log, platforms by the genesis document.
 
+use dstack_attest::TcbStanding;
 use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::{Platform, binding};
 use dstack_tee::Device as _;
+use dstack_testkit::tdx::{CollateralSpec, bundle_json};
 use dstack_testkit::{Machine, Measured, SoftwareRoots};
 use tempfile::TempDir;
 
@@ -10,6 +12,8 @@ use super::*;
 use crate::support::client::Client;
 use crate::support::cluster::{COMPOSE, Cluster};
 use crate::support::system_now;
+
+const DAY_MS: u64 = 86_400_000;
 
 fn config(dir: &TempDir, roots: &[&[u8]]) -> Config {
     let software_roots = (0..)
@@ -33,7 +37,7 @@ fn config(dir: &TempDir, roots: &[&[u8]]) -> Config {
         engine: dstack_storage::EngineKind::Redb,
         log_format: dstack_runtime::telemetry::LogFormat::Json,
         log_level: "off".into(),
-        node_tcb_allowed: vec![TcbStatus::UpToDate],
+        node_tcb: TcbPolicy::default().with_grace_ms(30 * DAY_MS),
         certificate_lifetime_s: 3000,
         releases_max: 1,
         checkpoint_every_entries: 5000,
@@ -51,7 +55,7 @@ impl World {
     fn new() -> Self {
         let cluster = Cluster::new(3, 0);
         let dir = tempfile::tempdir().unwrap();
-        let trust = Trust::load(&config(&dir, &[cluster.roots.tdx_root_der()]), &cluster.birth).unwrap();
+        let trust = Trust::load(&config(&dir, &[cluster.roots.tdx_root_der()]), &cluster.birth, Arc::new(system_now)).unwrap();
         Self { cluster, trust, dir }
     }
 
@@ -97,6 +101,34 @@ fn the_log_decides_which_measurements_are_allowed() {
 }
 
 #[test]
+fn nodes_pass_a_tcb_recovery_within_the_grace() {
+    let mut w = World::new();
+    let recovery = UnixMillis(system_now().0 / 1000 * 1000 - 10 * DAY_MS);
+    let spec = CollateralSpec::new(w.cluster.roots.validity()).recovered(recovery.0 / 1000, "SOFTWARE-SA-00009");
+    let recovered = bundle_json(&[w.cluster.roots.collateral(&spec).unwrap()]);
+    let trusted = TrustRoots::production().with_software_root(w.cluster.roots.tdx_root_der()).unwrap();
+    w.trust.nodes.replace(TrustMaterial {
+        roots: trusted,
+        collateral: CollateralBundle::parse(&recovered).unwrap(),
+        tcb: TcbPolicy::allowing(&TCB_EXAMINED),
+    });
+    let machines = [0, 1, 2].map(|index: usize| (u16::try_from(index + 1).unwrap(), index));
+    for (seat, index) in machines {
+        assert_eq!(w.judged(seat, &w.cluster.machines[index]), Ok(()), "a recovery stops no node at once");
+    }
+    let grace = TcbStanding::Grace { until: recovery.plus_ms(30 * DAY_MS) };
+    let listed = w.trust.standings.listed(system_now());
+    assert_eq!(listed, machines.map(|(seat, _)| (Subject::Node(Seat(seat)), grace)));
+
+    w.trust.node_tcb = TcbPolicy::default().with_grace_ms(5 * DAY_MS);
+    assert_eq!(w.judged(1, &w.cluster.machines[0]), Err(RefusalCode::TcbGraceOver));
+    w.trust.node_tcb = TcbPolicy::default();
+    assert_eq!(w.judged(1, &w.cluster.machines[0]), Err(RefusalCode::TcbNotAllowed));
+    w.trust.node_tcb = TcbPolicy::default().with_grace_ms(30 * DAY_MS).refusing_advisories(&["SOFTWARE-SA-00009".to_owned()]);
+    assert_eq!(w.judged(1, &w.cluster.machines[0]), Err(RefusalCode::TcbAdvisoryRefused));
+}
+
+#[test]
 fn evidence_binds_what_is_expected_and_verifies() {
     let w = World::new();
     let evidence = w.cluster.machines[0].evidence([7; 64]).unwrap();
@@ -132,7 +164,7 @@ fn clients_are_judged_for_the_verifier_pool() {
 #[test]
 fn software_roots_are_trusted_only_where_configuration_and_genesis_name_them() {
     let w = World::new();
-    let refused = |roots: &[&[u8]]| match Trust::load(&config(&w.dir, roots), &w.cluster.birth) {
+    let refused = |roots: &[&[u8]]| match Trust::load(&config(&w.dir, roots), &w.cluster.birth, Arc::new(system_now)) {
         Ok(_) => panic!("loaded"),
         Err(error) => format!("{error:#}"),
     };
@@ -143,5 +175,5 @@ fn software_roots_are_trusted_only_where_configuration_and_genesis_name_them() {
     assert!(refused(&[b"no certificate"]).contains("root-0.der"));
     let mut missing = config(&w.dir, &[own]);
     missing.software_roots[0] = w.dir.path().join("absent.der");
-    assert!(Trust::load(&missing, &w.cluster.birth).is_err());
+    assert!(Trust::load(&missing, &w.cluster.birth, Arc::new(system_now)).is_err());
 }

@@ -246,6 +246,7 @@ impl World {
             rate,
             session_ms: 3_600_000,
             allow_legacy: false,
+            tcb: dstack_protocol::policy::TcbRules::default(),
         }
     }
 

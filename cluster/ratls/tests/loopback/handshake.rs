@@ -1,7 +1,9 @@
 //! What a handshake accepts and refuses.
 
 use dstack_protocol::binding;
+use dstack_ratls::attest_judge::TrustMaterial;
 use dstack_ratls::{ALPN_NODE, CERTIFICATE_BYTES_MAX, JudgeError, PeerError};
+use dstack_testkit::tdx::{CollateralSpec, bundle_json};
 use dstack_testkit::{Host, Measured};
 use rustls::version::{TLS12, TLS13};
 
@@ -172,7 +174,8 @@ async fn verdicts_are_kept_until_expiry_or_new_collateral() {
     let now = (world.now())();
     let first = judge.identity(&evidence, now).unwrap();
     assert!(std::sync::Arc::ptr_eq(&first, &judge.identity(&evidence, now).unwrap()));
-    let expired = first.earliest_expiry();
+    // The second that a date names is the last one that counts.
+    let expired = first.earliest_expiry().plus_ms(1000);
     assert!(judge.identity(&evidence, expired).is_err(), "at its expiry the verdict is asked for anew, and the collateral is past its end");
     let again = judge.identity(&evidence, now).unwrap();
     assert!(!std::sync::Arc::ptr_eq(&first, &again));
@@ -182,6 +185,37 @@ async fn verdicts_are_kept_until_expiry_or_new_collateral() {
     strict.roots = dstack_attest::TrustRoots::production();
     judge.replace(strict);
     assert!(matches!(judge.identity(&evidence, now), Err(JudgeError::Evidence { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_in_grace_ends_with_it_and_with_another_policy() {
+    const DAY_MS: u64 = 86_400_000;
+    let world = World::new();
+    let judge = world.judge();
+    let evidence = world.evidence(&Measured::executable(NODE_BINARY), [1; 64]).unwrap();
+    let now = (world.now())();
+    let recovery = dstack_protocol::UnixMillis(now.0 / 1000 * 1000 - 10 * DAY_MS);
+    let spec = CollateralSpec::new(world.roots.validity()).recovered(recovery.0 / 1000, "SOFTWARE-SA-00009");
+    let recovered = || {
+        let bundle = bundle_json(&[world.roots.collateral(&spec).unwrap()]);
+        dstack_attest::CollateralBundle::parse(&bundle).unwrap()
+    };
+    let under = |grace_days: u64| TrustMaterial {
+        collateral: recovered(),
+        tcb: dstack_attest::TcbPolicy::default().with_grace_ms(grace_days * DAY_MS),
+        ..world.material()
+    };
+    assert!(judge.identity(&evidence, now).unwrap().tcb_grace_until().is_none());
+    judge.replace(under(30));
+    let marked = judge.identity(&evidence, now).unwrap();
+    let until = recovery.plus_ms(30 * DAY_MS);
+    assert_eq!(marked.tcb_grace_until(), Some(until));
+    assert!(std::sync::Arc::ptr_eq(&marked, &judge.identity(&evidence, until).unwrap()), "kept to the last moment of the grace");
+    let over = judge.identity(&evidence, until.plus_ms(1)).unwrap_err();
+    assert!(over.to_string().contains("grace"), "{over}");
+    assert!(judge.identity(&evidence, now).is_ok());
+    judge.replace(under(5));
+    assert!(matches!(judge.identity(&evidence, now), Err(JudgeError::Evidence { .. })), "a shorter grace counts at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

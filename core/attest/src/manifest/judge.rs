@@ -1,6 +1,6 @@
 //! Judges one vector as the product would: role files in, refusal or acceptance out. Owns: which checks a platform's vector takes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use dstack_protocol::UnixMillis;
 
@@ -51,7 +51,7 @@ fn judge_td(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> 
     let roots = roots(vector, contents)?;
     let collateral = TdxCollateral::parse(role(contents, "collateral")?);
     let difference = vector.identity.as_ref().and_then(|identity| facts::td_difference(identity, quote));
-    let verified = collateral.and_then(|collateral| tdx::verify_quote(quote, &collateral, now_ms, &roots));
+    let verified = collateral.and_then(|collateral| thrice(quote, collateral, now_ms, &roots));
     let verified = match verified {
         Ok(verified) => verified,
         // An SGX quote is refused before its identity can be read; `identity` then speaks of another kind of report.
@@ -61,6 +61,19 @@ fn judge_td(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> 
     let result = check_expected(vector, contents, &verified)?.and_then(|()| check_logs(contents, &verified));
     let result = result.and_then(|()| TcbPolicy::default().check(verified.tcb().overall.status));
     Ok(Judged { result, tcb: Some(verified.tcb().clone()), difference })
+}
+
+/// Judged as the product does it, against collateral checked before and collateral checked now, and by the second implementation.
+fn thrice(quote: &[u8], collateral: TdxCollateral, now_ms: u64, roots: &TrustRoots) -> Result<tdx::VerifiedTd, AttestError> {
+    let fresh = tdx::verify_quote(quote, &collateral, now_ms, roots);
+    if let Ok(verified) = &fresh {
+        tdx::second_opinion(quote, &collateral, now_ms, roots, verified)?;
+    }
+    let checked = tdx::verify_quote_checked(quote, &tdx::CheckedCollateral::new(Arc::new(collateral), roots), now_ms, roots);
+    match checked == fresh {
+        true => checked,
+        false => Err(AttestError::SecondVerifier { detail: "checked collateral leads to another verdict".to_owned() }),
+    }
 }
 
 /// What the caller of the vector compares beside the verifier.

@@ -35,6 +35,7 @@ pub enum Vendor {
 pub struct Root {
     der: Vec<u8>,
     subject: Vec<u8>,
+    spki: Vec<u8>,
     spki_sha256: [u8; 32],
     /// `None` for a software root.
     vendor: Option<Vendor>,
@@ -50,8 +51,9 @@ impl Root {
         if !rest.is_empty() {
             return Err(AttestError::TrailingBytes { part: "root certificate", count_bytes: rest.len() });
         }
-        let spki_sha256 = Sha256::digest(certificate.public_key().raw).into();
-        Ok(Self { der: der.to_vec(), subject: certificate.subject().as_raw().to_vec(), spki_sha256, vendor })
+        let (subject, spki) = (certificate.subject().as_raw().to_vec(), certificate.public_key().raw.to_vec());
+        let spki_sha256 = Sha256::digest(&spki).into();
+        Ok(Self { der: der.to_vec(), subject, spki, spki_sha256, vendor })
     }
 
     /// The certificate, DER.
@@ -63,6 +65,11 @@ impl Root {
     /// Its subject, DER.
     pub(crate) fn subject(&self) -> &[u8] {
         &self.subject
+    }
+
+    /// The SubjectPublicKeyInfo, DER.
+    pub(crate) fn spki(&self) -> &[u8] {
+        &self.spki
     }
 
     /// SHA-256 of the certificate's SubjectPublicKeyInfo: the root's name.

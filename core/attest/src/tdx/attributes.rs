@@ -14,11 +14,10 @@ const MIGRATABLE: u64 = 1 << 29;
 /// ICSSD, LASS, SEPT_VE_DISABLE, PKS, KL, PERFMON: what a workload may have. Every other bit is refused, known or not.
 const ALLOWED: u64 = 1 << 16 | 1 << 27 | SEPT_VE_DISABLE | 1 << 30 | 1 << 31 | 1 << 63;
 
-/// Judges `body`, whose signature was verified, beside `tcb_info` for the module's signer.
-pub(crate) fn check(body: &TdBody, tcb_info: &TcbInfo) -> Result<(), AttestError> {
+/// Judges the attributes and service TDs of `body`, whose signature was verified.
+pub(crate) fn check(body: &TdBody) -> Result<(), AttestError> {
     check_attributes(u64::from_le_bytes(body.td_attributes))?;
-    check_service_td(body)?;
-    check_module(body, tcb_info)
+    check_service_td(body)
 }
 
 fn check_attributes(attributes: u64) -> Result<(), AttestError> {
@@ -55,7 +54,7 @@ fn check_service_td(body: &TdBody) -> Result<(), AttestError> {
 }
 
 /// Intel signs its modules with the all-zero signer, so anything else is not Intel's; attributes outside the mask are refused.
-fn check_module(body: &TdBody, tcb_info: &TcbInfo) -> Result<(), AttestError> {
+pub(crate) fn check_module(body: &TdBody, tcb_info: &TcbInfo) -> Result<(), AttestError> {
     let malformed = AttestError::Malformed { part: "tcb info", why: "a tdx module member is not hex of its size" };
     if body.mr_signer_seam != [0; 48] {
         return Err(AttestError::Measurement { register: "mr_signer_seam" });
@@ -96,5 +95,45 @@ mod tests {
             let refused = matches!(check_attributes(SEPT_VE_DISABLE | 1 << bit), Err(AttestError::TdAttributes { .. }));
             assert!(refused, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_module_that_is_not_intels_is_refused() {
+        let zero_signer = "0".repeat(96);
+        let base = format!(r#""mrsigner":"{zero_signer}","attributes":"0000000000000000","attributesMask":"FFFFFFFFFFFFFFFF""#);
+        let head =
+            r#""id":"TDX","version":3,"issueDate":"","nextUpdate":"","fmspc":"","pceId":"","tcbType":0,"tcbEvaluationDataNumber":17"#;
+        let tcb_info: TcbInfo = serde_json::from_str(&format!(
+            r#"{{{head},"tdxModule":{{{base}}},"tdxModuleIdentities":[{{"id":"TDX_01",{base},"tcbLevels":[]}}],"tcbLevels":[]}}"#
+        ))
+        .unwrap();
+        let module = |version: u8, signer: [u8; 48], attributes: [u8; 8]| {
+            let mut tee_tcb_svn = [0; 16];
+            tee_tcb_svn[1] = version;
+            let body = TdBody {
+                tee_tcb_svn,
+                mr_seam: [0; 48],
+                mr_signer_seam: signer,
+                seam_attributes: attributes,
+                td_attributes: [0; 8],
+                xfam: [0; 8],
+                mr_td: [0; 48],
+                mr_config_id: [0; 48],
+                mr_owner: [0; 48],
+                mr_owner_config: [0; 48],
+                rtmr: [[0; 48]; 4],
+                report_data: [0; 64],
+                td15: None,
+            };
+            check_module(&body, &tcb_info)
+        };
+        assert_eq!(module(0, [0; 48], [0; 8]), Ok(()));
+        assert_eq!(module(1, [0; 48], [0; 8]), Ok(()));
+        for version in [0, 1] {
+            assert_eq!(module(version, [1; 48], [0; 8]), Err(AttestError::Measurement { register: "mr_signer_seam" }));
+            let attributes = module(version, [0; 48], [1, 0, 0, 0, 0, 0, 0, 0]);
+            assert_eq!(attributes, Err(AttestError::Measurement { register: "seam_attributes" }));
+        }
+        assert_eq!(module(9, [0; 48], [0; 8]), Err(AttestError::NoTcbLevel { part: "tdx module identity" }));
     }
 }

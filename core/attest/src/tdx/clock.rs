@@ -1,7 +1,7 @@
 //! Dates as Intel's collateral writes them. Owns: the one form that is read. Never: judges them (that is [`crate::window`]).
 
 use crate::AttestError;
-pub(crate) use crate::window::{Window, ms_of, validity_ms};
+pub(crate) use crate::window::{Recorded, Window, ms_of, validity_ms};
 
 /// Milliseconds since 1970 of the only RFC 3339 form Intel and the vectors use, `YYYY-MM-DDThh:mm:ssZ`.
 pub(crate) fn ms_of_rfc3339(text: &str, field: &'static str) -> Result<u64, AttestError> {

@@ -1,10 +1,12 @@
 //! Verifies TDX quotes. Owns: the order of all checks from bytes to a verified TD, each with its own refusal class.
 //! Never: fetches collateral, reads the clock, judges guest measurements or TCB status (the caller's policy does).
-//! Every step is taken here first, for the class; then `dcap-qvl`, a second implementation, has to agree.
-//! Source: Intel TDX DCAP Quoting Library API and PCK/TCB/QE collateral specifications; step numbers are ours.
+//! `dcap-qvl`, a second implementation, is held against this one by tests and `check-manifest`, not on each quote (ADR 0011).
+//! Source: Intel TDX DCAP Quoting Library API and PCK/TCB/QE collateral specifications.
 
 mod attributes;
 mod chain;
+mod checked;
+mod checks;
 mod clock;
 mod facts;
 mod pck;
@@ -17,21 +19,25 @@ use aws_lc_rs::{
     digest::{SHA256, digest},
     signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey},
 };
-use dstack_protocol::{TcbStatus, UnixMillis};
+use dstack_protocol::TcbStatus;
 use x509_parser::prelude::X509Certificate;
 
+pub use checked::{CheckedCollateral, CollateralDates, check_collateral};
+pub use checks::CHECKS;
+pub(crate) use checks::{EVENT_LOG, IDENTITY, REPORT_DATA, RUNTIME_EVENTS, TCB_POLICY};
 pub(crate) use clock::ms_of_rfc3339;
 pub use facts::{CollateralFacts, collateral_facts};
 pub use pck::PckPlatform;
 pub use quote::{QUOTE_BYTES_MAX, QeReport, Quote, ServiceTdEx, SignatureData, TdBody, TdBody15};
+pub use second::second_opinion;
 pub use tcb::{LevelVerdict, TcbVerdict};
 
 use self::{
     chain::RevocationList,
-    clock::Window,
+    clock::{Recorded, Window},
     signed::{QeIdentityText, TcbInfoText},
 };
-use crate::{AttestError, TdxCollateral, TrustRoots, pem};
+use crate::{AttestError, CollateralBundle, TdxCollateral, Trace, TrustRoots, pem};
 
 const PCK_CHAIN: &str = "pck certificate chain";
 pub(crate) const ROOT_CRL: &str = "root crl";
@@ -130,96 +136,146 @@ pub fn millis_of_rfc3339(text: &str) -> Result<u64, AttestError> {
     ms_of_rfc3339(text, "date")
 }
 
-/// Verifies collateral on its own: before it is pinned, and to tell how long it lasts.
-/// # Errors
-/// Chain, time and collateral classes; ours to fix by fetching again.
-pub fn check_collateral(
-    fmspc: &[u8; 6],
-    collateral: &TdxCollateral,
-    now_ms: u64,
-    roots: &TrustRoots,
-) -> Result<CollateralDates, AttestError> {
-    let mut window = Window::at(now_ms);
-    let ders = pem::certificates(collateral.pck_crl_issuer_chain.as_bytes(), PCK_CRL_CHAIN)?;
-    let issuers = parse_all(&ders, PCK_CRL_CHAIN)?;
-    let root = chain::root_of(&issuers, roots, PCK_CRL_CHAIN)?;
-    let anchor = chain::certificate(root.der(), "root certificate")?;
-    let path = chain::verify_path(&issuers, &anchor, PCK_CRL_CHAIN, &mut window)?;
-    let [pck_ca] = path else {
-        return Err(AttestError::PathLength { chain: PCK_CRL_CHAIN, count: path.len() });
-    };
-    let root_crl = RevocationList::verify(&collateral.root_ca_crl, &anchor, ROOT_CRL, &mut window)?;
-    root_crl.check(&anchor, PCK_CRL_CHAIN)?;
-    root_crl.check(pck_ca, PCK_CRL_CHAIN)?;
-    RevocationList::verify(&collateral.pck_crl, pck_ca, PCK_CRL, &mut window)?;
-    TcbInfoText::verify(collateral, &anchor, &root_crl, &mut window)?.check_fmspc(fmspc)?;
-    QeIdentityText::verify(collateral, &anchor, &root_crl, &mut window)?.check_kind()?;
-    Ok(CollateralDates {
-        oldest_issue: UnixMillis(window.oldest_issue_ms()),
-        renewed_issue: UnixMillis(window.renewed_issue_ms()),
-        earliest_expiry: UnixMillis(window.earliest_expiry_ms()),
-        software_root: root.is_software(),
-    })
-}
-
-/// How old collateral is and how long it lasts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CollateralDates {
-    /// When the oldest of its signed parts was issued.
-    pub oldest_issue: UnixMillis,
-    /// The same without the root's revocation list, which is renewed about once a year.
-    pub renewed_issue: UnixMillis,
-    /// The first moment at which one of its parts is over.
-    pub earliest_expiry: UnixMillis,
-    /// Whether it was signed under a software root.
-    pub software_root: bool,
-}
-
 /// Verifies a TDX quote against collateral at a given time.
 ///
-/// Steps: 1 parse · 2 root · 3 revocation lists and PCK path · 4 TCB info and QE identity signatures · 5 quote signatures ·
-/// 6 collateral is this platform's · 7 TCB levels · 8 TD attributes · 9 padding · 10 second verifier.
 /// # Errors
 /// One [`AttestError`] per reason; never a TCB status (except revoked), which is left to [`crate::TcbPolicy`].
 pub fn verify_quote(bytes: &[u8], collateral: &TdxCollateral, now_ms: u64, roots: &TrustRoots) -> Result<VerifiedTd, AttestError> {
+    verify_quote_traced(bytes, collateral, now_ms, roots, &Trace::new())
+}
+
+/// As [`verify_quote`], and notes in `trace` every check that was begun.
+/// # Errors
+/// As [`verify_quote`].
+pub fn verify_quote_traced(
+    bytes: &[u8],
+    collateral: &TdxCollateral,
+    now_ms: u64,
+    roots: &TrustRoots,
+    trace: &Trace,
+) -> Result<VerifiedTd, AttestError> {
+    let (quote, ders) = open(bytes, trace)?;
+    judge(quote, &parse_all(&ders, PCK_CHAIN)?, Given::Unchecked(collateral), now_ms, roots, trace)
+}
+
+/// As [`verify_quote`], with collateral whose own signatures were checked before: the same verdict, for a third of the work.
+/// # Errors
+/// As [`verify_quote`].
+pub fn verify_quote_checked(
+    bytes: &[u8],
+    collateral: &CheckedCollateral,
+    now_ms: u64,
+    roots: &TrustRoots,
+) -> Result<VerifiedTd, AttestError> {
+    let trace = Trace::new();
+    let (quote, ders) = open(bytes, &trace)?;
+    judge(quote, &parse_all(&ders, PCK_CHAIN)?, Given::Checked(collateral), now_ms, roots, &trace)
+}
+
+/// As [`verify_quote`], with the collateral that `bundle` has for the platform named by the quote.
+pub(crate) fn verify_bundled(
+    bytes: &[u8],
+    bundle: &CollateralBundle,
+    now_ms: u64,
+    roots: &TrustRoots,
+    trace: &Trace,
+) -> Result<VerifiedTd, AttestError> {
+    let (quote, ders) = open(bytes, trace)?;
+    let pck_chain = parse_all(&ders, PCK_CHAIN)?;
+    let leaf = pck_chain.first().ok_or(AttestError::ChainInvalid { chain: PCK_CHAIN, why: "holds no certificate" })?;
+    trace.enter(&checks::COLLATERAL);
+    let collateral = bundle.checked_tdx(&PckPlatform::of(leaf, PCK_CHAIN)?.fmspc, roots)?;
+    judge(quote, &pck_chain, Given::Checked(collateral), now_ms, roots, trace)
+}
+
+/// Takes a quote apart, down to the DER of its certificates.
+fn open<'q>(bytes: &'q [u8], trace: &Trace) -> Result<(Quote<'q>, Vec<Vec<u8>>), AttestError> {
+    trace.enter(&checks::QUOTE);
     let quote = Quote::parse(bytes)?;
+    trace.enter(&checks::PCK_CHAIN_TEXT);
+    let ders = pem::certificates(quote.parts.pck_chain_pem, PCK_CHAIN)?;
+    Ok((quote, ders))
+}
+
+/// Collateral as the caller has it.
+#[derive(Clone, Copy)]
+enum Given<'c> {
+    Unchecked(&'c TdxCollateral),
+    Checked(&'c CheckedCollateral),
+}
+
+fn judge(
+    quote: Quote<'_>,
+    pck_chain: &[X509Certificate<'_>],
+    given: Given<'_>,
+    now_ms: u64,
+    roots: &TrustRoots,
+    trace: &Trace,
+) -> Result<VerifiedTd, AttestError> {
     let mut window = Window::at(now_ms);
+    trace.enter(&checks::PCK_ROOT);
+    let root = chain::root_of(pck_chain, roots, PCK_CHAIN)?;
+    let (collateral, known) = match given {
+        Given::Unchecked(collateral) => (collateral, None),
+        Given::Checked(checked) => (checked.collateral(), checked.under(root)),
+    };
 
-    let pck_ders = pem::certificates(quote.parts.pck_chain_pem, PCK_CHAIN)?;
-    let pck_chain = parse_all(&pck_ders, PCK_CHAIN)?;
-    let root = chain::root_of(&pck_chain, roots, PCK_CHAIN)?;
-    let anchor = chain::certificate(root.der(), "root certificate")?;
-
-    let path = chain::verify_path(&pck_chain, &anchor, PCK_CHAIN, &mut window)?;
+    trace.enter(&checks::PCK_PATH);
+    let anchor = chain::certificate(root.der(), chain::ROOT)?;
+    let path = chain::verify_path(pck_chain, &anchor, known.map(checked::Known::pck_ca), PCK_CHAIN, &mut window)?;
     let [leaf, intermediate] = path else {
         return Err(AttestError::PathLength { chain: PCK_CHAIN, count: path.len() });
     };
     if leaf.is_ca() {
         return Err(AttestError::ChainInvalid { chain: PCK_CHAIN, why: "the leaf is a CA" });
     }
-    let root_crl = RevocationList::verify(&collateral.root_ca_crl, &anchor, ROOT_CRL, &mut window)?;
-    let pck_crl = RevocationList::verify(&collateral.pck_crl, intermediate, PCK_CRL, &mut window)?;
+
+    // Each part is either known, and judged for time alone, or checked here.
+    let (mut fresh_root_crl, mut fresh_pck_crl, mut fresh_tcb_info, mut fresh_qe_identity) = (None, None, None, None);
+    trace.enter(&checks::ROOT_CRL);
+    let root_crl = part(known.map(|known| &known.root_crl), &mut fresh_root_crl, &mut window, |window| {
+        RevocationList::verify(&collateral.root_ca_crl, &anchor, ROOT_CRL, window)
+    })?;
+    trace.enter(&checks::PCK_CRL);
+    let same_ca = known.filter(|known| known.pck_ca().is(intermediate));
+    let pck_crl = part(same_ca.map(|known| &known.pck_crl), &mut fresh_pck_crl, &mut window, |window| {
+        RevocationList::verify(&collateral.pck_crl, intermediate, PCK_CRL, window)
+    })?;
+    trace.enter(&checks::REVOCATION);
     root_crl.check(&anchor, PCK_CHAIN)?;
     root_crl.check(intermediate, PCK_CHAIN)?;
     pck_crl.check(leaf, PCK_CHAIN)?;
 
-    let tcb_info = TcbInfoText::verify(collateral, &anchor, &root_crl, &mut window)?;
-    let qe_identity = QeIdentityText::verify(collateral, &anchor, &root_crl, &mut window)?;
+    trace.enter(&checks::TCB_INFO);
+    let tcb_info = part(known.map(|known| &known.tcb_info), &mut fresh_tcb_info, &mut window, |window| {
+        TcbInfoText::verify(collateral, &anchor, root_crl, window)
+    })?;
+    trace.enter(&checks::QE_IDENTITY);
+    let qe_identity = part(known.map(|known| &known.qe_identity), &mut fresh_qe_identity, &mut window, |window| {
+        QeIdentityText::verify(collateral, &anchor, root_crl, window)
+    })?;
 
-    verify_signatures(&quote, leaf)?;
+    verify_signatures(&quote, leaf, trace)?;
 
+    trace.enter(&checks::PLATFORM);
     let pck = PckPlatform::of(leaf, PCK_CHAIN)?;
     tcb_info.check_platform(&pck)?;
+    trace.enter(&checks::QUOTING_ENCLAVE);
     qe_identity.check_enclave(&quote.parts.qe_report)?;
+    trace.enter(&checks::TCB_LEVEL);
     let tcb = TcbVerdict::select(tcb_info.parsed(), qe_identity.parsed(), &pck, &quote.body, &quote.parts.qe_report)?;
-    attributes::check(&quote.body, tcb_info.parsed())?;
+    trace.enter(&checks::TD_ATTRIBUTES);
+    attributes::check(&quote.body)?;
+    trace.enter(&checks::TDX_MODULE);
+    attributes::check_module(&quote.body, tcb_info.parsed())?;
+    trace.enter(&checks::REVOKED_TCB);
     if tcb.overall.status == TcbStatus::Revoked {
         return Err(AttestError::TcbStatus { status: TcbStatus::Revoked.name().to_owned() });
     }
-
+    trace.enter(&checks::PADDING);
     quote.require_padding()?;
 
-    let verdict = VerifiedTd {
+    Ok(VerifiedTd {
         version: quote.version,
         pck,
         tcb,
@@ -228,9 +284,20 @@ pub fn verify_quote(bytes: &[u8], collateral: &TdxCollateral, now_ms: u64, roots
         software_root: root.is_software(),
         padding_bytes: quote.trailing.len(),
         body: quote.body,
-    };
-    second::require_same(quote.meaningful, collateral, now_ms, root, &verdict)?;
-    Ok(verdict)
+    })
+}
+
+/// A part of the collateral: the known one if its dates hold, else the one that `check` makes.
+fn part<'p, T>(
+    known: Option<&'p Recorded<T>>,
+    fresh: &'p mut Option<T>,
+    window: &mut Window,
+    check: impl FnOnce(&mut Window) -> Result<T, AttestError>,
+) -> Result<&'p T, AttestError> {
+    match known {
+        Some(known) => known.at(window),
+        None => Ok(fresh.insert(check(window)?)),
+    }
 }
 
 fn parse_all<'a>(ders: &'a [Vec<u8>], chain: &'static str) -> Result<Vec<X509Certificate<'a>>, AttestError> {
@@ -238,19 +305,22 @@ fn parse_all<'a>(ders: &'a [Vec<u8>], chain: &'static str) -> Result<Vec<X509Cer
 }
 
 /// PCK signs the QE report, the QE report binds the attestation key, the attestation key signs header and body.
-fn verify_signatures(quote: &Quote<'_>, leaf: &X509Certificate<'_>) -> Result<(), AttestError> {
+fn verify_signatures(quote: &Quote<'_>, leaf: &X509Certificate<'_>, trace: &Trace) -> Result<(), AttestError> {
+    trace.enter(&checks::QE_REPORT_SIGNATURE);
     let pck_key = chain::p256_point(leaf.public_key())
         .ok_or_else(|| AttestError::Algorithm { part: PCK_CHAIN, got: leaf.public_key().algorithm.algorithm.to_id_string() })?;
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pck_key)
         .verify(quote.parts.qe_report_bytes, &quote.parts.qe_report_signature)
         .map_err(|_| AttestError::QeReportSignature)?;
 
+    trace.enter(&checks::ATTESTATION_KEY);
     let bound = digest(&SHA256, &[&quote.parts.attestation_key, quote.parts.qe_authentication].concat());
     let (hash, filler) = quote.parts.qe_report.report_data.split_at(32);
     if hash != bound.as_ref() || filler != [0; 32] {
         return Err(AttestError::QeReportBinding);
     }
 
+    trace.enter(&checks::BODY_SIGNATURE);
     let attestation_key = [&[0x04], &quote.parts.attestation_key[..]].concat();
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &attestation_key)
         .verify(quote.signed, &quote.parts.signature)

@@ -1,21 +1,27 @@
 //! The second opinion: `dcap-qvl` judges the same bytes under the same root, time and collateral. Owns: the comparison.
-//! Never: lets a quote pass that only one of the two accepts, or about which they report different facts.
+//! Never: runs when a quote is judged (ADR 0011); tests and `check-manifest` ask for it.
 
 use dcap_qvl::{QuoteCollateralV3, TcbStatus as Status, verify::QuoteVerifier};
 
-use super::{LevelVerdict, VerifiedTd, tcb::ours};
-use crate::{AttestError, Root, TdxCollateral};
+use super::{LevelVerdict, PCK_CHAIN, Quote, VerifiedTd, chain, parse_all, tcb::ours};
+use crate::{AttestError, TdxCollateral, TrustRoots, pem};
 
-/// Refuses unless `dcap-qvl` accepts as well and reports the same TCB, advisories, platform and TD.
-pub(super) fn require_same(
-    quote: &[u8],
+/// Refuses unless `dcap-qvl` accepts the quote as well, of which [`super::verify_quote`] said `first`, and reports the same TCB,
+/// advisories, platform and TD.
+/// # Errors
+/// [`AttestError::SecondVerifier`].
+pub fn second_opinion(
+    bytes: &[u8],
     collateral: &TdxCollateral,
     now_ms: u64,
-    root: &Root,
+    roots: &TrustRoots,
     first: &VerifiedTd,
 ) -> Result<(), AttestError> {
+    let quote = Quote::parse(bytes)?;
+    let ders = pem::certificates(quote.parts.pck_chain_pem, PCK_CHAIN)?;
+    let root = chain::root_of(&parse_all(&ders, PCK_CHAIN)?, roots, PCK_CHAIN)?;
     let report = QuoteVerifier::new(root.der().to_vec())
-        .verify(quote, &collateral_of(collateral), now_ms / 1000)
+        .verify(quote.meaningful, &collateral_of(collateral), now_ms / 1000)
         .map_err(|error| AttestError::SecondVerifier { detail: format!("{error:#}") })?;
     let differs = |what: &str| AttestError::SecondVerifier { detail: format!("reports another {what}") };
     let tcb = first.tcb();

@@ -12,6 +12,7 @@ use super::{
     pck::PckPlatform,
     pem,
     quote::QeReport,
+    tcb::highest_first,
 };
 use crate::{AttestError, TdxCollateral};
 
@@ -22,21 +23,23 @@ const QE_IDENTITY_CHAIN: &str = "qe identity issuer chain";
 
 const SGX_ATTRIBUTE_DEBUG: u8 = 0x02;
 
-/// TCB info whose signature and dates were checked.
+/// TCB info whose signature and dates were checked. Its levels are in the order in which they are tried.
+#[derive(Debug, Clone)]
 pub(crate) struct TcbInfoText(TcbInfo);
 
 impl TcbInfoText {
     pub(crate) fn verify(
         collateral: &TdxCollateral,
         anchor: &X509Certificate<'_>,
-        root_crl: &RevocationList<'_>,
+        root_crl: &RevocationList,
         window: &mut Window,
     ) -> Result<Self, AttestError> {
         let chain = collateral.tcb_info_issuer_chain.as_bytes();
         let text = collateral.tcb_info.as_bytes();
         verify_text(text, &collateral.tcb_info_signature, chain, (TCB_INFO, TCB_INFO_CHAIN), anchor, root_crl, window)?;
         let malformed = |_| AttestError::Malformed { part: TCB_INFO, why: "not a tcb info object" };
-        let parsed: TcbInfo = serde_json::from_slice(text).map_err(malformed)?;
+        let mut parsed: TcbInfo = serde_json::from_slice(text).map_err(malformed)?;
+        highest_first(&mut parsed);
         window.collateral(
             ms_of_rfc3339(&parsed.issue_date, "tcb info issue date")?,
             ms_of_rfc3339(&parsed.next_update, "tcb info next update")?,
@@ -72,13 +75,14 @@ impl TcbInfoText {
 }
 
 /// QE identity whose signature and dates were checked.
+#[derive(Debug, Clone)]
 pub(crate) struct QeIdentityText(QeIdentity);
 
 impl QeIdentityText {
     pub(crate) fn verify(
         collateral: &TdxCollateral,
         anchor: &X509Certificate<'_>,
-        root_crl: &RevocationList<'_>,
+        root_crl: &RevocationList,
         window: &mut Window,
     ) -> Result<Self, AttestError> {
         let chain = collateral.qe_identity_issuer_chain.as_bytes();
@@ -142,12 +146,12 @@ fn verify_text(
     chain_pem: &[u8],
     (part, chain): (&'static str, &'static str),
     anchor: &X509Certificate<'_>,
-    root_crl: &RevocationList<'_>,
+    root_crl: &RevocationList,
     window: &mut Window,
 ) -> Result<(), AttestError> {
     let ders = pem::certificates(chain_pem, chain)?;
     let certificates = parse_all(&ders, chain)?;
-    let path = chain::verify_path(&certificates, anchor, chain, window)?;
+    let path = chain::verify_path(&certificates, anchor, None, chain, window)?;
     let [signer] = path else {
         return Err(AttestError::PathLength { chain, count: path.len() });
     };
@@ -158,4 +162,46 @@ fn verify_text(
     let key = chain::p256_point(signer.public_key())
         .ok_or_else(|| AttestError::Algorithm { part: chain, got: signer.public_key().algorithm.algorithm.to_id_string() })?;
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key).verify(text, signature).map_err(|_| AttestError::CollateralSignature { part })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> QeIdentityText {
+        let text = format!(
+            r#"{{"id":"TD_QE","version":2,"issueDate":"","nextUpdate":"","tcbEvaluationDataNumber":17,"miscselect":"00000000",
+            "miscselectMask":"FFFFFFFF","attributes":"11000000000000000000000000000000","attributesMask":"FBFFFFFFFFFFFFFF0000000000000000",
+            "mrsigner":"{}","isvprodid":2,"tcbLevels":[]}}"#,
+            "07".repeat(32)
+        );
+        QeIdentityText(serde_json::from_str(&text).unwrap())
+    }
+
+    fn report() -> QeReport {
+        let mut attributes = [0; 16];
+        attributes[0] = 0x11;
+        QeReport { misc_select: [0; 4], attributes, mr_signer: [7; 32], isv_prod_id: 2, isv_svn: 4, report_data: [0; 64] }
+    }
+
+    #[test]
+    fn an_enclave_that_is_not_the_one_described_is_refused() {
+        let refused = |change: fn(&mut QeReport)| {
+            let mut report = report();
+            change(&mut report);
+            identity().check_enclave(&report)
+        };
+        assert_eq!(refused(|_| {}), Ok(()));
+        // Bits outside the mask may differ.
+        assert_eq!(refused(|report| report.attributes[15] = 1), Ok(()));
+        assert_eq!(refused(|report| report.attributes[0] |= SGX_ATTRIBUTE_DEBUG), Err(AttestError::Debug));
+        let mismatch = |why| Err(AttestError::CollateralMismatch { part: QE_IDENTITY, why });
+        assert_eq!(refused(|report| report.mr_signer[0] ^= 1), mismatch("another signer"));
+        assert_eq!(refused(|report| report.isv_prod_id = 1), mismatch("another product id"));
+        assert_eq!(refused(|report| report.misc_select[0] = 1), mismatch("another miscselect"));
+        assert_eq!(refused(|report| report.attributes[0] = 0x31), mismatch("other attributes"));
+        let mut sgx = identity();
+        sgx.0.id = "QE".to_owned();
+        assert!(matches!(sgx.check_enclave(&report()), Err(AttestError::CollateralMismatch { .. })));
+    }
 }

@@ -5,13 +5,14 @@
 use std::cmp::Reverse;
 
 use dcap_qvl::{QeIdentity, TcbInfo, TcbLevel, TcbStatus as Status};
-use dstack_protocol::TcbStatus;
+use dstack_protocol::{TcbStatus, UnixMillis};
 
 use super::{
+    clock::ms_of_rfc3339,
     pck::PckPlatform,
     quote::{QeReport, TdBody},
 };
-use crate::AttestError;
+use crate::{AttestError, TcbFacts};
 
 /// A status and the advisories it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,9 +32,70 @@ pub struct TcbVerdict {
     pub platform: LevelVerdict,
     /// Quoting enclave.
     pub qe: LevelVerdict,
+    /// `tcbDate` of the level that was reached, the earliest of platform, module and quoting enclave.
+    pub date: UnixMillis,
+    /// Where the overall status is out of date: since when, the earliest of the parts that are.
+    pub outdated_since: Option<UnixMillis>,
+    /// Number of the TCB recovery, the lower of both documents.
+    pub evaluation: u32,
+}
+
+/// A level found, and its place in time.
+struct Found {
+    verdict: LevelVerdict,
+    date_ms: u64,
+    outdated_since_ms: Option<u64>,
+}
+
+impl Found {
+    /// The level of `date` and `status` among levels of `dates`. What is out of date is so since the next better level: with a later
+    /// recovery that day stays the same, so a grace that is over stays over.
+    fn dated<'d>(verdict: LevelVerdict, date: &str, status: Status, dates: impl Iterator<Item = &'d String>) -> Result<Self, AttestError> {
+        const FIELD: &str = "tcb date";
+        let date_ms = ms_of_rfc3339(date, FIELD)?;
+        let mut next_ms = None;
+        if is_outdated(ours(status)) {
+            for better in dates {
+                let better_ms = ms_of_rfc3339(better, FIELD)?;
+                if better_ms > date_ms && next_ms.is_none_or(|next| better_ms < next) {
+                    next_ms = Some(better_ms);
+                }
+            }
+            next_ms = next_ms.or(Some(date_ms));
+        }
+        Ok(Self { verdict, date_ms, outdated_since_ms: next_ms })
+    }
+
+    fn with(self, verdict: LevelVerdict, other: &Self) -> Self {
+        Self {
+            verdict,
+            date_ms: self.date_ms.min(other.date_ms),
+            outdated_since_ms: earlier(self.outdated_since_ms, other.outdated_since_ms),
+        }
+    }
+}
+
+fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
+}
+
+const fn is_outdated(status: TcbStatus) -> bool {
+    matches!(status, TcbStatus::OutOfDate | TcbStatus::OutOfDateConfigurationNeeded)
 }
 
 impl TcbVerdict {
+    /// What a policy judges.
+    #[must_use]
+    pub fn facts(&self) -> TcbFacts {
+        TcbFacts {
+            status: self.overall.status,
+            advisory_ids: self.overall.advisory_ids.clone(),
+            date: Some(self.date),
+            outdated_since: self.outdated_since,
+            evaluation: Some(self.evaluation),
+        }
+    }
+
     /// Selects the levels of a platform that runs `body`.
     pub(crate) fn select(
         tcb_info: &TcbInfo,
@@ -44,25 +106,36 @@ impl TcbVerdict {
     ) -> Result<Self, AttestError> {
         let platform = platform_level(tcb_info, pck, &body.tee_tcb_svn)?;
         let qe = qe_level(qe_identity, qe_report.isv_svn)?;
+        let Found { verdict: platform, date_ms, outdated_since_ms } = platform;
+        let Found { verdict: qe, date_ms: qe_date_ms, outdated_since_ms: qe_since_ms } = qe;
         let mut status = converge(platform.status, qe.status);
         if let Some(td15) = &body.td15 {
             // The module may have been updated under a running TD: what runs now has to be known as well.
-            let current = converge(platform_level(tcb_info, pck, &td15.tee_tcb_svn2)?.status, qe.status);
+            let current = converge(platform_level(tcb_info, pck, &td15.tee_tcb_svn2)?.verdict.status, qe.status);
             status = if current == TcbStatus::Revoked { current } else { relaunch(status, current) };
         }
         let advisory_ids = union(platform.advisory_ids.clone(), &qe.advisory_ids);
-        Ok(Self { overall: LevelVerdict { status, advisory_ids }, platform, qe })
+        let since_ms = earlier(outdated_since_ms, qe_since_ms).filter(|_| is_outdated(status));
+        Ok(Self {
+            overall: LevelVerdict { status, advisory_ids },
+            platform,
+            qe,
+            date: UnixMillis(date_ms.min(qe_date_ms)),
+            outdated_since: since_ms.map(UnixMillis),
+            evaluation: tcb_info.tcb_evaluation_data_number.min(qe_identity.tcb_evaluation_data_number),
+        })
     }
 }
 
-fn platform_level(tcb_info: &TcbInfo, pck: &PckPlatform, tee_tcb_svn: &[u8; 16]) -> Result<LevelVerdict, AttestError> {
-    let mut levels: Vec<&TcbLevel> = tcb_info.tcb_levels.iter().collect();
-    levels.sort_by_key(|level| {
-        let tcb = &level.tcb;
-        Reverse((tcb.sgx_components.clone(), tcb.pce_svn, tcb.tdx_components.clone()))
-    });
+/// Puts the levels into the order in which Intel's library tries them: not that of the text, but the highest first.
+pub(super) fn highest_first(tcb_info: &mut TcbInfo) {
+    let key = |level: &TcbLevel| (level.tcb.sgx_components.clone(), level.tcb.pce_svn, level.tcb.tdx_components.clone());
+    tcb_info.tcb_levels.sort_by_cached_key(|level| Reverse(key(level)));
+}
+
+fn platform_level(tcb_info: &TcbInfo, pck: &PckPlatform, tee_tcb_svn: &[u8; 16]) -> Result<Found, AttestError> {
     let mut found = None;
-    for level in levels {
+    for level in &tcb_info.tcb_levels {
         let shortfalls = level
             .shortfalls(&pck.tcb_components, pck.pce_svn, Some(tee_tcb_svn))
             .map_err(|_| AttestError::Field { field: "tcb level", why: "not of sixteen components" })?;
@@ -76,15 +149,18 @@ fn platform_level(tcb_info: &TcbInfo, pck: &PckPlatform, tee_tcb_svn: &[u8; 16])
         Status::TDRelaunchAdvised | Status::TDRelaunchAdvisedConfigurationNeeded => return Err(misplaced("tcb info")),
         status => LevelVerdict { status: ours(status), advisory_ids: level.advisory_ids.clone() },
     };
+    let dates = tcb_info.tcb_levels.iter().map(|level| &level.tcb_date);
+    let found = Found::dated(platform, &level.tcb_date, level.tcb_status, dates)?;
     let Some(module) = module_level(tcb_info, tee_tcb_svn)? else {
-        return Ok(platform);
+        return Ok(found);
     };
-    let advisory_ids = union(platform.advisory_ids, &module.advisory_ids);
-    Ok(LevelVerdict { status: converge(platform.status, module.status), advisory_ids })
+    let advisory_ids = union(found.verdict.advisory_ids.clone(), &module.verdict.advisory_ids);
+    let status = converge(found.verdict.status, module.verdict.status);
+    Ok(found.with(LevelVerdict { status, advisory_ids }, &module))
 }
 
 /// The level of the TDX module's own identity; module version 0 (the first modules) has none.
-fn module_level(tcb_info: &TcbInfo, tee_tcb_svn: &[u8; 16]) -> Result<Option<LevelVerdict>, AttestError> {
+fn module_level(tcb_info: &TcbInfo, tee_tcb_svn: &[u8; 16]) -> Result<Option<Found>, AttestError> {
     let none = || AttestError::NoTcbLevel { part: "tdx module identity" };
     let Some(identity) = tcb_info.tdx_module_identity(tee_tcb_svn).map_err(|_| none())? else {
         return Ok(None);
@@ -92,18 +168,21 @@ fn module_level(tcb_info: &TcbInfo, tee_tcb_svn: &[u8; 16]) -> Result<Option<Lev
     let level = identity.tcb_levels.iter().find(|level| level.shortfall(tee_tcb_svn).is_none()).ok_or_else(none)?;
     match level.tcb_status {
         Status::UpToDate | Status::OutOfDate | Status::Revoked => {
-            Ok(Some(LevelVerdict { status: ours(level.tcb_status), advisory_ids: level.advisory_ids.clone() }))
+            let verdict = LevelVerdict { status: ours(level.tcb_status), advisory_ids: level.advisory_ids.clone() };
+            let dates = identity.tcb_levels.iter().map(|level| &level.tcb_date);
+            Found::dated(verdict, &level.tcb_date, level.tcb_status, dates).map(Some)
         }
         _ => Err(misplaced("tdx module identity")),
     }
 }
 
-fn qe_level(qe_identity: &QeIdentity, isv_svn: u16) -> Result<LevelVerdict, AttestError> {
+fn qe_level(qe_identity: &QeIdentity, isv_svn: u16) -> Result<Found, AttestError> {
     let level =
         qe_identity.tcb_levels.iter().find(|level| level.tcb.isvsvn <= isv_svn).ok_or(AttestError::NoTcbLevel { part: "qe identity" })?;
     match level.tcb_status {
         Status::UpToDate | Status::OutOfDate | Status::Revoked | Status::ConfigurationNeeded | Status::OutOfDateConfigurationNeeded => {
-            Ok(LevelVerdict { status: ours(level.tcb_status), advisory_ids: level.advisory_ids.clone() })
+            let verdict = LevelVerdict { status: ours(level.tcb_status), advisory_ids: level.advisory_ids.clone() };
+            Found::dated(verdict, &level.tcb_date, level.tcb_status, qe_identity.tcb_levels.iter().map(|level| &level.tcb_date))
         }
         _ => Err(misplaced("qe identity")),
     }
@@ -177,7 +256,9 @@ mod tests {
         let modules = [module(1, 4, "UpToDate"), module(3, 2, "OutOfDate"), module(4, 1, "Revoked")].join(",");
         let head =
             r#""id":"TDX","version":3,"issueDate":"","nextUpdate":"","fmspc":"","pceId":"","tcbType":0,"tcbEvaluationDataNumber":17"#;
-        serde_json::from_str(&format!(r#"{{{head},"tdxModuleIdentities":[{modules}],"tcbLevels":[{levels}]}}"#)).unwrap()
+        let mut parsed = serde_json::from_str(&format!(r#"{{{head},"tdxModuleIdentities":[{modules}],"tcbLevels":[{levels}]}}"#)).unwrap();
+        highest_first(&mut parsed);
+        parsed
     }
 
     fn pck(svn: u8, pce_svn: u16) -> PckPlatform {
@@ -194,7 +275,8 @@ mod tests {
 
     #[test]
     fn the_highest_level_that_is_met_counts() {
-        let level = |pck, svn| platform_level(&tcb_info(), &pck, &svn).map(|level| (level.status, level.advisory_ids.join(" ")));
+        let level =
+            |pck, svn| platform_level(&tcb_info(), &pck, &svn).map(|found| (found.verdict.status, found.verdict.advisory_ids.join(" ")));
         let up_to_date = (TcbStatus::UpToDate, "A-13 M".to_owned());
         assert_eq!(level(pck(3, 13), tee_tcb_svn(4, 1)), Ok(up_to_date));
         assert_eq!(level(pck(3, 12), tee_tcb_svn(4, 1)), Ok((TcbStatus::OutOfDate, "A-11 M".to_owned())));
@@ -205,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_module_is_judged_by_its_own_identity() {
-        let level = |svn| platform_level(&tcb_info(), &pck(3, 13), &svn).map(|level| level.status);
+        let level = |svn| platform_level(&tcb_info(), &pck(3, 13), &svn).map(|found| found.verdict.status);
         let none = Err(AttestError::NoTcbLevel { part: "tdx module identity" });
         assert_eq!(level(tee_tcb_svn(3, 1)), none, "below its lowest level");
         assert_eq!(level(tee_tcb_svn(9, 2)), none, "a version without identity");
@@ -213,6 +295,32 @@ mod tests {
         assert_eq!(level(tee_tcb_svn(1, 4)), Ok(TcbStatus::Revoked));
         // Version 0 has no identity: its components are judged with the platform's.
         assert_eq!(level(tee_tcb_svn(3, 0)), Err(AttestError::NoTcbLevel { part: "tcb info" }), "version 0 is below 2");
+    }
+
+    #[test]
+    fn out_of_date_counts_from_the_next_better_level() {
+        let mut levels = tcb_info();
+        let best = levels.tcb_levels[0].clone();
+        let dated = |date: &str, status, svn| {
+            let mut level = TcbLevel { tcb_date: format!("{date}T00:00:00Z"), tcb_status: status, ..best.clone() };
+            level.tcb.sgx_components.iter_mut().for_each(|component| component.svn = svn);
+            level
+        };
+        // Two recoveries came after the level of svn 2.
+        levels.tcb_levels = vec![
+            dated("2025-05-14", Status::UpToDate, 5),
+            dated("2024-11-13", Status::OutOfDate, 4),
+            dated("2024-03-13", Status::OutOfDate, 2),
+        ];
+        let of = |svn| platform_level(&levels, &pck(svn, 13), &tee_tcb_svn(4, 1)).map(|found| (found.date_ms, found.outdated_since_ms));
+        let day = |date: &str| ms_of_rfc3339(&format!("{date}T00:00:00Z"), "test").unwrap();
+        // The module's level is of 2024-03-13, the earliest date here.
+        assert_eq!(of(5), Ok((day("2024-03-13"), None)));
+        assert_eq!(of(4), Ok((day("2024-03-13"), Some(day("2025-05-14")))));
+        assert_eq!(of(3), Ok((day("2024-03-13"), Some(day("2024-11-13")))));
+        levels.tcb_levels.remove(0);
+        levels.tcb_levels[0].tcb_date = "2024-13-99".to_owned();
+        assert!(matches!(platform_level(&levels, &pck(3, 13), &tee_tcb_svn(4, 1)), Err(AttestError::Field { field: "tcb date", .. })));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, Gen
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Mono, Object, OperatorsBody};
 use dstack_protocol::hello::Hello;
 use dstack_protocol::log::{BeaconBody, Head, HeadCert, Reading, Record, RecordKind, SignedHead};
-use dstack_protocol::policy::{AppPolicy, PathRule, Rate};
+use dstack_protocol::policy::{AppPolicy, PathRule, Rate, TcbRules};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
 use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
@@ -466,6 +466,19 @@ impl Make for AppPolicy {
             rate: Rate { per_second: 1 + u32::from(u16::make(s)), burst: 1 + u32::from(u16::make(s)) },
             session_ms: 1 + u64::from(u32::make(s)) % 3_600_000,
             allow_legacy: Make::make(s),
+            tcb: if bool::make(s) { Make::make(s) } else { TcbRules::default() },
+        }
+    }
+}
+
+impl Make for TcbRules {
+    fn make(s: &mut Source<'_>) -> Self {
+        let advisories: BTreeSet<u16> = s.set(3).into_iter().collect();
+        Self {
+            grace_s: 1 + u32::make(s) % 31_000_000,
+            min_evaluation: u32::make(s),
+            refused_advisories: advisories.into_iter().map(|number| format!("INTEL-SA-{number:05}")).collect(),
+            accept_vlek: Make::make(s),
         }
     }
 }

@@ -4,7 +4,7 @@ use dstack_protocol::ceremony::{DealBody, JoinBody, Open};
 use dstack_protocol::genesis::{Authority, Genesis};
 use dstack_protocol::governance::{Action, ActionKind, Object, OperatorsBody};
 use dstack_protocol::log::{BeaconBody, HeadCert};
-use dstack_protocol::policy::{AppPolicy, PathRule};
+use dstack_protocol::policy::{AppPolicy, PathRule, TcbRules};
 use dstack_protocol::release::{Intent, KeyClass, Mode, RelReq, Wish};
 use dstack_protocol::{ClusterId, DecodeError, NodeIndex, Platform, RootTag, Seat, UnixMillis, Wire};
 
@@ -44,10 +44,10 @@ fn labels_and_versions_are_those_of_the_layout() {
         other[9] ^= 0x20;
         assert!(matches!((layout.through)(&other), Err(DecodeError::Label { .. })), "{}", layout.name);
         let end = 8 + bytes[8..].iter().take_while(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()).count();
-        if bytes[end] == 1 {
+        if matches!(bytes[end], 1 | 2) {
             let mut later = bytes.clone();
-            later[end] = 2;
-            assert!(matches!((layout.through)(&later), Err(DecodeError::Version { got: 2, .. })), "{}", layout.name);
+            later[end] = 3;
+            assert!(matches!((layout.through)(&later), Err(DecodeError::Version { got: 3, .. })), "{}", layout.name);
         }
     }
     assert!(labelled > 20, "most layouts have a label, {labelled} were seen");
@@ -98,6 +98,9 @@ fn lists_that_ascend_must_do_so_strictly() {
         paths: vec![PathRule::Exact("a".to_owned()), PathRule::Prefix("a".to_owned())],
         ..rich()
     };
+    let refused_advisories = vec!["INTEL-SA-00001".to_owned(), "INTEL-SA-00002".to_owned()];
+    let tcb = TcbRules { grace_s: 1, refused_advisories, ..TcbRules::default() };
+    refuses_order(&AppPolicy { tcb, ..policy.clone() }, |p| p.tcb.refused_advisories.reverse());
     refuses_order(&policy, |p| p.paths.reverse());
     refuses_order(&policy, |p| p.platforms.reverse());
     refuses_order(&policy, |p| p.compose_hashes.reverse());
@@ -178,6 +181,15 @@ fn a_policy_keeps_its_rules() {
     refuses_field(&policy, "classes", |p| p.classes.clear());
     refuses_field(&policy, "tcb_allowed", |p| p.tcb_allowed = vec![dstack_protocol::TcbStatus::Revoked]);
     refuses_field(&policy, "tcb_allowed", |p| p.tcb_allowed.clear());
+    refuses_field(&policy, "tcb_grace_s", |p| p.tcb.grace_s = u32::MAX);
+    refuses_field(&policy, "refused_advisories", |p| p.tcb.refused_advisories = vec!["INTEL SA".to_owned()]);
+    // Each policy has one encoding: version 2 with nothing added is none.
+    let plain = AppPolicy { tcb: TcbRules::default(), ..policy.clone() };
+    let mut bytes = plain.encode();
+    assert_eq!(bytes.get(14), Some(&1));
+    bytes[14] = 2;
+    bytes.extend([0; 10]);
+    assert!(matches!(AppPolicy::decode(&bytes), Err(DecodeError::Field { field: "version", .. })));
     let many = |count: u16| (0..count).map(|i| [[0; 30].as_slice(), &i.to_be_bytes()].concat().try_into().unwrap()).collect();
     refuses_field(&policy, "compose_hashes", |p| p.compose_hashes = many(257));
 }

@@ -182,6 +182,7 @@ pub(crate) fn layouts() -> Vec<Layout> {
         layout::<HeadCert>("head-certificate-signed"),
         layout::<BeaconBody>("beacon-body"),
         layout::<AppPolicy>("app-policy"),
+        layout::<AppPolicy>("app-policy-tcb"),
         layout::<Receipt>("receipt"),
         layout::<Refusal>("refusal"),
         layout::<RelReq>("release-request"),

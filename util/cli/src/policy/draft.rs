@@ -1,7 +1,9 @@
 //! An app's policy from flags or a TOML file. Owns: names of its fields and their defaults. Never: a default for what may run.
 
-use dstack_protocol::limits::{PATH_BYTES_MAX, POLICY_HASHES_MAX, POLICY_PATHS_MAX, SESSION_MS_MAX};
-use dstack_protocol::policy::{AppPolicy, PathRule, Rate};
+use dstack_protocol::limits::{
+    ADVISORY_BYTES_MAX, PATH_BYTES_MAX, POLICY_ADVISORIES_MAX, POLICY_HASHES_MAX, POLICY_PATHS_MAX, SESSION_MS_MAX,
+};
+use dstack_protocol::policy::{AppPolicy, PathRule, Rate, TcbRules};
 use dstack_protocol::release::KeyClass;
 use dstack_protocol::{AppId, TcbStatus, Wire};
 use serde::Deserialize;
@@ -24,6 +26,14 @@ pub(crate) struct Draft {
     /// Empty: `UpToDate` only.
     #[serde(default)]
     pub(crate) tcb: Vec<String>,
+    /// `30d`; without it what is out of date is refused at once.
+    pub(crate) tcb_grace: Option<String>,
+    #[serde(default)]
+    pub(crate) min_evaluation: u32,
+    #[serde(default)]
+    pub(crate) refuse_advisories: Vec<String>,
+    #[serde(default)]
+    pub(crate) accept_vlek: bool,
     pub(crate) classes: Vec<String>,
     #[serde(default)]
     pub(crate) paths: Vec<String>,
@@ -62,6 +72,14 @@ impl Draft {
             true => vec![TcbStatus::UpToDate],
             false => list("tcb status", &self.tcb, args::tcb_status)?,
         };
+        let grace_s = self.tcb_grace.as_deref().map(args::duration).transpose().map_err(|why| bad(format!("tcb grace: {why}")))?;
+        let grace_s = u32::try_from(grace_s.unwrap_or_default().as_secs()).map_err(|_| bad("tcb grace: at most two years"))?;
+        if let Some(id) = self.refuse_advisories.iter().find(|id| id.len() > ADVISORY_BYTES_MAX) {
+            return Err(bad(format!("an advisory has {} bytes, at most {ADVISORY_BYTES_MAX}", id.len())));
+        }
+        if self.refuse_advisories.len() > POLICY_ADVISORIES_MAX {
+            return Err(bad(format!("{} refused advisories, at most {POLICY_ADVISORIES_MAX}", self.refuse_advisories.len())));
+        }
         let session_ms = match self.session_s {
             Some(seconds) => seconds.checked_mul(1000).ok_or_else(|| bad("session_s is too long"))?,
             None => SESSION_MS_MAX,
@@ -81,6 +99,12 @@ impl Draft {
             },
             session_ms,
             allow_legacy: self.allow_legacy,
+            tcb: TcbRules {
+                grace_s,
+                min_evaluation: self.min_evaluation,
+                refused_advisories: list("advisory", &self.refuse_advisories, |id| Ok(id.to_ascii_uppercase()))?,
+                accept_vlek: self.accept_vlek,
+            },
         };
         let policy = AppPolicy::decode(&policy.encode()).map_err(|error| bad(error.to_string()))?;
         Ok((app_id, policy))
@@ -143,6 +167,19 @@ mod tests {
         assert_eq!(policy.paths, [PathRule::Exact("/a:b".to_owned()), PathRule::Prefix("/b".to_owned())]);
         assert_eq!(policy.rate, Rate { per_second: 5, burst: 150 });
         assert_eq!((policy.session_ms, policy.allow_legacy), (SESSION_MS_MAX, false));
+        assert_eq!(policy.tcb, TcbRules::default());
+    }
+
+    #[test]
+    fn tcb_rules_are_read() {
+        let mut draft = draft();
+        draft.tcb_grace = Some("30d".to_owned());
+        draft.min_evaluation = 18;
+        draft.refuse_advisories = vec!["intel-sa-00002".to_owned(), "INTEL-SA-00001".to_owned()];
+        draft.accept_vlek = true;
+        let refused_advisories = vec!["INTEL-SA-00001".to_owned(), "INTEL-SA-00002".to_owned()];
+        let expected = TcbRules { grace_s: 2_592_000, min_evaluation: 18, refused_advisories, accept_vlek: true };
+        assert_eq!(draft.policy().unwrap().1.tcb, expected);
     }
 
     #[test]
@@ -162,6 +199,10 @@ mod tests {
         wrong(|d| d.paths.push("/c".to_owned()), "exact:PATH");
         wrong(|d| d.classes.clear(), "classes");
         wrong(|d| d.compose_hashes.clear(), "compose_hashes");
+        wrong(|d| d.tcb_grace = Some("1000d".to_owned()), "tcb_grace_s");
+        wrong(|d| d.tcb_grace = Some("soon".to_owned()), "tcb grace");
+        wrong(|d| d.refuse_advisories = vec!["x".repeat(33)], "33 bytes");
+        wrong(|d| d.refuse_advisories = vec!["A".to_owned(), "a".to_owned()], "advisory stands twice");
         wrong(|d| d.session_s = Some(u64::MAX), "session_s");
         wrong(|d| d.compose_hashes = vec!["aa".repeat(32); 257], "at most 256");
         assert!(Draft::parse("unknown = 1").is_err());

@@ -26,7 +26,8 @@ The same as a file (--file policy.toml):
   any_os_image = true               # or os_images = ["<32 bytes>"]
   classes = ["disk", "env", "k256", "custom"]
   paths = ["prefix:/"]              # of class custom
-  # tcb = ["UpToDate"]  rate = 100  burst = 3000  session_s = 3600  allow_legacy = false"#;
+  # tcb = ["UpToDate"]  tcb_grace = "30d"  min_evaluation = 17  refuse_advisories = ["INTEL-SA-00828"]  accept_vlek = false
+  # rate = 100  burst = 3000  session_s = 3600  allow_legacy = false"#;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -35,7 +36,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     signing: Signing,
     /// The whole policy as TOML.
-    #[arg(long, conflicts_with_all = ["app_id", "name", "platforms", "compose_hashes", "any_os_image", "os_images", "tcb", "classes", "paths", "rate", "burst", "session_s", "allow_legacy"])]
+    #[arg(long, conflicts_with_all = ["app_id", "name", "platforms", "compose_hashes", "any_os_image", "os_images", "tcb", "tcb_grace", "min_evaluation", "refuse_advisories", "accept_vlek", "classes", "paths", "rate", "burst", "session_s", "allow_legacy"])]
     file: Option<PathBuf>,
     /// App id, hex.
     #[arg(long, required_unless_present = "file")]
@@ -58,6 +59,18 @@ pub(crate) struct Arguments {
     /// TCB statuses allowed; without it UpToDate only.
     #[arg(long, value_delimiter = ',')]
     tcb: Vec<String>,
+    /// How long a platform may be out of date after a TCB recovery, like 30d; without it not at all.
+    #[arg(long)]
+    tcb_grace: Option<String>,
+    /// Least TCB evaluation number of the collateral.
+    #[arg(long, default_value_t = 0)]
+    min_evaluation: u32,
+    /// Advisories that may not apply to the platform, like INTEL-SA-00828.
+    #[arg(long = "refuse-advisory", num_args = 1.., value_delimiter = ',')]
+    refuse_advisories: Vec<String>,
+    /// Accept SEV-SNP reports signed by a VLEK.
+    #[arg(long)]
+    accept_vlek: bool,
     /// Key classes: disk, env, k256, custom, p256.
     #[arg(long = "class", value_delimiter = ',', required_unless_present = "file")]
     classes: Vec<String>,
@@ -101,6 +114,10 @@ impl Arguments {
             any_os_image: self.any_os_image,
             os_images: self.os_images.clone(),
             tcb: self.tcb.clone(),
+            tcb_grace: self.tcb_grace.clone(),
+            min_evaluation: self.min_evaluation,
+            refuse_advisories: self.refuse_advisories.clone(),
+            accept_vlek: self.accept_vlek,
             classes: self.classes.clone(),
             paths: self.paths.clone(),
             rate: self.rate,

@@ -69,6 +69,16 @@ fn policy(policy: &AppPolicy, bytes: &[u8]) -> Vec<String> {
         list("compose hash", hashes(&policy.compose_hashes)),
         if policy.any_os_image { "  os image      ANY".to_owned() } else { list("os image", hashes(&policy.os_images)) },
         list("tcb status", policy.tcb_allowed.iter().map(|status| status.name().to_owned())),
+        format!("  tcb grace     {}", grace(policy.tcb.grace_s)),
+        format!(
+            "  tcb evaluation {}",
+            if policy.tcb.min_evaluation == 0 { "any".to_owned() } else { format!("{} or later", policy.tcb.min_evaluation) }
+        ),
+        list(
+            "no advisory",
+            if policy.tcb.refused_advisories.is_empty() { vec!["any may apply".to_owned()] } else { policy.tcb.refused_advisories.clone() },
+        ),
+        format!("  VLEK          {}", if policy.tcb.accept_vlek { "ACCEPTED" } else { "no" }),
         list("key classes", policy.classes.iter().map(|class| class.name().to_owned())),
     ];
     if !policy.paths.is_empty() {
@@ -84,6 +94,15 @@ fn policy(policy: &AppPolicy, bytes: &[u8]) -> Vec<String> {
     lines.push(format!("  legacy mode   {}", if policy.allow_legacy { "ALLOWED" } else { "no" }));
     lines.push(format!("  policy hash   {}", hex::encode(policy_hash(bytes))));
     lines
+}
+
+/// How long out of date.
+fn grace(seconds: u32) -> String {
+    match (seconds, seconds % 86_400) {
+        (0, _) => "none: out of date is refused at once".to_owned(),
+        (_, 0) => format!("out of date for {} days", seconds / 86_400),
+        _ => format!("out of date for {seconds} s"),
+    }
 }
 
 fn operators(body: &OperatorsBody) -> Vec<String> {
@@ -127,7 +146,7 @@ fn utc(time: UnixMillis) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dstack_protocol::policy::Rate;
+    use dstack_protocol::policy::{Rate, TcbRules};
     use dstack_protocol::release::KeyClass;
     use dstack_protocol::{AppId, ClusterId, TcbStatus};
 
@@ -159,6 +178,12 @@ mod tests {
             rate: Rate { per_second: 7, burst: 11 },
             session_ms: 60_000,
             allow_legacy: true,
+            tcb: TcbRules {
+                grace_s: 2_592_000,
+                min_evaluation: 18,
+                refused_advisories: vec!["INTEL-SA-00828".to_owned()],
+                accept_vlek: true,
+            },
         };
         let action = Action {
             cluster_id: ClusterId([1; 32]),
@@ -187,6 +212,10 @@ mod tests {
             "7 a second, burst 11",
             "60 s",
             "ALLOWED",
+            "for 30 days",
+            "18 or later",
+            "INTEL-SA-00828",
+            "VLEK          ACCEPTED",
         ] {
             assert!(shown.contains(part), "{part} in\n{shown}");
         }

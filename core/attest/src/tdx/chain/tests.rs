@@ -89,7 +89,7 @@ fn verify(chain: &[&Ca], root: &Ca) -> Result<u64, AttestError> {
 fn verify_at(chain: &[&Ca], root: &Ca, now_ms: u64) -> Result<u64, AttestError> {
     let parsed: Vec<_> = chain.iter().map(|ca| ca.parsed()).collect();
     let mut window = Window::at(now_ms);
-    verify_path(&parsed, &root.parsed(), CHAIN, &mut window)?;
+    verify_path(&parsed, &root.parsed(), None, CHAIN, &mut window)?;
     Ok(window.earliest_expiry_ms())
 }
 
@@ -236,7 +236,7 @@ fn intel_root_is_a_path_end_and_not_a_path() {
     let chain = [certificate(root.der(), CHAIN).unwrap()];
     assert_eq!(root_of(&chain, &roots, CHAIN).unwrap(), root);
     assert_eq!(
-        verify_path(&chain, &anchor, CHAIN, &mut Window::at(NOW_MS)).err(),
+        verify_path(&chain, &anchor, None, CHAIN, &mut Window::at(NOW_MS)).err(),
         Some(AttestError::ChainInvalid { chain: CHAIN, why: "holds no certificate below the root" })
     );
     assert_eq!(root_of(&chain, &TrustRoots::none(), CHAIN), Err(AttestError::UntrustedRoot { chain: CHAIN }));

@@ -1,0 +1,81 @@
+//! A TCB recovery, from the app's side: new collateral says that its machine is out of date. It goes on, marked, until the grace of
+//! its policy ends in log time, and is refused after it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+
+use dstack_actors::ports::Judge;
+use dstack_actors::share_holder::ShareHolderPool;
+use dstack_actors::standings::Subject;
+use dstack_attest::{CollateralBundle, TcbPolicy, TcbStanding, TrustRoots, VerifyContext, verify};
+use dstack_protocol::governance::{ActionKind, Object};
+use dstack_protocol::policy::{AppPolicy, TcbRules};
+use dstack_protocol::{NodeIndex, Refusal, RefusalCode, TcbStatus, UnixMillis, Wire as _};
+use dstack_protocol::{command::Command, release::Go};
+use dstack_testkit::tdx::{CollateralSpec, bundle_json};
+use support::client::Client;
+use support::cluster::{APP, Cluster, copy};
+use support::holders::Node;
+use support::run;
+
+const DAY_S: u64 = 86_400;
+
+/// Production verification under the collateral after a recovery of `recovery_s`; policies decide about the status, as on a node.
+fn judge(cluster: &Cluster, recovery_s: u64) -> Judge {
+    let roots = TrustRoots::none().with_software_root(cluster.roots.tdx_root_der()).unwrap();
+    let spec = CollateralSpec::new(cluster.roots.validity()).recovered(recovery_s, "SOFTWARE-SA-00009");
+    let collateral = CollateralBundle::parse(&bundle_json(&[cluster.roots.collateral(&spec).unwrap()])).unwrap();
+    let tcb = TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]);
+    Arc::new(move |evidence, now| {
+        let identity = verify(evidence, &VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &tcb });
+        identity.map(Arc::new).map_err(|error| Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", error.to_string()))
+    })
+}
+
+#[test]
+fn an_app_goes_on_until_its_grace_ends() {
+    run(async {
+        let (cluster, shares) = Cluster::with_root(3);
+        // The grace has a minute left.
+        let until = UnixMillis((cluster.log_time().0 / 1000 + 60) * 1000);
+        let judge = judge(&cluster, until.0 / 1000 - 10 * DAY_S);
+        let held = ShareHolderPool::start(1, 64, cluster.id);
+        held.install(copy(&shares[0]));
+        let node = Node::with(&cluster, 1, held, judge, 64);
+        let client = Client::new(&cluster, "guest");
+
+        let ask = async |client: &Client| -> Result<(), Refusal> {
+            let (request, _) = client.request(&cluster, client.wishes());
+            node.holder.ask(client.ask(&request)).await?;
+            let intent = request.intent(NodeIndex(0));
+            let outcome = cluster.log.apply(&Command::Intents(vec![intent.clone()])).outcomes[0];
+            node.holder.go(Go { intent_id: intent.id(), pos: outcome.pos }).await.map(drop)
+        };
+
+        // A policy without grace: refused at once, though nothing of the machine changed.
+        assert_eq!(ask(&client).await.unwrap_err().code, RefusalCode::TcbNotAllowed);
+        let rules = TcbRules { grace_s: u32::try_from(10 * DAY_S).unwrap(), ..TcbRules::default() };
+        let policy = AppPolicy { tcb: rules, ..Cluster::policy() };
+        assert_eq!(cluster.govern(ActionKind::SetAppPolicy, Object::App(APP), policy.encode()), None);
+
+        // Within the grace: served, and marked.
+        ask(&client).await.unwrap();
+        let listed = node.standings.listed(node.now.get());
+        assert_eq!(listed, [(Subject::App(APP), TcbStanding::Grace { until })]);
+
+        // Log time passes the end; the evidence is the same, and so is its verdict.
+        let after = until.plus_ms(30_000);
+        for at in [until, after] {
+            assert_eq!(cluster.beacon(at), None);
+        }
+        node.now.set(cluster.log_time());
+        assert!(cluster.log_time() > until);
+        let refusal = ask(&client).await.unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::TcbGraceOver);
+        for part in ["10 days", "OutOfDate", "SOFTWARE-SA-00009"] {
+            assert!(refusal.to_string().contains(part), "{part} in {refusal}");
+        }
+    });
+}
