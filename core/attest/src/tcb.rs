@@ -95,7 +95,15 @@ impl TcbPolicy {
     #[must_use]
     pub fn allowing(allowed: &[TcbStatus]) -> Self {
         let allowed = allowed.iter().copied().filter(|status| *status != TcbStatus::Revoked).collect();
-        Self { allowed, grace_ms: 0, refused_advisories: Vec::new(), min_evaluation: 0, accept_vlek: false, accept_missing_crl: false, google_firmware: vec![GOOGLE_FIRMWARE_V2] }
+        Self {
+            allowed,
+            grace_ms: 0,
+            refused_advisories: Vec::new(),
+            min_evaluation: 0,
+            accept_vlek: false,
+            accept_missing_crl: false,
+            google_firmware: vec![GOOGLE_FIRMWARE_V2],
+        }
     }
 
     /// Also accepts what is out of date, and would be allowed were it not, for this long after it became so.
