@@ -43,15 +43,19 @@ impl From<&VerifiedIdentity> for Facts {
 }
 
 impl Facts {
-    /// Hash of the OS image as policies list it: SHA-256 of the boot registers, without the compose hash that the
-    /// canonical TDX measurement ends with.
+    /// Hash of the OS image as policies list it: SHA-256 of the boot registers of the canonical measurement, without what the app
+    /// put into it: TDX's and Google's compose hash (bytes 192 to 223), NitroTPM's (from byte 144 on), SEV-SNP's HOST_DATA (from
+    /// byte 48 on). A measurement of another size is taken whole, so that it is on no list by accident.
     #[must_use]
     pub fn os_image(&self) -> [u8; 32] {
-        let boot = match self.platform {
-            Platform::Tdx | Platform::GcpTdx | Platform::AzureTdx => self.measurement.get(..192).unwrap_or(&self.measurement),
-            Platform::Nitro | Platform::NitroTpm | Platform::SevSnp => &self.measurement,
+        let all = self.measurement.as_slice();
+        let (head, tail) = match (self.platform, all.len()) {
+            (Platform::Tdx, 224) | (Platform::GcpTdx, 288) | (Platform::AzureTdx, 225..) => (all.get(..192), all.get(224..)),
+            (Platform::NitroTpm, 176) => (all.get(..144), None),
+            (Platform::SevSnp, 80) => (all.get(..48), None),
+            _ => (Some(all), None),
         };
-        sha256(&[boot])
+        sha256(&[head.unwrap_or(all), tail.unwrap_or_default()])
     }
 }
 
@@ -293,6 +297,27 @@ mod tests {
             instance_id: vec![2; 20],
             measurement: vec![7; 224],
             tcb: tcb(TcbStatus::UpToDate),
+        }
+    }
+
+    #[test]
+    fn an_os_image_is_all_of_the_boot_and_nothing_of_the_app() {
+        let image = |platform, measurement: Vec<u8>| Facts { platform, measurement, ..facts() }.os_image();
+        // Size of the measurement, and the bytes that are the app's.
+        let platforms = [
+            (Platform::Tdx, 224, 192..224),
+            (Platform::GcpTdx, 288, 192..224),
+            (Platform::NitroTpm, 176, 144..176),
+            (Platform::SevSnp, 80, 48..80),
+            (Platform::Nitro, 144, 144..144),
+        ];
+        for (platform, size, app) in platforms {
+            for at in 0..size {
+                let mut changed = vec![7; size];
+                changed[at] ^= 1;
+                assert_eq!(image(platform, changed) == image(platform, vec![7; size]), app.contains(&at), "{platform:?} byte {at}");
+            }
+            assert_ne!(image(platform, vec![7; size - 1]), image(platform, vec![7; size]));
         }
     }
 
