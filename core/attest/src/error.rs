@@ -400,6 +400,14 @@ pub enum AttestError {
         /// The platform's FMSPC, hex.
         fmspc: String,
     },
+    /// Neither the evidence nor the bundle holds the certificate of the key that signed it. Ours to fix: fetch it.
+    #[error("no certificate for chip {chip_id} at reported tcb {reported_tcb}")]
+    VekMissing {
+        /// The chip, hex.
+        chip_id: String,
+        /// Its reported TCB, hex as in the report.
+        reported_tcb: String,
+    },
     /// No level of the collateral fits the platform.
     #[error("no tcb level of {part} fits the platform")]
     NoTcbLevel {
@@ -421,6 +429,12 @@ pub enum AttestError {
         /// What is wrong with them.
         why: &'static str,
     },
+    /// The guest's launch policy or its platform's settings are outside what is allowed. The host's operator has to change them.
+    #[error("guest policy: {why}")]
+    GuestPolicy {
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A service TD is bound to the guest.
     #[error("a service td is bound to the guest")]
     ServiceTd,
@@ -439,6 +453,26 @@ pub enum AttestError {
     /// The user data is not of this request.
     #[error("user data is not the expected one")]
     UserData,
+    /// Genuine, but of another chip than the one its certificate names.
+    #[error("chip id: {why}")]
+    ChipId {
+        /// How they differ.
+        why: &'static str,
+    },
+    /// Genuine, but the firmware versions contradict each other or the certificate.
+    #[error("firmware versions: {why}")]
+    FirmwareVersion {
+        /// What contradicts what.
+        why: &'static str,
+    },
+    /// The document beside the evidence is not the one that its launch was bound to.
+    #[error("{document} is not the one that {field} binds")]
+    Document {
+        /// Which document.
+        document: &'static str,
+        /// The signed field.
+        field: &'static str,
+    },
     /// The TPM half is not bound to the quote.
     #[error("tpm quote is not bound to the td quote")]
     TpmQuote,
@@ -543,18 +577,22 @@ impl AttestError {
             Self::NotYetValid { .. } => Class::TimeNotYetValid,
             Self::CollateralExpired { .. } => Class::TimeCollateralExpired,
             Self::CollateralSignature { .. } => Class::CollateralSignature,
-            Self::CollateralMismatch { .. } | Self::CollateralMissing { .. } | Self::CrlMissing { .. } => Class::CollateralMismatch,
+            Self::CollateralMismatch { .. } | Self::CollateralMissing { .. } | Self::CrlMissing { .. } | Self::VekMissing { .. } => {
+                Class::CollateralMismatch
+            }
             Self::NoTcbLevel { .. } => Class::CollateralNoTcbLevel,
             Self::Debug => Class::PolicyDebug,
             Self::TcbStatus { .. } | Self::TcbGraceOver { .. } | Self::TcbAdvisory { .. } | Self::TcbEvaluation { .. } => {
                 Class::PolicyTcbStatus
             }
-            Self::TdAttributes { .. } => Class::PolicyTdAttributes,
+            Self::TdAttributes { .. } | Self::GuestPolicy { .. } => Class::PolicyTdAttributes,
             Self::ServiceTd => Class::PolicyServiceTd,
             Self::Measurement { .. } => Class::PolicyMeasurement,
             Self::ReportData => Class::BindingReportData,
             Self::Nonce => Class::BindingNonce,
-            Self::UserData => Class::BindingUserData,
+            Self::UserData | Self::Document { .. } => Class::BindingUserData,
+            Self::ChipId { .. } => Class::BindingChipId,
+            Self::FirmwareVersion { .. } => Class::BindingTcb,
             Self::TpmQuote => Class::BindingTpmQuote,
             Self::PcrSelection { .. } => Class::PcrSelection,
             Self::PcrDigest => Class::PcrDigestMismatch,

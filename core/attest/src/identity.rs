@@ -10,6 +10,7 @@ use crate::{
     eventlog::{ProvenEvents, replay_runtime},
     gcp::VerifiedVtpm,
     nitro::VerifiedDocument,
+    snp,
     tdx::VerifiedTd,
     wire::RuntimeEvent,
 };
@@ -61,13 +62,14 @@ impl VerifiedIdentity {
 
     /// Canonical measurement of the code. TDX: MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2 ‖ compose hash (32 zero bytes without one), 224 bytes.
     /// GCP TDX: the same, then PCR0 ‖ PCR2, 288 bytes. Nitro: PCR0 ‖ PCR1 ‖ PCR2, 144 bytes. NitroTPM: PCR4 ‖ PCR7 ‖ PCR12 ‖ compose
-    /// hash, 176 bytes.
+    /// hash, 176 bytes. SEV-SNP: launch measurement ‖ HOST_DATA, 80 bytes.
     #[must_use]
     pub fn measurement(&self) -> &[u8] {
         &self.measurement
     }
 
-    /// Which machine: PPID (16 bytes) on TDX, PCR4 (48 bytes) on Nitro, module id (filled up to 48 bytes) on NitroTPM.
+    /// Which machine: PPID (16 bytes) on TDX, PCR4 (48 bytes) on Nitro, module id (filled up to 48 bytes) on NitroTPM,
+    /// chip id (64 bytes) on SEV-SNP; a VLEK's report may have zeros there.
     #[must_use]
     pub fn platform_identity(&self) -> &[u8] {
         &self.platform_identity
@@ -92,13 +94,14 @@ impl VerifiedIdentity {
     }
 
     /// Hash of the OS image. TDX: event `os-image-hash`, what the measured OS says of itself; the registers in
-    /// [`Self::measurement`] are what a policy should pin. Nitro: SHA-256 over PCR0 to PCR2.
+    /// [`Self::measurement`] are what a policy should pin. Nitro: SHA-256 over PCR0 to PCR2. SEV-SNP: only where the launch measurement
+    /// was recomputed from a document of that image.
     #[must_use]
     pub const fn os_image_hash(&self) -> Option<[u8; 32]> {
         self.os_image_hash
     }
 
-    /// Payload of event `key-provider` (JSON), or empty.
+    /// Payload of event `key-provider` (JSON), or empty; on SEV-SNP made from the mr-config document.
     #[must_use]
     pub fn key_provider(&self) -> &[u8] {
         &self.key_provider
@@ -201,6 +204,32 @@ impl VerifiedIdentity {
         match self.report_data == *expected {
             true => Ok(()),
             false => Err(AttestError::ReportData),
+        }
+    }
+
+    /// A SEV-SNP guest's identity: all of it is backed by the report, through HOST_DATA where the report has no field of its own.
+    pub(crate) fn of_snp(guest: &snp::Guest, evidence: &[u8]) -> Self {
+        let snp::Guest { verified, config, os_image_hash } = guest;
+        let report = verified.report();
+        let measurement = [&report.measurement[..], &report.host_data].concat();
+        Self {
+            platform: Platform::SevSnp,
+            report_data: report.report_data,
+            mr_system: Sha256::digest(report.measurement).into(),
+            mr_aggregated: Sha256::digest(&measurement).into(),
+            measurement,
+            platform_identity: report.chip_id.to_vec(),
+            app_id: config.app_id,
+            compose_hash: config.compose_hash,
+            instance_id: config.instance_id.clone(),
+            os_image_hash: *os_image_hash,
+            key_provider: config.key_provider.clone(),
+            tcb_status: verified.tcb_status(),
+            advisory_ids: Vec::new(),
+            earliest_expiry: verified.earliest_expiry(),
+            software_root: verified.software_root(),
+            evidence_hash: binding::evidence_hash(evidence),
+            under: Under::default(),
         }
     }
 

@@ -17,6 +17,7 @@ pub mod nitro;
 mod pem;
 mod reader;
 mod roots;
+pub mod snp;
 mod tcb;
 pub mod tdx;
 pub mod tpm;

@@ -7,7 +7,7 @@ use dstack_protocol::{Platform, UnixMillis, binding};
 use crate::{
     AttestError, Check, Class, CollateralBundle, TcbPolicy, TcbStanding, Trace, TrustRoots, VerifiedIdentity,
     eventlog::{self, ProvenEvents},
-    gcp, nitro,
+    gcp, nitro, snp,
     tdx::{self, VerifiedTd},
     wire::{Attestation, PlatformEvidence, TdxEvidence},
 };
@@ -98,9 +98,9 @@ fn judged(attestation: &Attestation, evidence: &[u8], context: &VerifyContext<'_
         }
         PlatformEvidence::NitroEnclave { nsm_quote } => verify_enclave(nsm_quote, attestation, evidence, context, trace),
         PlatformEvidence::NitroTpm { attestation_doc } => verify_nitro_tpm(attestation_doc, attestation, evidence, context, trace),
-        PlatformEvidence::SevSnp { .. } => {
-            let got = u64::from(attestation.platform.platform().byte());
-            Err(AttestError::UnsupportedVersion { part: "platform of the evidence", got })
+        PlatformEvidence::SevSnp { report, cert_chain, mr_config } => {
+            let guest = snp::verify_guest(report, cert_chain, mr_config, attestation, context, trace)?;
+            Ok(VerifiedIdentity::of_snp(&guest, evidence))
         }
     }
 }
@@ -192,22 +192,16 @@ mod tests {
             .encode()
     }
 
-    #[test]
-    fn platforms_that_are_not_served_are_refused_by_name() {
-        let snp = PlatformEvidence::SevSnp { report: vec![0; 1184], cert_chain: Vec::new(), mr_config: String::new() };
-        let part = "platform of the evidence";
-        assert_eq!(refused(&attestation(snp)), AttestError::UnsupportedVersion { part, got: 5 });
-    }
-
     proptest! {
         #[test]
-        fn any_bytes_are_refused(mut bytes in proptest::collection::vec(any::<u8>(), 1..600), wrapper in 0u8..4) {
+        fn any_bytes_are_refused(mut bytes in proptest::collection::vec(any::<u8>(), 1..600), wrapper in 0u8..5) {
             let _ = refused(&bytes);
             bytes.truncate(300);
             let evidence = match wrapper {
                 0 if bytes.len() % 2 == 0 => PlatformEvidence::NitroTpm { attestation_doc: bytes },
                 0 => PlatformEvidence::NitroEnclave { nsm_quote: bytes },
                 1 => PlatformEvidence::Tdx(TdxEvidence { quote: bytes, event_log: vec![TdxEvent::default()] }),
+                2 => PlatformEvidence::SevSnp { report: bytes, cert_chain: Vec::new(), mr_config: String::new() },
                 _ => PlatformEvidence::Tdx(TdxEvidence { quote: bytes, event_log: Vec::new() }),
             };
             let _ = refused(&attestation(evidence));

@@ -7,7 +7,9 @@ use super::{Expect, StatusAndAdvisories};
 use crate::{
     eventlog::ccel,
     nitro::VerifiedDocument,
+    snp::{SignedReport, SigningKey, policy},
     tdx::{self, LevelVerdict, Quote, TcbVerdict, TdBody},
+    x509,
 };
 
 type Identity = Map<String, Value>;
@@ -157,4 +159,50 @@ pub(super) fn tcb_difference(expect: &Expect, tcb: &TcbVerdict) -> Option<String
 
 fn differs(name: &str, got: &Value, expected: &Value) -> Option<String> {
     (got != expected).then(|| format!("identity.{name} is {got}, expected {expected}"))
+}
+
+/// Facts of a SEV-SNP report as parsed, so that refused ones are compared as well. Names come from the certificates beside it.
+pub(super) fn snp_difference(identity: &Identity, report: &[u8], vek: &[u8], issuers: &[Vec<u8>]) -> Option<String> {
+    let report = match SignedReport::parse(report) {
+        Ok(signed) => signed.report,
+        Err(error) => return Some(format!("identity cannot be read: {error}")),
+    };
+    let hex = |bytes: &[u8]| Value::from(hex::encode(bytes));
+    let name = |der: &[u8]| {
+        let certificate = x509::parse(der, "certificate").ok()?;
+        certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(str::to_owned)
+    };
+    identity.iter().find_map(|(fact, expected)| {
+        let got = match fact.as_str() {
+            "report_version" => Value::from(report.version),
+            "guest_svn" => Value::from(report.guest_svn),
+            "policy" => Value::from(format!("{:#018x}", report.policy)),
+            "debug" => Value::from(report.policy & policy::DEBUG != 0),
+            "smt" => Value::from(report.policy & policy::SMT != 0),
+            "migrate_ma" => Value::from(report.policy & policy::MIGRATE_MA != 0),
+            "family_id" => hex(&report.family_id),
+            "image_id" => hex(&report.image_id),
+            "vmpl" => Value::from(report.vmpl),
+            "sig_algo" => Value::from(1),
+            "current_tcb" => hex(&report.current_tcb),
+            "reported_tcb" => hex(&report.reported_tcb),
+            "committed_tcb" => hex(&report.committed_tcb),
+            "platform_info" => Value::from(format!("{:#018x}", report.platform_info)),
+            "author_key_en" => Value::from(report.key_info & policy::AUTHOR_KEY != 0),
+            "mask_chip_key" => Value::from(report.key_info & policy::MASK_CHIP_KEY != 0),
+            "signing_key" => Value::from(SigningKey::of(&report)?.name()),
+            "report_data" => hex(&report.report_data),
+            "measurement" => hex(&report.measurement),
+            "host_data" => hex(&report.host_data),
+            "id_key_digest" => hex(&report.id_key_digest),
+            "author_key_digest" => hex(&report.author_key_digest),
+            "report_id" => hex(&report.report_id),
+            "chip_id" => hex(&report.chip_id),
+            "trailing_bytes" => Value::from(0),
+            "vek_subject" => name(vek).map_or(Value::Null, |name| Value::from(format!("CN={name}"))),
+            "chain" => issuers.iter().map(|der| name(der)).collect::<Vec<_>>().into(),
+            other => return Some(format!("identity.{other} is not known")),
+        };
+        differs(fact, &got, expected)
+    })
 }

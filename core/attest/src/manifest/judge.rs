@@ -6,9 +6,10 @@ use dstack_protocol::UnixMillis;
 
 use super::{Vector, facts, vtpm};
 use crate::{
-    AttestError, TcbPolicy, TdxCollateral, TrustRoots, eventlog,
+    AttestError, CollateralBundle, TcbPolicy, TdxCollateral, Trace, TrustRoots, VerifyContext, eventlog,
     eventlog::ccel,
-    nitro,
+    nitro, pem,
+    snp::{self, Endorsement},
     tdx::{self, TcbVerdict},
     tpm,
     x509::Key,
@@ -40,6 +41,7 @@ pub(super) fn judge(vector: &Vector, contents: &Contents<'_>, pool: &[Vec<u8>]) 
         "gce-tpm" => vtpm::judge_gce(vector, contents, pool),
         "gce-ak-cert" => vtpm::judge_certificate(vector, contents, pool),
         "tpm-log" => vtpm::judge_log(vector, contents),
+        "sev-snp" => judge_snp(vector, contents),
         "ccel" => judge_log(vector, contents),
         _ => judge_td(vector, contents),
     }
@@ -153,6 +155,37 @@ fn judge_document(vector: &Vector, contents: &Contents<'_>, pcr_map: &str, verif
         }
     }
     let difference = vector.identity.as_ref().and_then(|identity| facts::document_difference(identity, &verified, pcr_map));
+    Ok(Judged { result: Ok(()), tcb: None, difference })
+}
+
+/// The vectors' policy: a VLEK is as good as a VCEK, any privilege level and TCB status, no revocation lists.
+fn judge_snp(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+    let (roots, now) = (roots(vector, contents)?, UnixMillis(valid_at(vector)?));
+    let tcb = TcbPolicy::default().accepting_vlek().accepting_missing_crl();
+    let context = VerifyContext { now, roots: &roots, collateral: &CollateralBundle::empty(), tcb: &tcb };
+    let (report, vek) = (role(contents, "report")?, role(contents, "vek")?);
+    let issuers = match pem::certificates(role(contents, "ca_chain")?, "ca_chain") {
+        Ok(issuers) => issuers,
+        Err(error) => return Ok(Judged::from(Err(error))),
+    };
+    let endorsement = Endorsement::with_chain(vek, &issuers, &roots);
+    let verified = endorsement.and_then(|endorsement| snp::verify(report, &endorsement, &context, &Trace::new()));
+    let difference = vector.identity.as_ref().and_then(|identity| facts::snp_difference(identity, report, vek, &issuers));
+    let verified = match verified {
+        Ok(verified) => verified,
+        Err(error) => return Ok(Judged { result: Err(error), tcb: None, difference }),
+    };
+    for (name, value) in expected(vector) {
+        let value = hex::decode(value).map_err(|_| format!("expected {name} is not hex"))?;
+        match name.as_str() {
+            "report_data" if value != verified.report().report_data => return Ok(Judged::from(Err(AttestError::ReportData))),
+            "measurement" if value != verified.report().measurement => {
+                return Ok(Judged::from(Err(AttestError::Measurement { register: "measurement" })));
+            }
+            "report_data" | "measurement" => {}
+            _ => return Err(format!("expected {name} is not known for this platform")),
+        }
+    }
     Ok(Judged { result: Ok(()), tcb: None, difference })
 }
 

@@ -11,6 +11,10 @@ const INTEL_SGX_ROOT_CA: &[u8] = include_bytes!("intel-sgx-root-ca.der");
 const AWS_NITRO_ROOT_G1: &[u8] = include_bytes!("aws-nitro-root-g1.der");
 const GOOGLE_EK_AK_CA_ROOT: &[u8] = include_bytes!("google-ek-ak-ca-root.der");
 const GOOGLE_TPM_EK_V1_ROOT: &[u8] = include_bytes!("google-tpm-ek-v1-root.der");
+const AMD_ARK_MILAN: &[u8] = include_bytes!("amd-ark-milan.der");
+const AMD_ARK_GENOA: &[u8] = include_bytes!("amd-ark-genoa.der");
+const AMD_ARK_TURIN: &[u8] = include_bytes!("amd-ark-turin.der");
+const AZURE_VIRTUAL_TPM_ROOT_2023: &[u8] = include_bytes!("azure-virtual-tpm-root-2023.der");
 
 /// Largest certificate taken as a root.
 const ROOT_BYTES_MAX: usize = 8 * 1024;
@@ -106,6 +110,10 @@ impl TrustRoots {
             (Vendor::Aws, AWS_NITRO_ROOT_G1),
             (Vendor::Google, GOOGLE_EK_AK_CA_ROOT),
             (Vendor::Google, GOOGLE_TPM_EK_V1_ROOT),
+            (Vendor::Amd, AMD_ARK_MILAN),
+            (Vendor::Amd, AMD_ARK_GENOA),
+            (Vendor::Amd, AMD_ARK_TURIN),
+            (Vendor::Microsoft, AZURE_VIRTUAL_TPM_ROOT_2023),
         ];
         let root = |(vendor, der)| Root::parse(der, Some(vendor)).expect("built-in roots parse, see the test below");
         Self { roots: built_in.into_iter().map(root).collect() }
@@ -151,6 +159,7 @@ mod tests {
         let roots = TrustRoots::production().with_software_root(INTEL_SGX_ROOT_CA).unwrap();
         let serving = |vendor| roots.serving(vendor).filter(|root| !root.is_software()).count();
         assert_eq!((serving(Vendor::Intel), serving(Vendor::Aws), serving(Vendor::Google)), (1, 1, 2));
+        assert_eq!((serving(Vendor::Amd), serving(Vendor::Microsoft)), (3, 1));
         assert_eq!(roots.iter().filter(|root| root.is_software()).count(), 1);
         assert!(roots.serving(Vendor::Aws).any(Root::is_software), "a software root serves every vendor");
     }
