@@ -1,6 +1,7 @@
 //! Evidence, certificates, event logs, collateral: foreign bytes end in a refusal. No root signs what a fuzzer makes, so nothing may pass.
 
 use dstack_attest::eventlog::{self, ccel};
+use dstack_attest::snp::SignedReport;
 use dstack_attest::tdx::Quote;
 use dstack_attest::tpm::{self, Bank};
 use dstack_attest::wire::{AppInfo, Attestation, TpmPlatform, TpmQuote};
@@ -29,7 +30,10 @@ pub(crate) fn run(data: &[u8]) {
         4 => drop(CertificateClaims::read(bytes)),
         5 => drop(ccel::replay(bytes)),
         6 => drop(eventlog::prove_json(bytes, &[[0; 48]; 4])),
-        7 => drop(Quote::parse(bytes)),
+        7 => {
+            drop(Quote::parse(bytes));
+            drop(SignedReport::parse(bytes));
+        }
         8 => {
             if let Ok(info) = AppInfo::decode(bytes) {
                 assert_eq!(AppInfo::decode(&info.encode()), Ok(info), "what is read can be written and read again");

@@ -9,14 +9,14 @@ use crate::AttestError;
 const SKIP_DEPTH_MAX: usize = 16;
 
 /// Reads CBOR items off the front of a slice. `part` names in errors what was read.
-pub(crate) struct Reader<'a> {
+pub(super) struct Reader<'a> {
     part: &'static str,
     rest: &'a [u8],
 }
 
 /// An item's head: major type and argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Head {
+pub(super) enum Head {
     Unsigned(u64),
     /// The value is `-1 - n`.
     Negative(u64),
@@ -34,13 +34,13 @@ pub(crate) enum Head {
 
 /// How many bytes or items follow a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Length {
+pub(super) enum Length {
     Of(u64),
     Indefinite,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) const fn new(part: &'static str, bytes: &'a [u8]) -> Self {
+    pub(super) const fn new(part: &'static str, bytes: &'a [u8]) -> Self {
         Self { part, rest: bytes }
     }
 
@@ -59,7 +59,7 @@ impl<'a> Reader<'a> {
         Ok(self.take(bytes)?.iter().fold(0, |value, byte| (value << 8) | u64::from(*byte)))
     }
 
-    pub(crate) fn head(&mut self) -> Result<Head, AttestError> {
+    pub(super) fn head(&mut self) -> Result<Head, AttestError> {
         let first = self.argument(1)?;
         let (major, minor) = (first >> 5, first & 0x1f);
         let argument = match minor {
@@ -87,20 +87,20 @@ impl<'a> Reader<'a> {
     }
 
     /// The body of a string whose head was just read. Strings in chunks are refused: no NSM writes them.
-    pub(crate) fn body(&mut self, length: Length) -> Result<&'a [u8], AttestError> {
+    pub(super) fn body(&mut self, length: Length) -> Result<&'a [u8], AttestError> {
         match length {
             Length::Of(count) => self.take(count),
             Length::Indefinite => Err(self.malformed("a string in chunks")),
         }
     }
 
-    pub(crate) fn text_body(&mut self, length: Length) -> Result<&'a str, AttestError> {
+    pub(super) fn text_body(&mut self, length: Length) -> Result<&'a str, AttestError> {
         let body = self.body(length)?;
         std::str::from_utf8(body).map_err(|_| self.malformed("text is not utf-8"))
     }
 
     /// A byte string, or an error that says `field` is of another type.
-    pub(crate) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], AttestError> {
+    pub(super) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], AttestError> {
         match self.head()? {
             Head::Bytes(length) => self.body(length),
             _ => Err(AttestError::Field { field, why: "not a byte string" }),
@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether another item of an array or map follows; counts a definite one down, eats the break of an indefinite one.
-    pub(crate) fn more(&mut self, length: &mut Length) -> Result<bool, AttestError> {
+    pub(super) fn more(&mut self, length: &mut Length) -> Result<bool, AttestError> {
         match length {
             Length::Of(0) => Ok(false),
             Length::Of(left) => {
@@ -127,7 +127,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Passes over one item. A stack of bounded depth stands for the recursion.
-    pub(crate) fn skip(&mut self) -> Result<(), AttestError> {
+    pub(super) fn skip(&mut self) -> Result<(), AttestError> {
         // items still owed at each level; `None` until a break
         let mut open: Vec<Option<u64>> = vec![Some(1)];
         while let Some(level) = open.last_mut() {
@@ -165,13 +165,13 @@ impl<'a> Reader<'a> {
     }
 
     /// Nothing may be left.
-    pub(crate) const fn end(self) -> Result<(), AttestError> {
+    pub(super) const fn end(self) -> Result<(), AttestError> {
         if self.rest.is_empty() { Ok(()) } else { Err(AttestError::TrailingBytes { part: self.part, count_bytes: self.rest.len() }) }
     }
 }
 
 /// Appends the head of a byte string and its body.
-pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let [_, _, high, low] = length.to_be_bytes();
     match length {

@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 
-use crate::{Class, gcp, nitro, snp, tdx, verify};
+use crate::{Class, azure, gcp, nitro, snp, tdx, verify};
 
 /// One check of one platform's evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Check {
 
 /// All checks, platform by platform, in the order of judgement.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    let platforms = [verify::CHECKS, tdx::CHECKS, gcp::CHECKS, nitro::CHECKS, nitro::TPM_CHECKS, snp::CHECKS];
+    let platforms = [verify::CHECKS, tdx::CHECKS, azure::CHECKS, gcp::CHECKS, nitro::CHECKS, nitro::TPM_CHECKS, snp::CHECKS];
     platforms.into_iter().flatten().copied()
 }
 

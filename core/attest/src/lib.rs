@@ -3,6 +3,7 @@
 //! Source: `docs/architecture.md`, the pipeline `bytes -> Request -> VerifiedIdentity`.
 #![forbid(unsafe_code)]
 
+pub mod azure;
 mod cbor;
 mod check;
 mod collateral;

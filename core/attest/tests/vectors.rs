@@ -54,6 +54,12 @@ fn all_snp_vectors_are_judged_as_expected() {
 }
 
 #[test]
+fn the_azure_vector_is_judged_as_expected() {
+    let Some(report) = run(&["azure-tdx"]) else { return };
+    assert_eq!((report.right, report.wrong), (1, 0));
+}
+
+#[test]
 fn other_platforms_are_named_and_not_judged() {
     let Some(report) = run(&["no-such-platform"]) else { return };
     assert!(!report.passed());

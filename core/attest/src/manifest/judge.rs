@@ -6,12 +6,12 @@ use dstack_protocol::UnixMillis;
 
 use super::{Vector, facts, vtpm};
 use crate::{
-    AttestError, CollateralBundle, TcbPolicy, TdxCollateral, Trace, TrustRoots, VerifyContext, eventlog,
+    AttestError, CollateralBundle, TcbPolicy, TdxCollateral, Trace, TrustRoots, VerifyContext, azure, eventlog,
     eventlog::ccel,
     nitro, pem,
     snp::{self, Endorsement},
     tdx::{self, TcbVerdict},
-    tpm,
+    tpm::{self, Bank, PcrValues},
     x509::Key,
 };
 
@@ -42,6 +42,7 @@ pub(super) fn judge(vector: &Vector, contents: &Contents<'_>, pool: &[Vec<u8>]) 
         "gce-ak-cert" => vtpm::judge_certificate(vector, contents, pool),
         "tpm-log" => vtpm::judge_log(vector, contents),
         "sev-snp" => judge_snp(vector, contents),
+        "azure-tdx" => judge_azure(vector, contents),
         "ccel" => judge_log(vector, contents),
         _ => judge_td(vector, contents),
     }
@@ -187,6 +188,49 @@ fn judge_snp(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String>
         }
     }
     Ok(Judged { result: Ok(()), tcb: None, difference })
+}
+
+fn judge_azure(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {
+    let (roots, now) = (roots(vector, contents)?, UnixMillis(valid_at(vector)?));
+    let context = VerifyContext { now, roots: &roots, collateral: &CollateralBundle::empty(), tcb: &TcbPolicy::default() };
+    let quote = role(contents, "quote")?;
+    let difference = vector.identity.as_ref().and_then(|identity| facts::td_difference(identity, quote));
+    let pcrs = pcrs(role(contents, "pcrs")?)?;
+    let verify = || {
+        let collateral = TdxCollateral::parse(contents.get("collateral").map(Vec::as_slice).unwrap_or_default())?;
+        let certificate = contents.get("ak_cert").map(|pem| pem::certificates(pem, "ak_cert")).transpose()?;
+        let ak_intermediates = contents.get("ak_intermediates").map(|pem| pem::certificates(pem, "ak_intermediates")).transpose()?;
+        let parts = azure::Parts {
+            quote,
+            hcl_report: contents.get("hcl_report").map(Vec::as_slice).unwrap_or_default(),
+            tpm_message: contents.get("tpm_message").map(Vec::as_slice).unwrap_or_default(),
+            tpm_signature: contents.get("tpm_signature").map(Vec::as_slice).unwrap_or_default(),
+            pcrs: &pcrs,
+            ak_certificate: certificate.as_ref().and_then(|ders| ders.first()).map(Vec::as_slice),
+            ak_intermediates: ak_intermediates.as_deref().unwrap_or_default(),
+        };
+        azure::verify(&parts, &collateral, &context, &Trace::new())
+    };
+    let verified = match verify() {
+        Ok(verified) => verified,
+        Err(error) => return Ok(Judged { result: Err(error), tcb: None, difference }),
+    };
+    let tcb = verified.td().tcb().clone();
+    Ok(Judged { result: context.tcb.check(tcb.overall.status), tcb: Some(tcb), difference })
+}
+
+/// `{"sha256":{"0":"<hex>",…}}`.
+fn pcrs(json: &[u8]) -> Result<PcrValues, String> {
+    let banks: BTreeMap<String, BTreeMap<u32, String>> = serde_json::from_slice(json).map_err(|error| format!("pcrs: {error}"))?;
+    let mut values = PcrValues::default();
+    for (name, pcrs) in banks {
+        let bank = Bank::named(&name).ok_or_else(|| format!("pcrs: no bank {name}"))?;
+        for (index, value) in pcrs {
+            let value = hex::decode(value).map_err(|error| format!("pcr {index}: {error}"))?;
+            values.add(bank, index, value).map_err(|error| format!("pcr {index}: {error}"))?;
+        }
+    }
+    Ok(values)
 }
 
 fn judge_log(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> {

@@ -17,8 +17,21 @@ use self::files::{FileError, FileRef, Folder};
 pub const MANIFEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Platforms this runner judges. `ccel` and `sgx` are not evidence that is served: the first is replayed, the second must be refused.
-pub const PLATFORMS: [&str; 12] =
-    ["tdx", "dstack-tdx", "gcp-tdx", "nitro", "ccel", "sgx", "gcp-tpm", "gce-tpm", "gce-ak-cert", "nitro-tpm", "tpm-log", "sev-snp"];
+pub const PLATFORMS: [&str; 13] = [
+    "tdx",
+    "dstack-tdx",
+    "gcp-tdx",
+    "nitro",
+    "ccel",
+    "sgx",
+    "gcp-tpm",
+    "gce-tpm",
+    "gce-ak-cert",
+    "nitro-tpm",
+    "tpm-log",
+    "sev-snp",
+    "azure-tdx",
+];
 
 /// Why a manifest could not be run at all. The caller's fault: the path or the manifest is wrong.
 #[non_exhaustive]

@@ -3,43 +3,38 @@
 
 use crate::{Check, Class};
 
-const ABI: &str = "AMD SEV-SNP firmware ABI (56860), ATTESTATION_REPORT";
-const SIGNATURES: &str = "AMD SEV-SNP firmware ABI (56860), signature formats";
-const KDS: &str = "AMD KDS specification (57230), certificates";
-const DSTACK: &str = "dstack attestation reference, section 5.5";
-
 pub(super) static LAYOUT: Check = Check {
     id: "snp.layout",
     what: "the report has 1184 bytes",
-    source: ABI,
+    source: "AMD SEV-SNP firmware ABI (56860), ATTESTATION_REPORT",
     classes: &[Class::ParseTruncated],
     test: "refuses_other_versions_lengths_and_algorithms",
 };
 pub(super) static VERSION: Check = Check {
     id: "snp.version",
     what: "its version is 2, 3 or 5",
-    source: ABI,
+    source: "AMD SEV-SNP firmware ABI (56860), ATTESTATION_REPORT",
     classes: &[Class::TypeUnsupportedVersion],
     test: "vector:snp-milan-azure-style/version-99",
 };
 pub(super) static LENGTH: Check = Check {
     id: "snp.trailing-bytes",
     what: "nothing follows the report",
-    source: ABI,
+    source: "AMD SEV-SNP firmware ABI (56860), ATTESTATION_REPORT",
     classes: &[Class::ParseTrailingBytes],
     test: "vector:snp-milan-azure-style/trailing",
 };
 pub(super) static ALGORITHM: Check = Check {
     id: "snp.signature-algorithm",
     what: "it is signed by ECDSA P-384 with SHA-384",
-    source: SIGNATURES,
+    source: "AMD SEV-SNP firmware ABI (56860), signature formats",
     classes: &[Class::SigAlgorithm],
     test: "vector:snp-milan-azure-style/sig-algo",
 };
 pub(super) static SIGNATURE_RESERVED: Check = Check {
     id: "snp.signature-reserved",
     what: "the bytes after the signature are zero",
-    source: SIGNATURES,
+    source: "AMD SEV-SNP firmware ABI (56860), signature formats",
     classes: &[Class::SigReserved],
     test: "vector:snp-milan-azure-style/sig-reserved",
 };
@@ -80,21 +75,21 @@ pub(super) static CHAIN: Check = Check {
 pub(super) static PRODUCT: Check = Check {
     id: "snp.product",
     what: "root, issuer and VEK are of one product and of the kind of key that the report names",
-    source: KDS,
+    source: "AMD KDS specification (57230), certificates",
     classes: &[Class::ChainInvalid, Class::ParseMalformed],
     test: "a_vlek_certificate_does_not_stand_for_a_vcek",
 };
 pub(super) static SIGNATURE: Check = Check {
     id: "snp.signature",
     what: "the VEK signed the report",
-    source: SIGNATURES,
+    source: "AMD SEV-SNP firmware ABI (56860), signature formats",
     classes: &[Class::SigBody],
     test: "vector:snp-milan-azure-style/measurement",
 };
 pub(super) static CHIP: Check = Check {
     id: "snp.chip",
     what: "the report's processor is of the root's product, its chip is the VCEK's",
-    source: KDS,
+    source: "AMD KDS specification (57230), certificates",
     classes: &[Class::BindingChipId],
     test: "refuses_a_report_of_another_chip_or_product",
 };
@@ -108,35 +103,35 @@ pub(super) static REPORTED_TCB: Check = Check {
 pub(super) static RESERVED: Check = Check {
     id: "snp.reserved",
     what: "no reserved bit of report, policy and key flags is set; the privilege level is a guest's",
-    source: ABI,
+    source: "AMD SEV-SNP firmware ABI (56860), ATTESTATION_REPORT",
     classes: &[Class::ParseField],
     test: "refuses_reserved_bits_of_a_signed_report",
 };
 pub(super) static DEBUG: Check = Check {
     id: "snp.debug",
     what: "the guest's policy forbids debugging",
-    source: DSTACK,
+    source: "dstack attestation reference, section 5.5",
     classes: &[Class::PolicyDebug],
     test: "refuses_a_guest_that_may_be_debugged",
 };
 pub(super) static MIGRATION: Check = Check {
     id: "snp.migration",
     what: "no migration agent is or may be bound to the guest",
-    source: DSTACK,
+    source: "dstack attestation reference, section 5.5",
     classes: &[Class::PolicyTdAttributes],
     test: "refuses_a_migration_agent",
 };
 pub(super) static PLATFORM: Check = Check {
     id: "snp.platform",
     what: "SMT, RAPL, ciphertext hiding and firmware are as the guest's policy demands",
-    source: DSTACK,
+    source: "dstack attestation reference, section 5.5",
     classes: &[Class::PolicyTdAttributes],
     test: "refuses_a_platform_that_contradicts_the_policy",
 };
 pub(super) static VMPL: Check = Check {
     id: "snp.vmpl",
     what: "the report was asked for at privilege level 0",
-    source: DSTACK,
+    source: "dstack attestation reference, section 5.5",
     classes: &[Class::PolicyTdAttributes],
     test: "refuses_a_report_of_a_lower_privilege_level",
 };

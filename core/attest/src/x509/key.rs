@@ -62,6 +62,11 @@ impl<'a> Key<'a> {
         (point.len() == 65 && point.first() == Some(&4)).then_some(Self { kind: KeyKind::P256, bytes: point })
     }
 
+    /// An RSA key that stands in no certificate: RSAPublicKey in DER.
+    pub(crate) const fn rsa(bytes: &'a [u8]) -> Self {
+        Self { kind: KeyKind::Rsa, bytes }
+    }
+
     /// Its kind.
     #[must_use]
     pub const fn kind(&self) -> KeyKind {

@@ -49,12 +49,12 @@ mod tests {
             skipped: 4,
             failures: vec!["a: accepted".to_owned()],
             differing: vec!["b: not shown".to_owned()],
-            not_judged: [("sev-snp".to_owned(), 5)].into(),
+            not_judged: [("arm-cca".to_owned(), 5)].into(),
         };
         let text = manifest_text(&report);
         assert_eq!(
             text,
-            "a: accepted\n5 vectors of platform sev-snp not judged by this build\n\
+            "a: accepted\n5 vectors of platform arm-cca not judged by this build\n\
              4 derived vectors skipped: their files are absent\n3 right, 1 wrong, 2 recommended differ\n"
         );
     }
