@@ -14,7 +14,7 @@ use crate::tidy::files;
 /// The crate that judges evidence.
 const ATTEST: &str = "core/attest";
 /// Where the class texts are.
-const CLASSES: &str = "core/attest/src/error.rs";
+const CLASSES: &str = "core/attest/src/class.rs";
 /// The document that holds the table.
 pub(crate) const PAGE: &str = "docs/attestation.md";
 const BEGIN: &str = "<!-- checks: made by `cargo xtask docs`; edit the source, not this table -->\n";

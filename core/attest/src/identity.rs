@@ -209,7 +209,7 @@ impl VerifiedIdentity {
 
     /// A SEV-SNP guest's identity: all of it is backed by the report, through HOST_DATA where the report has no field of its own.
     pub(crate) fn of_snp(guest: &snp::Guest, evidence: &[u8]) -> Self {
-        let snp::Guest { verified, config, os_image_hash } = guest;
+        let snp::Guest { verified, config, os_image_hash, tcb, standing } = guest;
         let report = verified.report();
         let measurement = [&report.measurement[..], &report.host_data].concat();
         Self {
@@ -224,9 +224,9 @@ impl VerifiedIdentity {
             instance_id: config.instance_id.clone(),
             os_image_hash: *os_image_hash,
             key_provider: config.key_provider.clone(),
-            tcb_status: verified.tcb_status(),
-            advisory_ids: Vec::new(),
-            earliest_expiry: verified.earliest_expiry(),
+            tcb: tcb.clone(),
+            tcb_standing: *standing,
+            earliest_expiry: earliest_expiry(verified.earliest_expiry().0, *standing),
             software_root: verified.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
             under: Under::default(),

@@ -6,6 +6,7 @@
 pub mod azure;
 mod cbor;
 mod check;
+mod class;
 mod collateral;
 mod error;
 pub mod eventlog;
@@ -31,7 +32,8 @@ mod x509pool;
 
 pub use check::{Check, Trace, checks};
 pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
-pub use error::{AttestError, Class};
+pub use class::Class;
+pub use error::AttestError;
 pub use explain::Explanation;
 pub use identity::VerifiedIdentity;
 pub use roots::{Root, TrustRoots, Vendor};

@@ -137,7 +137,7 @@ pub fn verify(
     trace.enter(&checks::HCL_REPORT);
     let runtime_data = hcl::runtime_data(parts.hcl_report)?;
     trace.enter(&checks::TD_QUOTE);
-    let td = tdx::verify_quote(parts.quote, collateral, context.now.0, context.roots)?;
+    let td = tdx::verify_quote_traced(parts.quote, collateral, context.now.0, context.roots, trace)?;
     trace.enter(&checks::RUNTIME_DATA);
     let mut report_data = [0; 64];
     let (digest, _) = report_data.split_at_mut(32);

@@ -2,7 +2,7 @@
 //! Source: dstack attestation reference, section 5.5 (order of checks), 6, 7, 9.
 
 use super::{SignedReport, VerifiedReport, checks, config::MrConfig, endorsement::Presented, judge, launch, signing_key};
-use crate::{AttestError, Trace, VerifyContext, wire::Attestation};
+use crate::{AttestError, TcbFacts, TcbStanding, Trace, VerifyContext, wire::Attestation};
 
 /// A guest whose report and documents were verified. Made by [`verify_guest`] only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(crate) struct Guest {
     pub(crate) config: MrConfig,
     /// Proven by recomputing the launch; `None` without a document that names an image.
     pub(crate) os_image_hash: Option<[u8; 32]>,
+    pub(crate) tcb: TcbFacts,
+    pub(crate) standing: TcbStanding,
 }
 
 /// Verifies SEV-SNP evidence: `report`, `cert_chain` and `mr_config` as they travel in `attestation`.
@@ -46,6 +48,7 @@ pub(crate) fn verify_guest(
     trace.enter(&checks::LAUNCH);
     let os_image_hash = launch::os_image_hash(&attestation.config, &report.measurement)?;
     trace.enter(&checks::TCB_STATUS);
-    context.tcb.check(verified.tcb_status())?;
-    Ok(Guest { verified, config, os_image_hash })
+    let tcb = TcbFacts { status: verified.tcb_status(), ..TcbFacts::none() };
+    let standing = context.tcb.judge(&tcb, context.now)?;
+    Ok(Guest { verified, config, os_image_hash, tcb, standing })
 }
