@@ -31,8 +31,8 @@ pub mod x509ext;
 mod x509pool;
 
 pub use check::{Check, Trace, checks};
-pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
 pub use class::Class;
+pub use collateral::{BUNDLE_BYTES_MAX, BUNDLE_PLATFORMS_MAX, COLLATERAL_BYTES_MAX, CollateralBundle, TdxCollateral};
 pub use error::AttestError;
 pub use explain::Explanation;
 pub use identity::VerifiedIdentity;
