@@ -92,19 +92,22 @@ impl Holder {
         &self.shares
     }
 
-    /// Judges evidence, or finds the session it judged before.
+    /// Judges evidence, or finds the session it judged before: with the collateral that the intent's row names, before there is
+    /// a row with the collateral in force.
     ///
     /// # Errors
     /// [`RefusalCode::NeedEvidence`] when it is neither sent nor known; the verifier's refusal.
     pub async fn identify(&self, ask: &Ask) -> Result<Arc<VerifiedIdentity>, Refusal> {
         let hash = ask.request.evidence_hash;
+        let id = ask.request.intent(NodeIndex(0)).id();
+        let collateral_id = read(&*self.log, |state| state.intents.get(&id).map_or(state.collateral_id, |row| row.collateral_id))?;
         if ask.evidence.is_empty() {
             let known = lock(&self.sessions).get(&hash);
-            let fresh = known.filter(|identity| identity.earliest_expiry() > (self.now)());
+            let fresh = known.filter(|identity| identity.earliest_expiry() > (self.now)() && *identity.collateral_id() == collateral_id);
             return fresh.ok_or_else(|| Refusal::new(RefusalCode::NeedEvidence, "evidence judged here before, or sent", "neither"));
         }
         check_evidence_hash(&ask.request, &ask.evidence)?;
-        let identity = self.verifier.verify(Arc::from(ask.evidence.as_slice())).await?;
+        let identity = self.verifier.verify(Arc::from(ask.evidence.as_slice()), collateral_id).await?;
         lock(&self.sessions).put(hash, Arc::clone(&identity));
         Ok(identity)
     }

@@ -69,8 +69,8 @@ pub trait Evidence: Send + Sync {
     fn evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, String>;
 }
 
-/// Judges foreign evidence; guarded against the parser's panics by whoever implements it.
-pub type Judge = Arc<dyn Fn(&[u8], UnixMillis) -> Result<Arc<VerifiedIdentity>, Refusal> + Send + Sync>;
+/// Judges foreign evidence with the collateral bundle of that id; guarded against the parser's panics by whoever implements it.
+pub type Judge = Arc<dyn Fn(&[u8], &[u8; 32], UnixMillis) -> Result<Arc<VerifiedIdentity>, Refusal> + Send + Sync>;
 
 /// The node's clock.
 pub type Now = Arc<dyn Fn() -> UnixMillis + Send + Sync>;

@@ -255,12 +255,27 @@ impl Release {
         let own = seat == self.shared.seat;
         let go = Go { intent_id: self.request.intent_id, pos };
         let (holder, peers, began) = (Arc::clone(&self.shared.holder), Arc::clone(&self.shared.peers), Instant::now());
+        let request = Arc::clone(&self.request);
         let gone = async move {
-            if own {
-                return holder.go(go).await;
+            let once = async || {
+                if own {
+                    return holder.go(go).await;
+                }
+                let bytes = peers.post(seat, PATH_PEER_GO, go.encode(), PEER_TIMEOUT).await?;
+                Ok(Out::decode(&bytes)?)
+            };
+            match once().await {
+                Err(refusal) if refusal.code == RefusalCode::CollateralChanged => {}
+                other => return other,
             }
-            let bytes = peers.post(seat, PATH_PEER_GO, go.encode(), PEER_TIMEOUT).await?;
-            Ok(Out::decode(&bytes)?)
+            // Collateral was pinned between ask and intent: the holder judges again, with the bundle of the row.
+            let whole = Ask { evidence: request.evidence.clone(), ..request.signed.ask().clone() };
+            if own {
+                holder.ask(whole).await?;
+            } else {
+                peers.post(seat, PATH_PEER_ASK, whole.encode(), PEER_TIMEOUT).await?;
+            }
+            once().await
         };
         context.spawn(gone.into_actor(self).map(move |answer, this, context| {
             let input = match answer {

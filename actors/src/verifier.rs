@@ -30,6 +30,7 @@ impl Actor for Verifier {
 #[rtype(result = "Result<Arc<VerifiedIdentity>, Refusal>")]
 struct Verify {
     evidence: Arc<[u8]>,
+    collateral_id: [u8; 32],
 }
 
 impl Handler<Verify> for Verifier {
@@ -37,7 +38,7 @@ impl Handler<Verify> for Verifier {
 
     fn handle(&mut self, message: Verify, _context: &mut Self::Context) -> Self::Result {
         let began = Instant::now();
-        let verdict = (self.judge)(&message.evidence, (self.now)());
+        let verdict = (self.judge)(&message.evidence, &message.collateral_id, (self.now)());
         metrics::stage("verify", began.elapsed());
         verdict
     }
@@ -58,13 +59,13 @@ impl VerifierPool {
         Self { address, gate: Gate::new(NAME, capacity) }
     }
 
-    /// Judges evidence.
+    /// Judges evidence with the collateral bundle of that id.
     ///
     /// # Errors
     /// The judge's refusal, or [`dstack_protocol::RefusalCode::Overloaded`] at once.
-    pub async fn verify(&self, evidence: Arc<[u8]>) -> Result<Arc<VerifiedIdentity>, Refusal> {
+    pub async fn verify(&self, evidence: Arc<[u8]>, collateral_id: [u8; 32]) -> Result<Arc<VerifiedIdentity>, Refusal> {
         let _place = self.gate.enter()?;
-        self.address.send(Verify { evidence }).await.map_err(|error| of_mailbox(NAME, error))?
+        self.address.send(Verify { evidence, collateral_id }).await.map_err(|error| of_mailbox(NAME, error))?
     }
 
     /// Places that are free.

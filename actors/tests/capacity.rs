@@ -11,6 +11,7 @@ use dstack_actors::ports::Judge;
 use dstack_actors::share_holder::{ShareHolderPool, ShareInUse};
 use dstack_actors::verifier::VerifierPool;
 use dstack_protocol::command::Command;
+use dstack_protocol::genesis::collateral_id;
 use dstack_protocol::release::Go;
 use dstack_protocol::{Epoch, Generation, NodeIndex, Refusal, RefusalCode, Wire as _};
 use dstack_release::SignedAsk;
@@ -53,34 +54,35 @@ fn a_full_verifier_refuses_early_and_recovers() {
         let client = Client::new(&cluster, "guest");
         let door = Arc::new(Door::default());
         let (judge, before) = (cluster.judge(), Arc::clone(&door));
-        let behind_a_door: Judge = Arc::new(move |evidence, now| {
+        let behind_a_door: Judge = Arc::new(move |evidence, collateral_id, now| {
             before.pass();
-            judge(evidence, now)
+            judge(evidence, collateral_id, now)
         });
         let now = support::TestNow::at(cluster.born);
         let pool = VerifierPool::start(1, 2, behind_a_door, now.port());
         let evidence: Arc<[u8]> = Arc::from(client.evidence.as_slice());
+        let id = collateral_id(cluster.roots.bundle());
         let running: Vec<_> = (0..2)
             .map(|_| {
                 let (pool, evidence) = (pool.clone(), Arc::clone(&evidence));
-                actix::spawn(async move { pool.verify(evidence).await })
+                actix::spawn(async move { pool.verify(evidence, id).await })
             })
             .collect();
         until("both to enter", || (pool.free() == 0).then_some(())).await;
-        overloaded(pool.verify(Arc::clone(&evidence)).await);
-        overloaded(pool.verify(Arc::clone(&evidence)).await);
+        overloaded(pool.verify(Arc::clone(&evidence), id).await);
+        overloaded(pool.verify(Arc::clone(&evidence), id).await);
         door.open();
         for task in running {
             assert_eq!(task.await.unwrap().unwrap().app_id(), Some(support::cluster::APP));
         }
         assert_eq!(pool.free(), 2);
-        pool.verify(Arc::clone(&evidence)).await.unwrap();
+        pool.verify(Arc::clone(&evidence), id).await.unwrap();
         assert_eq!(door.waiting.load(Ordering::SeqCst), 3, "refused evidence was never judged");
         let mut forged = client.evidence.clone();
         let middle = forged.len() / 2;
         forged[middle] ^= 1;
-        assert_eq!(pool.verify(Arc::from(forged)).await.unwrap_err().code, RefusalCode::EvidenceInvalid);
-        assert_eq!(pool.verify(Arc::from(&b""[..])).await.unwrap_err().code, RefusalCode::EvidenceInvalid);
+        assert_eq!(pool.verify(Arc::from(forged), id).await.unwrap_err().code, RefusalCode::EvidenceInvalid);
+        assert_eq!(pool.verify(Arc::from(&b""[..]), id).await.unwrap_err().code, RefusalCode::EvidenceInvalid);
     });
 }
 
@@ -88,7 +90,7 @@ fn cleared(cluster: &Cluster, client: &Client) -> (Clearance, dstack_protocol::r
     let (request, recipient) = client.request(cluster, client.wishes());
     let intent = request.intent(NodeIndex(0));
     let pos = cluster.log.apply(&Command::Intents(vec![intent.clone()])).outcomes[0].pos;
-    let identity = cluster.judge()(&client.evidence, cluster.born).unwrap();
+    let identity = cluster.judge()(&client.evidence, &collateral_id(cluster.roots.bundle()), cluster.born).unwrap();
     let certified = |_| true;
     let clearance = cluster.log.read(|state| {
         let view = HolderView { cluster_id: &cluster.id, state, now: cluster.born, beacon_certified: &certified };

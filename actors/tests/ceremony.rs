@@ -55,7 +55,7 @@ impl ShareFiles for Sealed {
 fn judge(cluster: &Cluster) -> NodeJudge {
     let (verify, birth, now) = (cluster.judge(), Arc::clone(&cluster.birth), cluster.born);
     Arc::new(move |seat, evidence, report_data| {
-        let identity = verify(evidence, now)?;
+        let identity = verify(evidence, &birth.genesis().collateral_id, now)?;
         let refuse = |code, what: &str| Err(Refusal::new(code, what, "another"));
         if identity.report_data() != report_data {
             return refuse(RefusalCode::EvidenceInvalid, "the report data of a Join");

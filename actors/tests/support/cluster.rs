@@ -260,7 +260,8 @@ impl Cluster {
     pub fn judge(&self) -> Judge {
         let trusted = TrustRoots::none().with_software_root(self.roots.tdx_root_der()).unwrap();
         let collateral = CollateralBundle::parse(self.roots.bundle()).unwrap();
-        Arc::new(move |evidence, now| {
+        Arc::new(move |evidence, collateral_id, now| {
+            assert_eq!(collateral_id, collateral.id(), "asked for the bundle in force");
             let context = VerifyContext { now, roots: &trusted, collateral: &collateral, tcb: &TcbPolicy::default() };
             verify(evidence, &context)
                 .map(Arc::new)

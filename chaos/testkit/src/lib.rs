@@ -25,6 +25,8 @@ mod validity;
 mod world;
 mod x509;
 
+pub mod pccs;
+
 pub use error::TestkitError;
 pub use host::{Attested, Host};
 pub use machine::Machine;

@@ -109,6 +109,15 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         evaluation: u32,
     },
+    /// Serve a collateral bundle as Intel's service would, on loopback, until ended. Reads the file again for every change of it.
+    Pccs {
+        /// Bundle to serve.
+        #[arg(long)]
+        bundle: PathBuf,
+        /// Port; 0 takes a free one.
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -135,7 +144,22 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Measure { platform, exe, compose } => measure(platform, exe, compose),
         Command::Describe { socket } => describe(&socket),
         Command::Demo { examples, keep } => demo::run(&examples, keep),
+        Command::Pccs { bundle, port } => pccs(&bundle, port),
         Command::Collateral { dir, out, valid_s, evaluation } => collateral(&dir, &out, valid_s, evaluation),
+    }
+}
+
+fn pccs(path: &std::path::Path, port: u16) -> anyhow::Result<()> {
+    let server = dstack_testkit::pccs::Pccs::start(port)?;
+    writeln!(std::io::stdout().lock(), "url={}", server.url())?;
+    let mut served = Vec::new();
+    loop {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        if bytes != served {
+            server.serve(&dstack_attest::CollateralBundle::parse(&bytes).with_context(|| path.display().to_string())?);
+            served = bytes;
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
     }
 }
 

@@ -2,3 +2,20 @@
 //! Never: believes what it fetched (`attest` checks it), runs on the path of a request.
 //! Source: Intel PCS API v4, AMD KDS, RFC 5280 (AIA, CRL distribution points).
 #![forbid(unsafe_code)]
+
+mod address;
+mod backoff;
+mod endpoint;
+mod error;
+mod folder;
+mod http;
+mod intel;
+mod refresh;
+
+pub use backoff::Backoff;
+pub use endpoint::Endpoint;
+pub use error::FetchError;
+pub use folder::{FolderError, read_folder};
+pub use http::{Http, Limits};
+pub use intel::Intel;
+pub use refresh::{Refreshed, merge, refresh};

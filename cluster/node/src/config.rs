@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use dstack_attest::TcbPolicy;
@@ -19,6 +20,8 @@ use serde::Deserialize;
 struct Raw {
     cluster: RawCluster,
     node: RawNode,
+    #[serde(default)]
+    collateral: RawCollateral,
 }
 
 #[derive(Debug, Deserialize)]
@@ -26,6 +29,79 @@ struct Raw {
 struct RawCluster {
     genesis: PathBuf,
     collateral: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCollateral {
+    mode: String,
+    intel: Vec<String>,
+    refresh_every_s: u64,
+    renew_before_s: u64,
+    age_s_max: u64,
+}
+
+impl Default for RawCollateral {
+    fn default() -> Self {
+        Self {
+            mode: "fetch".to_owned(),
+            intel: vec!["https://api.trustedservices.intel.com".to_owned()],
+            refresh_every_s: 6 * 3600,
+            renew_before_s: 7 * 86_400,
+            age_s_max: 30 * 86_400,
+        }
+    }
+}
+
+/// How collateral is kept fresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CollateralConfig {
+    /// Whether this node fetches while it leads; otherwise operators bring collateral.
+    pub(crate) fetch: bool,
+    /// Base addresses of Intel's service or of caches with its interface, tried in order.
+    pub(crate) intel: Vec<String>,
+    /// Collateral is asked for this often.
+    pub(crate) refresh_every: Duration,
+    /// And at every turn when it ends within this time.
+    pub(crate) renew_before: Duration,
+    /// Hard maximum age since issue, ms.
+    pub(crate) age_ms_max: u64,
+}
+
+impl Default for CollateralConfig {
+    fn default() -> Self {
+        Self::of(RawCollateral::default(), true)
+    }
+}
+
+impl CollateralConfig {
+    fn of(raw: RawCollateral, fetch: bool) -> Self {
+        Self {
+            fetch,
+            intel: raw.intel,
+            refresh_every: Duration::from_secs(raw.refresh_every_s),
+            renew_before: Duration::from_secs(raw.renew_before_s),
+            age_ms_max: raw.age_s_max.saturating_mul(1000),
+        }
+    }
+
+    fn checked(raw: RawCollateral) -> anyhow::Result<Self> {
+        let fetch = match raw.mode.as_str() {
+            "fetch" => true,
+            "pinned" => false,
+            other => bail!("collateral.mode: `fetch` or `pinned`, got `{other}`"),
+        };
+        if fetch && raw.intel.is_empty() {
+            bail!("collateral.intel: at least one address with mode `fetch`");
+        }
+        for url in &raw.intel {
+            dstack_collateral::Endpoint::parse(url).map_err(|error| anyhow::anyhow!("collateral.intel: {error}"))?;
+        }
+        if raw.refresh_every_s == 0 || raw.age_s_max == 0 {
+            bail!("collateral.refresh_every_s and collateral.age_s_max must be at least 1");
+        }
+        Ok(Self::of(raw, fetch))
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,8 +174,8 @@ fn default_checkpoint() -> u64 {
 pub(crate) struct Config {
     /// Genesis document file.
     pub(crate) genesis: PathBuf,
-    /// Collateral bundle file.
-    pub(crate) collateral: PathBuf,
+    /// Collateral bundle file of the genesis document.
+    pub(crate) first_collateral: PathBuf,
     /// This node's seat.
     pub(crate) seat: Seat,
     /// Where everything durable is.
@@ -128,6 +204,8 @@ pub(crate) struct Config {
     pub(crate) checkpoint_every_entries: u64,
     /// Raft timing.
     pub(crate) raft: dstack_raft::RaftConfig,
+    /// How collateral is kept fresh.
+    pub(crate) collateral: CollateralConfig,
 }
 
 /// A configuration with the text that `--check-config` prints.
@@ -148,7 +226,8 @@ impl Config {
     }
 
     fn checked(raw: Raw) -> anyhow::Result<Self> {
-        let Raw { cluster, node } = raw;
+        let Raw { cluster, node, collateral } = raw;
+        let collateral = CollateralConfig::checked(collateral)?;
         if node.seat == 0 {
             bail!("node.seat: seats are 1..=n");
         }
@@ -187,7 +266,7 @@ impl Config {
         };
         Ok(Self {
             genesis: cluster.genesis,
-            collateral: cluster.collateral,
+            first_collateral: cluster.collateral,
             seat: Seat(node.seat),
             data_dir: node.data_dir,
             listen: node.listen,
@@ -202,6 +281,7 @@ impl Config {
             releases_max: node.releases_max,
             checkpoint_every_entries: node.checkpoint_every_entries,
             raft,
+            collateral,
         })
     }
 
@@ -237,6 +317,10 @@ mod tests {
             ("node_tcb_grace_s=4000000000", "node_tcb_grace_s"),
             ("unknown=1", "unknown"),
             ("releases_max=0", "releases_max"),
+            ("[collateral]\nmode='sometimes'", "collateral.mode"),
+            ("[collateral]\nintel=[]", "collateral.intel"),
+            ("[collateral]\nintel=['http://pccs.example']", "collateral.intel"),
+            ("[collateral]\nage_s_max=0", "collateral.age_s_max"),
         ] {
             let error = format!("{:#}", raw(change).unwrap_err());
             assert!(error.contains(word), "{change}: {error}");

@@ -7,6 +7,7 @@ mod admin;
 mod admission;
 mod beacons;
 mod checkpoints;
+mod collateral;
 mod config;
 mod ending;
 mod files;

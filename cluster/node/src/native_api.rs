@@ -12,6 +12,7 @@ use axum::extract::{DefaultBodyLimit, Extension, Path, State};
 use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use dstack_actors::ports::read;
+use dstack_protocol::collateral::PinRequest;
 use dstack_protocol::command::Command;
 use dstack_protocol::genesis::GenesisCertificate;
 use dstack_protocol::governance::{Entry, Object};
@@ -19,8 +20,8 @@ use dstack_protocol::limits::CLIENT_BODY_BYTES_MAX;
 use dstack_protocol::policy::{AppPolicy, PathRule};
 use dstack_protocol::release::Ask;
 use dstack_protocol::rpc::{
-    BeaconAnswer, PATH_ACTION, PATH_BEACON, PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE, PATH_STATUS,
-    REQUEST_ID_HEADER, ReleaseAsk,
+    BeaconAnswer, PATH_ACTION, PATH_BEACON, PATH_COLLATERAL, PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE,
+    PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
 };
 use dstack_protocol::{AppId, Generation, Refusal, RefusalCode, RootTag, Wire, binding};
 use dstack_ratls::ClientPeer;
@@ -47,6 +48,7 @@ pub(crate) fn router(services: Arc<Services>) -> Router {
         .route(&format!("{PATH_ACTION}/{{id}}"), get(action))
         .route(&format!("{PATH_POLICY}/{{app_id}}"), get(policy))
         .route(PATH_STATUS, get(status_json))
+        .route(PATH_COLLATERAL, get(collateral_in_force).post(collateral).layer(DefaultBodyLimit::max(PinRequest::BYTES_MAX)))
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(CLIENT_BODY_BYTES_MAX))
         .with_state(services)
@@ -131,6 +133,25 @@ async fn governance(State(services): State<Arc<Services>>, body: Bytes) -> Answe
     if let Some(code) = answer.outcomes.first().and_then(|outcome| RefusalCode::from_number(outcome.code)) {
         return Err(Refusal::new(code, "an entry that the log accepts", "rejected; it is recorded").into());
     }
+    Ok(Encoded(answer.encode()))
+}
+
+/// The bundle in force: public, vouched for by its vendors.
+async fn collateral_in_force(State(services): State<Arc<Services>>) -> Answer {
+    let bundle = services.trust.pinned.current();
+    let none = || Refusal::new(RefusalCode::NoGenesis, "an applied genesis", "an empty log").retry_after(500);
+    bundle.map(|bundle| Encoded(bundle.bytes().to_vec())).ok_or_else(|| none().into())
+}
+
+/// An operator brings collateral. Judged before it costs a log entry; kept for connections between nodes until the log has it.
+async fn collateral(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
+    let request = PinRequest::decode(&body)?;
+    let signed = PinRequest::signed_bytes(services.birth.cluster_id(), &request.pin);
+    let is_operator = read(&*services.log, |state| state.governance.operators.keys.contains(&request.operator))?;
+    if !is_operator || !dstack_threshold::message::verify(&request.operator, &signed, &request.sig) {
+        return Err(Refusal::new(RefusalCode::BadApproval, "a signature by an operator in force", hex::encode(request.operator)).into());
+    }
+    let answer = crate::collateral::bring(&services, request.pin).await?;
     Ok(Encoded(answer.encode()))
 }
 

@@ -19,14 +19,13 @@ use dstack_actors::recorder::Recorder;
 use dstack_actors::release::Coordinator;
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::verifier::VerifierPool;
-use dstack_attest::{CollateralBundle, TrustRoots};
 use dstack_audit::{LeafNodes, make_receipt};
 use dstack_policy::governance as quorum;
 use dstack_protocol::governance::Entry;
 use dstack_protocol::log::{Record, RecordKind};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::Intent;
-use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat, UnixMillis, Wire};
+use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat, Wire};
 use dstack_raft::audit_log::AuditLog;
 use dstack_raft::machine::{Birth, Effect, KmsMachine};
 use dstack_raft::peers::Peers as RaftPeers;
@@ -46,7 +45,7 @@ use tracing::{info, warn};
 
 use crate::admission::Admission;
 use crate::beacons::Beacons;
-use crate::config::Config;
+use crate::config::{CollateralConfig, Config};
 use crate::ending::Ending;
 use crate::files::SealedShares;
 use crate::heads::Heads;
@@ -103,11 +102,21 @@ pub(crate) struct Services {
     pub(crate) now: Now,
     /// Whether shares and records survive a restart.
     pub(crate) seals: bool,
-    /// Oldest issue date of the collateral in force.
-    pub(crate) collateral_issued: Option<UnixMillis>,
+    /// How collateral is kept fresh.
+    pub(crate) collateral: CollateralConfig,
 }
 
 impl Services {
+    /// What a pin of collateral passes through.
+    pub(crate) fn collateral_gate(&self) -> crate::collateral::Gate {
+        crate::collateral::Gate {
+            birth: Arc::clone(&self.birth),
+            log: Arc::clone(&self.log),
+            pinned: Arc::clone(&self.trust.pinned),
+            now: Arc::clone(&self.now),
+        }
+    }
+
     /// Whether this node answers anything that rests on the log.
     ///
     /// # Errors
@@ -183,9 +192,7 @@ impl Services {
 /// What keeps it from starting; [`Ending`] when it stopped by itself.
 pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals().context("signals")?;
-    let birth = Arc::new(
-        Birth::new(&Config::read(&config.genesis)?, &Config::read(&config.collateral)?).map_err(anyhow::Error::msg).context("genesis")?,
-    );
+    let birth = birth(&config)?;
     let genesis = birth.genesis();
     let Some(grant) = genesis.seats.iter().find(|grant| grant.seat == config.seat) else {
         bail!("node.seat: the genesis document has no seat {}", config.seat);
@@ -198,7 +205,6 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     };
     let incarnation = now().0;
     let trust = Trust::load(&config, &birth, Arc::clone(&now))?;
-    let collateral_issued = collateral_issued(&config, &birth, now())?;
 
     let mut identity = {
         let (device, dir, cluster_id, seat) = (config.device.clone(), config.data_dir.clone(), *birth.cluster_id(), config.seat);
@@ -253,9 +259,9 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     };
     let raft: Raft = RaftHandle::start(parts).await.context("raft")?;
     let log: Arc<dyn Log> = Arc::new(RaftLog::new(raft.clone(), applied, runtime.clone()));
-    trust.applied().connect(Arc::clone(&log));
+    trust.connect(Arc::clone(&log));
 
-    let services = assemble(&config, &birth, &raft, &log, &peers, others, &trust, &identity, &board, &audit, &now, collateral_issued);
+    let services = assemble(&config, &birth, &raft, &log, &peers, others, &trust, &identity, &board, &audit, &now);
     services.heads.load();
 
     let stop = shutdown.token();
@@ -293,6 +299,14 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         let device = Arc::clone(&evidence);
         Arc::new(move |at| Identity::certificate(&*device, at, lifetime))
     };
+    let collateral = crate::collateral::service::Service {
+        gate: services.collateral_gate(),
+        config: config.collateral.clone(),
+        missing: {
+            let clients = Arc::clone(&trust.clients);
+            Arc::new(move || clients.missing_platforms())
+        },
+    };
     let ahead = CERTIFICATE_AHEAD.min(lifetime / 2);
     let (joined_is, joined) = oneshot::channel();
     let joining = {
@@ -311,6 +325,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         runtime.spawn(admission.run()),
         runtime.spawn(Arc::clone(&services.beacons).run()),
         runtime.spawn(Arc::clone(&services.timelocks).run()),
+        runtime.spawn(collateral.run()),
         runtime.spawn(checkpoints::run(raft.clone(), Arc::clone(&log), config.checkpoint_every_entries)),
         runtime.spawn(consume(Arc::clone(&services), noted)),
         runtime.spawn(fetch_certificates(Arc::clone(&services))),
@@ -379,7 +394,6 @@ fn assemble(
     board: &Arc<Board>,
     audit: &AuditLog,
     now: &Now,
-    collateral_issued: Option<UnixMillis>,
 ) -> Arc<Services> {
     let cluster_id = *birth.cluster_id();
     let dyn_peers: Arc<dyn Peers> = Arc::clone(peers) as _;
@@ -470,7 +484,7 @@ fn assemble(
         timelocks,
         now: Arc::clone(now),
         seals: identity.sealing.is_some(),
-        collateral_issued,
+        collateral: config.collateral.clone(),
     })
 }
 
@@ -511,20 +525,12 @@ fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
     found.next().with_context(|| format!("address {address} of the genesis document resolves to nothing"))
 }
 
-fn collateral_issued(config: &Config, birth: &Birth, now: UnixMillis) -> anyhow::Result<Option<UnixMillis>> {
-    let bundle = CollateralBundle::parse(birth.collateral()).map_err(|error| anyhow::anyhow!("collateral bundle: {error}"))?;
-    let mut roots = TrustRoots::production();
-    for file in &config.software_roots {
-        roots = roots.with_software_root(&Config::read(file)?).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    }
-    // Expired collateral stops releases, not the node: it must still take part in the log.
-    match bundle.check(now, &roots) {
-        Ok(dates) => Ok(dates.values().map(|dates| dates.oldest_issue).min()),
-        Err(error) => {
-            tracing::error!(%error, "collateral does not hold: evidence will be refused");
-            Ok(None)
-        }
-    }
+/// Genesis document, its bundle, and the roots that every node judges collateral under.
+fn birth(config: &Config) -> anyhow::Result<Arc<Birth>> {
+    let birth = Birth::new(&Config::read(&config.genesis)?, &Config::read(&config.first_collateral)?);
+    let birth = birth.map_err(anyhow::Error::msg).context("genesis")?;
+    let roots = crate::trust::roots(&config.software_roots, &birth.genesis().software_roots)?;
+    birth.with_roots(roots).map(Arc::new).map_err(anyhow::Error::msg).context("node.software_roots")
 }
 
 /// Acts on what was applied.

@@ -14,6 +14,7 @@ use dstack_raft::Voting;
 use dstack_raft::machine::{Formation, view};
 use serde_json::{Value, json};
 
+use crate::collateral::pinned::Dates;
 use crate::node::Services;
 
 /// How long a health check waits for a majority.
@@ -26,6 +27,18 @@ pub(crate) const METRICS: &[(&str, &str, &str, &str)] = &[
     ("kms_node_share_epoch", "gauge", "", "Epoch of the share in use; 0 without one."),
     ("kms_node_log_clock_skew_ms", "gauge", "", "Own clock minus log time, ms. Beyond 90 s this node does not serve."),
     ("kms_node_collateral_age_seconds", "gauge", "", "Age of the collateral in force: since its oldest issue date."),
+    (
+        "kms_node_collateral_expires_seconds",
+        "gauge",
+        "",
+        "Time until the collateral in force ends or reaches its hard maximum age; negative after. Alarm well before 0.",
+    ),
+    (
+        "kms_node_collateral_fetches_total",
+        "counter",
+        "outcome",
+        "Rounds of asking for collateral: renewed, unchanged, staged (good, not pinned yet) or failed.",
+    ),
     ("kms_node_log_leaves", "gauge", "", "Leaves of the log applied here."),
     ("kms_node_certified_leaves", "gauge", "", "Highest certified size."),
     (
@@ -136,6 +149,7 @@ pub(crate) fn json(services: &Services) -> Value {
         "certified_size": services.heads.certified_size(),
         "fork": services.heads.watch_fork().borrow().clone(),
         "tcb": services.trust.standings.listed((services.now)()).into_iter().map(standing_json).collect::<Vec<_>>(),
+        "collateral": collateral_json(services),
         "state": applied,
     })
 }
@@ -146,6 +160,43 @@ fn standing_json((subject, standing): (Subject, TcbStanding)) -> Value {
         Subject::Node(seat) => ("node", seat.to_string()),
     };
     json!({ "kind": kind, "id": id, "standing": standing.name(), "grace_until_ms": standing.grace_until().map(|until| until.0) })
+}
+
+/// The moment from which nothing is released with this collateral, unix ms.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 stay below 2^52")]
+fn usable_until(services: &Services, dates: &Dates) -> f64 {
+    dates.next_update.min(dates.renewed_issue.plus_ms(services.collateral.age_ms_max)).0 as f64
+}
+
+fn collateral_json(services: &Services) -> Value {
+    let pinned = &services.trust.pinned;
+    let Some(bundle) = pinned.current() else { return Value::Null };
+    let now = (services.now)();
+    let platforms: Vec<Value> = bundle
+        .facts()
+        .iter()
+        .map(|(fmspc, facts)| {
+            json!({
+                "fmspc": hex::encode(fmspc),
+                "tcb_evaluation": facts.tcb_evaluation,
+                "qe_evaluation": facts.qe_evaluation,
+                "issued_ms": facts.issued().0,
+                "next_update_ms": facts.next_update.0,
+            })
+        })
+        .collect();
+    #[expect(clippy::cast_possible_truncation, reason = "seconds, for people")]
+    let expires = pinned.dates().map(|dates| ((usable_until(services, &dates) - now.0 as f64) / 1000.0) as i64);
+    json!({
+        "id": hex::encode(bundle.id()),
+        "mode": if services.collateral.fetch { "fetch" } else { "pinned" },
+        "expires_s": expires,
+        "age_s_max": services.collateral.age_ms_max / 1000,
+        "platforms": platforms,
+        "x509_certificates": bundle.x509().certificates.len(),
+        "x509_crls": bundle.x509().crls.len(),
+        "staged": pinned.staged().map(|staged| hex::encode(staged.id())),
+    })
 }
 
 fn state_json(state: &State, services: &Services) -> Value {
@@ -188,8 +239,9 @@ pub(crate) fn gauges(services: &Services) {
         metrics::gauge!("kms_node_tcb_apps", "standing" => standing).set(f64::from(counts.apps));
         metrics::gauge!("kms_node_tcb_nodes", "standing" => standing).set(f64::from(counts.nodes));
     }
-    if let Some(issued) = services.collateral_issued {
-        metrics::gauge!("kms_node_collateral_age_seconds").set(now.since(issued) as f64 / 1000.0);
+    if let Some(dates) = services.trust.pinned.dates() {
+        metrics::gauge!("kms_node_collateral_age_seconds").set(now.since(dates.oldest_issue) as f64 / 1000.0);
+        metrics::gauge!("kms_node_collateral_expires_seconds").set((usable_until(services, &dates) - now.0 as f64) / 1000.0);
     }
     let _before_genesis = read(&*services.log, |state| {
         let skew = now.0 as f64 - state.log_time.0 as f64;

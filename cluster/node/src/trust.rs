@@ -17,6 +17,8 @@ use dstack_ratls::attest_judge::{Beacons, TrustMaterial};
 use dstack_ratls::{AttestJudge, JudgeError, PeerRole};
 use dstack_runtime::guard;
 
+use crate::collateral::Pinned;
+use crate::collateral::pinned::ForNodes;
 use crate::config::Config;
 
 /// Statuses that evidence may have at all; policies and the node's configuration choose among them.
@@ -74,6 +76,8 @@ pub(crate) struct Trust {
     pub(crate) clients: Arc<AttestJudge>,
     /// Whether a software root is trusted here.
     pub(crate) software: bool,
+    /// The collateral that the log pins.
+    pub(crate) pinned: Arc<Pinned>,
 }
 
 impl Trust {
@@ -96,6 +100,7 @@ impl Trust {
                 tcb: TcbPolicy::allowing(&TCB_EXAMINED),
             })
         };
+        let pinned = Arc::new(Pinned::default());
         let mut trust = Self {
             birth: Arc::clone(birth),
             applied: Arc::clone(&applied),
@@ -105,32 +110,36 @@ impl Trust {
             nodes: Arc::new(AttestJudge::new(material()?)),
             clients: Arc::new(AttestJudge::new(material()?)),
             software,
+            pinned: Arc::clone(&pinned),
         };
         let accepting = trust.clone();
-        let nodes = AttestJudge::new(material()?).with_acceptance(Box::new(move |role, identity| match role {
+        let for_nodes = Arc::new(ForNodes(Arc::clone(&pinned)));
+        let nodes = AttestJudge::new(material()?).with_pinned(for_nodes).with_acceptance(Box::new(move |role, identity| match role {
             PeerRole::Node | PeerRole::Server => accepting.measured(identity).map_err(|refusal| refusal.to_string()),
             PeerRole::Client => Ok(()),
         }));
         let beacons = Arc::new(AppliedBeacons { cluster_id: *birth.cluster_id(), applied });
         trust.nodes = Arc::new(nodes);
-        trust.clients = Arc::new(AttestJudge::new(material()?).with_beacons(beacons));
+        let clients = AttestJudge::new(material()?).with_beacons(beacons).with_pinned(pinned);
+        trust.clients = Arc::new(clients.with_collateral_age_max(config.collateral.age_ms_max));
         Ok(trust)
     }
 
-    /// Where the applied state comes from, once Raft runs.
-    pub(crate) fn applied(&self) -> &Applied {
-        &self.applied
+    /// Connects the applied state, once Raft runs.
+    pub(crate) fn connect(&self, log: Arc<dyn Log>) {
+        self.applied.connect(Arc::clone(&log));
+        self.pinned.connect(log);
     }
 
     /// The verifier pool's judge: evidence of clients, guarded against the parser's panics.
     pub(crate) fn client_evidence(&self) -> dstack_actors::ports::Judge {
         let judge = Arc::clone(&self.clients);
-        Arc::new(move |evidence, now| identity(&judge, evidence, now))
+        Arc::new(move |evidence, collateral_id, now| identity(&judge, evidence, collateral_id, now))
     }
 
     /// Judges a node's evidence for a seat: identity of that seat, allowed measurement, `report_data` as expected.
     pub(crate) fn node_evidence(&self, seat: Seat, evidence: &[u8], report_data: &[u8; 64], now: UnixMillis) -> Result<(), Refusal> {
-        let identity = identity(&self.nodes, evidence, now)?;
+        let identity = identity(&self.nodes, evidence, &self.nodes.collateral_id(), now)?;
         if identity.report_data() != report_data {
             return Err(Refusal::new(RefusalCode::EvidenceInvalid, hex::encode(report_data), hex::encode(identity.report_data())));
         }
@@ -175,18 +184,26 @@ impl Trust {
     }
 }
 
-fn identity(judge: &AttestJudge, evidence: &[u8], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, Refusal> {
-    match guard::run(|| judge.identity(evidence, now)) {
+fn identity(judge: &AttestJudge, evidence: &[u8], collateral_id: &[u8; 32], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, Refusal> {
+    match guard::run(|| judge.identity_under(collateral_id, evidence, now)) {
         Ok(Ok(identity)) => Ok(identity),
         Ok(Err(JudgeError::Evidence { class, detail })) => {
             Err(Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", format!("{class}: {detail}")))
+        }
+        Ok(Err(JudgeError::CollateralTooOld { issued_ms, age_ms_max, now_ms })) => {
+            let got = format!("issued at {issued_ms}, {} ms ago", now_ms.saturating_sub(issued_ms));
+            Err(Refusal::new(RefusalCode::CollateralTooOld, format!("collateral issued at most {age_ms_max} ms ago"), got))
+        }
+        Ok(Err(error @ JudgeError::CollateralMissing { .. })) => {
+            Err(Refusal::new(RefusalCode::CollateralChanged, "a bundle of this node's state", error.to_string()).retry_after(100))
         }
         Ok(Err(error)) => Err(Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", error.to_string())),
         Err(guard::Panicked) => Err(Refusal::new(RefusalCode::InternalParser, "a verdict", "the parser failed on these bytes")),
     }
 }
 
-fn roots(files: &[PathBuf], named: &[[u8; 32]]) -> anyhow::Result<TrustRoots> {
+/// The vendors' roots and those software roots that the configuration and the genesis document both name.
+pub(crate) fn roots(files: &[PathBuf], named: &[[u8; 32]]) -> anyhow::Result<TrustRoots> {
     let mut roots = TrustRoots::production();
     for file in files {
         let der = Config::read(file)?;

@@ -2,6 +2,7 @@
 //! Owns: which trust material is in force. Never: fetches collateral, keeps a refusal.
 //! Source: threshold.md §2.2 (session rule; verdicts cached until earliest expiry or a change of collateral).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -24,6 +25,19 @@ pub trait Beacons: Send + Sync {
     fn beacon(&self, beacon_pos: u64) -> Option<[u8; 32]>;
 }
 
+/// The collateral that the log pins. Asked at each judgement: it answers from memory.
+pub trait PinnedCollateral: Send + Sync {
+    /// The bundle in force; `None` before the log has one, then that of the trust material counts.
+    fn in_force(&self) -> Option<[u8; 32]>;
+    /// The bundle of that id: in force, or named by an open intent.
+    fn bundle(&self, id: &[u8; 32]) -> Option<CollateralBundle>;
+}
+
+/// Bundles kept beside the first, parsed.
+const BUNDLES_KEPT: usize = 8;
+/// Missing platforms noted at most.
+const MISSING_MAX: usize = 16;
+
 /// Decides on a verified identity; the text says what was expected and what came.
 pub type Acceptance = Box<dyn Fn(PeerRole, &VerifiedIdentity) -> Result<(), String> + Send + Sync>;
 
@@ -42,13 +56,16 @@ pub struct AttestJudge {
     material: RwLock<Arc<InForce>>,
     verdicts: Mutex<Verdicts<VerifiedIdentity>>,
     beacons: Option<Arc<dyn Beacons>>,
+    pinned: Option<Arc<dyn PinnedCollateral>>,
+    /// Trust material with pinned bundles, the latest used last.
+    others: Mutex<Vec<Arc<InForce>>>,
+    collateral_age_ms_max: u64,
+    missing: Mutex<BTreeSet<[u8; 6]>>,
     acceptance: Acceptance,
 }
 
 struct InForce {
     material: TrustMaterial,
-    /// SHA-256 of the collateral bundle.
-    collateral_id: [u8; 32],
     /// Counts replacements, so that a verdict under other roots or another TCB policy is never found again.
     version: u64,
 }
@@ -60,6 +77,10 @@ impl AttestJudge {
             material: RwLock::new(Arc::new(InForce::new(material, 0))),
             verdicts: Mutex::new(Verdicts::default()),
             beacons: None,
+            pinned: None,
+            others: Mutex::default(),
+            collateral_age_ms_max: u64::MAX,
+            missing: Mutex::default(),
             acceptance: Box::new(|_role, _identity| Ok(())),
         }
     }
@@ -67,6 +88,18 @@ impl AttestJudge {
     /// Also accepts session certificates from clients.
     pub fn with_beacons(mut self, beacons: Arc<dyn Beacons>) -> Self {
         self.beacons = Some(beacons);
+        self
+    }
+
+    /// Judges with the collateral that the log pins, from the moment on that it pins it.
+    pub fn with_pinned(mut self, pinned: Arc<dyn PinnedCollateral>) -> Self {
+        self.pinned = Some(pinned);
+        self
+    }
+
+    /// Refuses what rests on collateral issued longer ago than this, whatever its own dates say.
+    pub fn with_collateral_age_max(mut self, age_ms_max: u64) -> Self {
+        self.collateral_age_ms_max = age_ms_max;
         self
     }
 
@@ -85,9 +118,10 @@ impl AttestJudge {
         *self.verdicts() = Verdicts::default();
     }
 
-    /// SHA-256 of the collateral in force.
+    /// Id of the collateral in force.
     pub fn collateral_id(&self) -> [u8; 32] {
-        self.in_force().collateral_id
+        let pinned = self.pinned.as_ref().and_then(|pinned| pinned.in_force());
+        pinned.unwrap_or_else(|| *self.in_force().material.collateral.id())
     }
 
     /// The identity that evidence proves, from the cache where it is known. Binding and acceptance are not asked.
@@ -95,14 +129,33 @@ impl AttestJudge {
     /// # Errors
     /// [`JudgeError::Evidence`].
     pub fn identity(&self, evidence: &[u8], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, JudgeError> {
-        let in_force = self.in_force();
-        let key = sha256(&[&in_force.version.to_be_bytes(), &in_force.collateral_id, evidence]);
+        self.identity_under(&self.collateral_id(), evidence, now)
+    }
+
+    /// As [`Self::identity`], judged with the bundle `collateral_id`: the one that an intent's row names.
+    ///
+    /// # Errors
+    /// [`JudgeError::Evidence`], [`JudgeError::CollateralTooOld`], [`JudgeError::CollateralMissing`].
+    pub fn identity_under(&self, collateral_id: &[u8; 32], evidence: &[u8], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, JudgeError> {
+        let identity = self.verdict(&*self.with_bundle(collateral_id)?, evidence, now)?;
+        // Asked of cached verdicts too: age passes while they are kept.
+        match identity.collateral_issued() {
+            Some(issued) if now.since(issued) > self.collateral_age_ms_max => {
+                Err(JudgeError::CollateralTooOld { issued_ms: issued.0, age_ms_max: self.collateral_age_ms_max, now_ms: now.0 })
+            }
+            _ => Ok(identity),
+        }
+    }
+
+    fn verdict(&self, in_force: &InForce, evidence: &[u8], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, JudgeError> {
+        let key = sha256(&[&in_force.version.to_be_bytes(), in_force.material.collateral.id(), evidence]);
         if let Some(identity) = self.verdicts().find(&key, now) {
             metrics::verdict("cached");
             return Ok(identity);
         }
         let TrustMaterial { roots, collateral, tcb } = &in_force.material;
         let identity = verify_any(evidence, &VerifyContext { now, roots, collateral, tcb }).map_err(|error| {
+            self.note_missing(&error);
             metrics::verdict("refused");
             JudgeError::Evidence { class: error.class().as_str(), detail: error.to_string() }
         })?;
@@ -111,6 +164,44 @@ impl AttestJudge {
         let kept = self.verdicts().keep(key, &identity, identity.earliest_expiry());
         metrics::verdicts_kept(kept);
         Ok(identity)
+    }
+
+    /// The trust material with the bundle `id`. A bundle is parsed once.
+    fn with_bundle(&self, id: &[u8; 32]) -> Result<Arc<InForce>, JudgeError> {
+        let first = self.in_force();
+        if first.material.collateral.id() == id {
+            return Ok(first);
+        }
+        let same = |other: &Arc<InForce>| other.material.collateral.id() == id && other.version == first.version;
+        let known = self.others.lock().unwrap_or_else(PoisonError::into_inner).iter().find(|other| same(other)).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let bundle = self.pinned.as_ref().and_then(|pinned| pinned.bundle(id));
+        let collateral = bundle.ok_or_else(|| JudgeError::CollateralMissing { id: hex::encode(id) })?;
+        let material = TrustMaterial { roots: first.material.roots.clone(), collateral, tcb: first.material.tcb.clone() };
+        let made = Arc::new(InForce { material, version: first.version });
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if others.len() >= BUNDLES_KEPT {
+            others.remove(0);
+        }
+        others.push(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// Platforms that evidence claimed and the collateral did not cover, since they were asked for last. A claim, bounded: whoever
+    /// fetches for them finds out whether they exist.
+    pub fn missing_platforms(&self) -> BTreeSet<[u8; 6]> {
+        std::mem::take(&mut *self.missing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note_missing(&self, error: &AttestError) {
+        let AttestError::CollateralMissing { fmspc: text } = error else { return };
+        let mut fmspc = [0; 6];
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if hex::decode_to_slice(text, &mut fmspc).is_ok() && missing.len() < MISSING_MAX {
+            missing.insert(fmspc);
+        }
     }
 
     fn in_force(&self) -> Arc<InForce> {
@@ -162,8 +253,7 @@ impl InForce {
         for root in material.roots.iter().filter(|root| root.is_software()) {
             tracing::warn!(root = hex::encode(root.spki_sha256()), "a software root is trusted: nothing under it is backed by hardware");
         }
-        let collateral_id = sha256(&[material.collateral.bytes()]);
-        Self { material, collateral_id, version }
+        Self { material, version }
     }
 }
 

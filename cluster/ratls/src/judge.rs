@@ -72,6 +72,22 @@ pub enum JudgeError {
         /// Its message.
         detail: String,
     },
+    /// The bundle that the log names is not at hand. Ours: this node is behind, or its state is damaged.
+    #[error("no collateral bundle {id} at hand")]
+    CollateralMissing {
+        /// Its id, hex.
+        id: String,
+    },
+    /// The evidence holds under collateral beyond its hard maximum age. Ours to fix: pin fresh collateral.
+    #[error("collateral issued at {issued_ms} is older than {age_ms_max} ms at {now_ms} (unix ms)")]
+    CollateralTooOld {
+        /// When its oldest renewed part was issued.
+        issued_ms: u64,
+        /// The maximum.
+        age_ms_max: u64,
+        /// Time of judgement.
+        now_ms: u64,
+    },
     /// The evidence holds, and the identity is not one we talk to. Peer's fault, or ours: a wrong list.
     #[error("identity not accepted: {reason}")]
     NotAccepted {
@@ -98,6 +114,8 @@ impl JudgeError {
             Self::SessionNotAllowed { .. } => "judge.session_not_allowed",
             Self::UnknownBeacon { .. } => "judge.unknown_beacon",
             Self::Evidence { .. } => "judge.evidence",
+            Self::CollateralMissing { .. } => "judge.collateral_missing",
+            Self::CollateralTooOld { .. } => "judge.collateral_too_old",
             Self::NotAccepted { .. } => "judge.not_accepted",
             Self::Busy => "judge.busy",
             Self::ParserFailed => "judge.parser_failed",

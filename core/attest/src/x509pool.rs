@@ -2,7 +2,9 @@
 //! Never: believes anything in it; a platform's verifier checks each chain up to a root of its own.
 //! Source: RFC 5280 (path building takes any set of candidates); AMD KDS and Google publish VCEKs, intermediates and CRLs as DER.
 
+use dstack_protocol::UnixMillis;
 use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::AttestError;
 
@@ -47,10 +49,33 @@ impl X509Pool {
         self.certificates.is_empty() && self.crls.is_empty()
     }
 
+    /// What of `self` a pool without it lost while it still held at `now`: a certificate before its end, a list before its next update.
+    /// What cannot be read holds never. Nothing is verified here.
+    #[must_use]
+    pub fn lost_in(&self, newer: &Self, now: UnixMillis) -> Option<&'static str> {
+        let lost = |ders: &[Vec<u8>], newer: &[Vec<u8>], ends: fn(&[u8]) -> Option<u64>| {
+            ders.iter().any(|der| newer.binary_search(der).is_err() && ends(der).is_some_and(|end_ms| now.0 <= end_ms))
+        };
+        if lost(&self.certificates, &newer.certificates, certificate_end_ms) {
+            return Some(CERTIFICATE);
+        }
+        lost(&self.crls, &newer.crls, list_end_ms).then_some(CRL)
+    }
+
     fn require(&self) -> Result<(), AttestError> {
         require_all(&self.certificates, CERTIFICATE, POOL_CERTIFICATES_MAX, POOL_CERTIFICATE_BYTES_MAX)?;
         require_all(&self.crls, CRL, POOL_CRLS_MAX, POOL_CRL_BYTES_MAX)
     }
+}
+
+fn certificate_end_ms(der: &[u8]) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()?.checked_mul(1000)
+}
+
+fn list_end_ms(der: &[u8]) -> Option<u64> {
+    let (_, list) = CertificateRevocationList::from_der(der).ok()?;
+    u64::try_from(list.next_update()?.timestamp()).ok()?.checked_mul(1000)
 }
 
 /// What the bundle's JSON holds: hex, and nothing but the two members.
@@ -155,6 +180,19 @@ mod tests {
         let many = (0..=POOL_CRLS_MAX).map(|index| der(&[u8::try_from(index).unwrap()])).collect();
         let (length_bytes, limit_bytes) = (POOL_CRLS_MAX + 1, POOL_CRLS_MAX);
         assert_eq!(X509Pool::new(Vec::new(), many), Err(AttestError::Length { part: CRL, length_bytes, limit_bytes }));
+    }
+
+    #[test]
+    fn what_still_holds_is_not_lost() {
+        let params = rcgen::CertificateParams::default();
+        let key = rcgen::KeyPair::generate().unwrap();
+        // rcgen's default: 1975 to 4096.
+        let certificate = params.self_signed(&key).unwrap().der().to_vec();
+        let pool = X509Pool::new(vec![certificate.clone(), der(&[1])], vec![]).unwrap();
+        let (now, late) = (UnixMillis(1_800_000_000_000), UnixMillis(70_000_000_000_000));
+        assert_eq!(pool.lost_in(&X509Pool::default(), now), Some(CERTIFICATE));
+        assert_eq!(pool.lost_in(&X509Pool::default(), late), None, "over by then");
+        assert_eq!(pool.lost_in(&X509Pool::new(vec![certificate], vec![]).unwrap(), now), None, "unreadable ones may go");
     }
 
     proptest! {

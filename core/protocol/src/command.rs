@@ -4,6 +4,7 @@
 
 use crate::ceremony::{Message, Open, Step};
 use crate::codec::{DecodeError, Reader, Wire, Writer};
+use crate::collateral::Pin;
 use crate::governance::Entry;
 use crate::limits::{COLLATERAL_BYTES_MAX, COMMAND_BYTES_MAX, GENESIS_BYTES_MAX, INTENT_BATCH_MAX};
 use crate::log::BeaconBody;
@@ -33,6 +34,8 @@ pub enum Command {
     Governance(Entry),
     /// Asks for a checkpoint position.
     Checkpoint,
+    /// Replaces the collateral in force.
+    Collateral(Pin),
 }
 
 impl Wire for Command {
@@ -55,6 +58,7 @@ impl Wire for Command {
             Self::Step(step) => w.u8(6).value(step),
             Self::Governance(entry) => w.u8(7).value(entry),
             Self::Checkpoint => w.u8(8),
+            Self::Collateral(pin) => w.u8(9).value(pin),
         };
     }
 
@@ -78,6 +82,7 @@ impl Wire for Command {
             6 => Step::read(r).map(Self::Step),
             7 => Entry::read(r).map(Self::Governance),
             8 => Ok(Self::Checkpoint),
+            9 => Pin::read(r).map(Self::Collateral),
             _ => Err(DecodeError::Field { field: "command", reason: "unknown command" }),
         }
     }

@@ -7,6 +7,7 @@
 pub mod binding;
 pub mod ceremony;
 pub mod codec;
+pub mod collateral;
 pub mod command;
 pub mod genesis;
 pub mod governance;

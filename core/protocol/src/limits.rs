@@ -28,6 +28,10 @@ pub const CHAIN_SETTINGS_BYTES_MAX: usize = 4096;
 pub const GENESIS_BYTES_MAX: usize = 256 * 1024;
 /// Collateral bundle, bytes.
 pub const COLLATERAL_BYTES_MAX: usize = 1024 * 1024;
+/// Platforms that one pin may drop.
+pub const COLLATERAL_PLATFORMS_MAX: usize = 256;
+/// Bundles that the state keeps at once: the one in force and those that open intents name.
+pub const COLLATERALS_KEPT_MAX: usize = 8;
 /// Governance action, bytes.
 pub const ACTION_BYTES_MAX: usize = 64 * 1024;
 /// App policy, bytes.
@@ -81,6 +85,7 @@ pub const CHECKPOINT_EVERY_LEAVES: u64 = 10_000;
 const _: () = assert!(EVIDENCE_BYTES_MAX + RELREQ_BYTES_MAX + 4096 <= CLIENT_BODY_BYTES_MAX);
 const _: () = assert!(CEREMONY_BODY_BYTES_MAX + 4096 <= COMMAND_BYTES_MAX);
 const _: () = assert!(COLLATERAL_BYTES_MAX + GENESIS_BYTES_MAX <= COMMAND_BYTES_MAX);
+const _: () = assert!(COLLATERAL_BYTES_MAX + 6 * COLLATERAL_PLATFORMS_MAX + 4096 <= COMMAND_BYTES_MAX);
 const _: () = assert!(COMMAND_BYTES_MAX + 65_536 <= FRAME_BYTES_MAX);
 const _: () = assert!(BEACON_KEEP_MS > SESSION_MS_MAX + INTENT_ROW_MS_MAX);
 const _: () = assert!(WISHES_MAX * (PATH_BYTES_MAX + 25) + 512 <= RELREQ_BYTES_MAX);

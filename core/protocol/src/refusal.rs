@@ -68,6 +68,8 @@ codes! {
     23 SoftwareRoot "SOFTWARE_ROOT" false "a software root is trusted only where the genesis document names it" "use evidence of hardware, or a cluster made for tests";
     24 CollateralExpired "COLLATERAL_EXPIRED" false "collateral is inside its validity" "operators pin fresh collateral";
     25 InternalParser "INTERNAL_PARSER" false "a parser's fault refuses one request, never the process" "report the input; it is counted and alarmed";
+    26 CollateralTooOld "COLLATERAL_TOO_OLD" false "no release rests on collateral beyond its hard maximum age" "pin fresh collateral: `dstack collateral import`, or let the nodes reach its publishers";
+    27 CollateralChanged "COLLATERAL_CHANGED" true "evidence is judged with the collateral that the intent's row names" "retry: the holder judges again with that bundle";
     30 AppUnknown "APP_UNKNOWN" false "an app is registered by its first policy" "operators propose a policy: `dstack policy propose`";
     31 AppRevoked "APP_REVOKED" false "a revoked app gets no key" "operators undo the revocation";
     32 AppIdMismatch "APP_ID_MISMATCH" false "the app asked for is the attested one" "ask for the app that the evidence proves";
@@ -133,6 +135,11 @@ codes! {
     102 GenesisRepeated "GENESIS_REPEATED" false "one genesis opens the log" "nothing: the log has its genesis";
     103 NoGenesis "NO_GENESIS" true "nothing precedes the genesis" "wait until the cluster is formed";
     104 GenesisMismatch "GENESIS_MISMATCH" false "every node holds the same genesis document and collateral" "give all nodes the same genesis document";
+    110 CollateralInvalid "COLLATERAL_INVALID" false "pinned collateral verifies at log time under the genesis document's roots, in its one text" "fetch it again; the detail names the part";
+    111 CollateralOlder "COLLATERAL_OLDER" false "evaluation numbers and issue dates of pinned collateral never go back" "fetch newer collateral; the detail names the part";
+    112 CollateralDrops "COLLATERAL_DROPS" false "a platform is left out only when its collateral is over, and named" "keep the platform in the bundle";
+    113 CollateralUnchanged "COLLATERAL_UNCHANGED" false "a pin brings something newer" "nothing: the bundle in force is as new";
+    114 CollateralTooMany "COLLATERAL_TOO_MANY" true "the state keeps eight bundles at most" "retry when open intents have ended, within 240 s";
 }
 
 impl RefusalCode {

@@ -22,6 +22,8 @@ pub const PATH_RELEASE: &str = "/v1/release";
 pub const PATH_GENESIS_CERTIFICATE: &str = "/v1/genesis-certificate";
 /// Client: governance entry. POST [`crate::governance::Entry`]. Answer [`crate::command::CommandAnswer`].
 pub const PATH_GOVERNANCE: &str = "/v1/governance";
+/// Client: collateral from an operator. POST [`crate::collateral::PinRequest`]. Answer [`crate::command::CommandAnswer`].
+pub const PATH_COLLATERAL: &str = "/v1/collateral";
 /// Client: pending action by hex id: `/v1/action/{id}`. Answer [`crate::governance::Action`].
 pub const PATH_ACTION: &str = "/v1/action";
 /// Client: policy of an app by hex id: `/v1/policy/{app_id}`. Answer JSON.

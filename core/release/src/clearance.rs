@@ -123,6 +123,11 @@ pub fn clear(signed: &SignedAsk, go: &Go, identity: &VerifiedIdentity, view: Hol
     if row.pos != go.pos {
         return Err(Refusal::new(RefusalCode::IntentPosition, row.pos.to_string(), go.pos.to_string()));
     }
+    // The verdict on the evidence is one under the row's collateral.
+    if *identity.collateral_id() != row.collateral_id {
+        let (expected, got) = (hex(&row.collateral_id), hex(identity.collateral_id()));
+        return Err(Refusal::new(RefusalCode::CollateralChanged, expected, got).retry_after(50));
+    }
     check_clock(state.log_time, view.now)?;
     check_age(row, state.log_time, view.now)?;
     check_beacons(ask, view)?;

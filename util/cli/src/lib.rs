@@ -10,6 +10,7 @@ mod app;
 mod args;
 mod audit;
 mod cluster;
+mod collateral;
 mod evidence;
 mod explain;
 mod failure;
@@ -52,6 +53,9 @@ enum Command {
     /// Attestation evidence.
     #[command(subcommand)]
     Evidence(evidence::Command),
+    /// What evidence is judged with: show, check, fetch, bring it across an air gap.
+    #[command(subcommand)]
+    Collateral(collateral::Command),
     /// The log of a node.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -83,6 +87,7 @@ fn dispatch(arguments: Arguments) -> Done {
         Command::Policy(command) => policy::run(command),
         Command::App(command) => app::run(command),
         Command::Evidence(command) => evidence::run(command),
+        Command::Collateral(command) => collateral::run(command),
         Command::Audit(command) => audit::run(command),
         Command::Explain(arguments) => explain::run(&arguments),
     }

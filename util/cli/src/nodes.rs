@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dstack_attest::VerifiedIdentity;
+use dstack_protocol::collateral::PinRequest;
 use dstack_protocol::command::CommandAnswer;
 use dstack_protocol::governance::Entry;
 use dstack_protocol::limits::FRAME_BYTES_MAX;
-use dstack_protocol::rpc::{MEDIA_TYPE, PATH_GOVERNANCE};
+use dstack_protocol::rpc::{MEDIA_TYPE, PATH_COLLATERAL, PATH_GOVERNANCE};
 use dstack_protocol::{Refusal, RefusalCode, Wire};
 use dstack_ratls::client::{ClientDialer, ClientRequest};
 use dstack_ratls::{AttestJudge, PeerError};
@@ -110,7 +111,12 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) fn new(arguments: &NodeArguments) -> Result<Self, Failure> {
-        let folder = Arc::new(ClusterFolder::load(&arguments.genesis)?);
+        Self::of(ClusterFolder::load(&arguments.genesis)?, arguments)
+    }
+
+    /// As [`Self::new`], of a folder at hand.
+    pub(crate) fn of(folder: ClusterFolder, arguments: &NodeArguments) -> Result<Self, Failure> {
+        let folder = Arc::new(folder);
         let judged_by = Arc::clone(&folder);
         let judge = AttestJudge::new(folder.trust()).with_acceptance(Box::new(move |_role, identity| judged_by.accepts(identity)));
         let clock = SystemClock::new();
@@ -206,6 +212,32 @@ impl Nodes {
             if tokio::time::Instant::now() >= until {
                 let failure = last.map(|error| error.failure());
                 return Err(failure.unwrap_or_else(|| Failure::usage("no node is named", "name nodes with --node")));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+impl Nodes {
+    /// Brings collateral to every node: each uses it for its own connections at once, and the log takes it once. Done when one
+    /// says so; the failure comes with its code.
+    pub(crate) async fn bring(&self, request: &PinRequest, timeout: Duration) -> Result<(), (Option<RefusalCode>, Failure)> {
+        let until = tokio::time::Instant::now() + timeout;
+        let body = request.encode();
+        let mut pinned = false;
+        loop {
+            let mut last = None;
+            for address in &self.addresses {
+                match self.call(address, "POST", PATH_COLLATERAL, body.clone()).await {
+                    Ok(_) => pinned = true,
+                    Err(error) => last = Some(error),
+                }
+            }
+            // Once the log has it, the other nodes answer that nothing is newer, or are away and will read it there.
+            let Some(error) = last.filter(|_| !pinned) else { return Ok(()) };
+            let code = if let CallError::Refused(refusal) = &error { Some(refusal.code) } else { None };
+            if !error.is_passing() || tokio::time::Instant::now() >= until {
+                return Err((code, error.failure()));
             }
             tokio::time::sleep(PAUSE).await;
         }

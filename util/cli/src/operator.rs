@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use dstack_protocol::ClusterId;
 use dstack_protocol::Wire as _;
+use dstack_protocol::collateral::{Pin, PinRequest};
 use dstack_protocol::governance::{Action, Approval};
 use dstack_secret::{Secret, SecretBytes};
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -74,6 +76,12 @@ impl OperatorKey {
     /// Approves an action: a signature over its exact bytes (architecture.md §9).
     pub(crate) fn approve(&self, action: &Action) -> Approval {
         Approval { operator: self.key.verifying_key().to_bytes(), sig: self.key.sign(&action.encode()).to_bytes() }
+    }
+
+    /// Signs collateral for a cluster.
+    pub(crate) fn bring(&self, cluster_id: &ClusterId, pin: Pin) -> PinRequest {
+        let sig = self.key.sign(&PinRequest::signed_bytes(cluster_id, &pin)).to_bytes();
+        PinRequest { operator: self.key.verifying_key().to_bytes(), sig, pin }
     }
 
     fn line(&self) -> String {

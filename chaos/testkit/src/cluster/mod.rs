@@ -105,6 +105,7 @@ impl Cluster {
                 roots: &device.roots(),
                 engine: spec.engine,
                 more: &spec.more_config,
+                collateral: &spec.collateral,
             };
             std::fs::write(node.config(), config.text()).map_err(|error| ClusterError::file(node.config(), error))?;
         }

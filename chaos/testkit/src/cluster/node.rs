@@ -203,16 +203,18 @@ pub(crate) struct NodeConfig<'a> {
     pub(crate) roots: &'a [PathBuf],
     pub(crate) engine: &'a str,
     pub(crate) more: &'a str,
+    /// Section `collateral`: a cluster of tests reaches no vendor.
+    pub(crate) collateral: &'a str,
 }
 
 impl NodeConfig<'_> {
     pub(crate) fn text(&self) -> String {
-        let Self { node, genesis, device, roots, engine, more } = self;
+        let Self { node, genesis, device, roots, engine, more, collateral } = self;
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let roots: Vec<String> = roots.iter().map(|path| quoted(path)).collect();
         format!(
             "[cluster]\ngenesis = {}\ncollateral = {}\n\n[node]\nseat = {}\ndata_dir = {}\nlisten = \"{}\"\nadmin_listen = \"{}\"\n\
-             device = {device:?}\nsoftware_roots = [{}]\nengine = {engine:?}\nlog_format = \"pretty\"\n{more}\n",
+             device = {device:?}\nsoftware_roots = [{}]\nengine = {engine:?}\nlog_format = \"pretty\"\n{more}\n\n[collateral]\n{collateral}\n",
             quoted(&genesis.join("genesis.bin")),
             quoted(&genesis.join("collateral.json")),
             node.seat,

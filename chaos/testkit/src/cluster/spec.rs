@@ -49,6 +49,8 @@ pub struct ClusterSpec {
     pub seat_programs: BTreeMap<u16, PathBuf>,
     /// More of a node's `[node]` section.
     pub more_config: String,
+    /// A node's `[collateral]` section. By default nothing is fetched: a cluster of tests reaches no vendor.
+    pub collateral: String,
     /// Environment of every node.
     pub environment: Vec<(String, String)>,
     /// Where everything is kept; a temporary directory by default.
@@ -69,6 +71,7 @@ impl Default for ClusterSpec {
             node_program: None,
             seat_programs: BTreeMap::new(),
             more_config: String::new(),
+            collateral: "mode = \"pinned\"".to_owned(),
             environment: Vec::new(),
             dir: None,
         }

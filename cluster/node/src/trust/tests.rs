@@ -27,7 +27,7 @@ fn config(dir: &TempDir, roots: &[&[u8]]) -> Config {
     let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
     Config {
         genesis: "genesis".into(),
-        collateral: "collateral".into(),
+        first_collateral: "collateral".into(),
         seat: Seat(1),
         data_dir: dir.path().into(),
         listen: any,
@@ -42,6 +42,7 @@ fn config(dir: &TempDir, roots: &[&[u8]]) -> Config {
         releases_max: 1,
         checkpoint_every_entries: 5000,
         raft: dstack_raft::RaftConfig::default(),
+        collateral: crate::config::CollateralConfig::default(),
     }
 }
 
@@ -71,7 +72,7 @@ fn a_node_is_believed_on_its_own_machine_with_an_allowed_measurement() {
     assert!(w.trust.software);
     for connected in [false, true] {
         if connected {
-            w.trust.applied().connect(w.cluster.log.node(true));
+            w.trust.connect(w.cluster.log.node(true));
         }
         assert_eq!(w.judged(1, &w.cluster.machines[0]), Ok(()));
         assert_eq!(w.judged(3, &w.cluster.machines[2]), Ok(()));
@@ -91,7 +92,7 @@ fn the_log_decides_which_measurements_are_allowed() {
     let w = World::new();
     let next = Measured::executable(b"the next release");
     let upgraded = Machine::tdx("node-1", &w.cluster.roots).unwrap().running(next.clone());
-    w.trust.applied().connect(w.cluster.log.node(true));
+    w.trust.connect(w.cluster.log.node(true));
     assert_eq!(w.judged(1, &upgraded), Err(RefusalCode::MeasurementNotAllowed));
     let measurement = next.tdx_measurement();
     let body = vec![Platform::Tdx.byte()];
@@ -154,11 +155,11 @@ fn clients_are_judged_for_the_verifier_pool() {
     let w = World::new();
     let client = Client::new(&w.cluster, "guest");
     let judge = w.trust.client_evidence();
-    let identity = judge(&client.evidence, system_now()).unwrap();
+    let identity = judge(&client.evidence, &w.cluster.birth.genesis().collateral_id, system_now()).unwrap();
     let (pos, beacon) = w.cluster.latest_beacon();
     assert_eq!(identity.report_data(), &binding::session(&w.cluster.id, pos, &beacon, &client.spki));
     assert!(identity.software_root());
-    assert_eq!(judge(b"noise", system_now()).unwrap_err().code, RefusalCode::EvidenceInvalid);
+    assert_eq!(judge(b"noise", &w.cluster.birth.genesis().collateral_id, system_now()).unwrap_err().code, RefusalCode::EvidenceInvalid);
 }
 
 #[test]

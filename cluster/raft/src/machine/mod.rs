@@ -7,6 +7,7 @@
 mod admission;
 mod beacon;
 mod ceremony;
+pub mod collateral;
 mod intents;
 mod snapshot;
 #[cfg(test)]
@@ -16,6 +17,7 @@ pub mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use dstack_attest::TrustRoots;
 use dstack_audit::{Frontier, make_receipt};
 use dstack_policy::governance as quorum;
 use dstack_protocol::command::{Command, CommandAnswer, Outcome};
@@ -66,6 +68,7 @@ pub struct Birth {
     document: Vec<u8>,
     collateral: Vec<u8>,
     cluster_id: ClusterId,
+    roots: TrustRoots,
 }
 
 impl Birth {
@@ -79,7 +82,28 @@ impl Birth {
             return Err("the collateral bundle is not the one that the genesis document names".to_owned());
         }
         let cluster_id = genesis.cluster_id();
-        Ok(Self { genesis, document: document.to_vec(), collateral: collateral.to_vec(), cluster_id })
+        Ok(Self { genesis, document: document.to_vec(), collateral: collateral.to_vec(), cluster_id, roots: TrustRoots::production() })
+    }
+
+    /// With the software roots that the genesis document names: pinned collateral is judged under these roots, by all nodes alike.
+    ///
+    /// # Errors
+    /// Says which root is named and not given, or given and not named.
+    pub fn with_roots(mut self, roots: TrustRoots) -> Result<Self, String> {
+        let given: BTreeSet<[u8; 32]> = roots.iter().filter(|root| root.is_software()).map(|root| *root.spki_sha256()).collect();
+        let named: BTreeSet<[u8; 32]> = self.genesis.software_roots.iter().copied().collect();
+        if let Some(root) = given.symmetric_difference(&named).next() {
+            let hex: String = root.iter().map(|byte| format!("{byte:02x}")).collect();
+            return Err(format!("software root with SPKI {hex} is not both given and named by the genesis document"));
+        }
+        self.roots = roots;
+        Ok(self)
+    }
+
+    /// The roots that collateral is judged under.
+    #[must_use]
+    pub fn roots(&self) -> &TrustRoots {
+        &self.roots
     }
 
     /// The genesis document.
@@ -217,6 +241,7 @@ impl KmsMachine {
                     Command::Open(open) => ceremony::open(state, open),
                     Command::Step(step) => ceremony::step(state, &cluster_id, step),
                     Command::Governance(entry) => govern(state, &cluster_id, entry, &mut effects),
+                    Command::Collateral(pin) => collateral::apply(state, &self.birth.roots, pin),
                     Command::Checkpoint | Command::Intents(_) => Ok(()),
                 };
                 let (leaves, outcomes, _) = append(state, vec![Draft { kind, outcome, body }]);
@@ -313,6 +338,7 @@ fn named(command: &Command) -> (RecordKind, Vec<u8>) {
         Command::Step(step) => (RecordKind::Ceremony, step.encode()),
         Command::Governance(entry) => (RecordKind::Governance, entry.encode()),
         Command::Checkpoint => (RecordKind::Checkpoint, Vec::new()),
+        Command::Collateral(pin) => (RecordKind::Collateral, pin.collateral_id().to_vec()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dstack_protocol::ceremony::{
     AdmitBody, ComplainBody, DealBody, DealtShare, JoinBody, Message, MessageKind, Open, ReadyBody, Step, StepKind, What,
 };
+use dstack_protocol::collateral::{Pin, PinRequest};
 use dstack_protocol::command::{Command, CommandAnswer, Outcome};
 use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, GenesisCertificate, SeatGrant};
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Mono, Object, OperatorsBody};
@@ -279,7 +280,7 @@ impl Make for Open {
 
 impl Make for Command {
     fn make(s: &mut Source<'_>) -> Self {
-        let which = s.below(8);
+        let which = s.below(9);
         Self::variant(s, which)
     }
 }
@@ -299,8 +300,21 @@ impl Variants for Command {
             4 => Self::Open(Make::make(s)),
             5 => Self::Step(Make::make(s)),
             6 => Self::Governance(Make::make(s)),
-            _ => Self::Checkpoint,
+            7 => Self::Checkpoint,
+            _ => Self::Collateral(Make::make(s)),
         }
+    }
+}
+
+impl Make for Pin {
+    fn make(s: &mut Source<'_>) -> Self {
+        Self { dropped: s.set(3), bundle: s.bytes(0, 60) }
+    }
+}
+
+impl Make for PinRequest {
+    fn make(s: &mut Source<'_>) -> Self {
+        Self { operator: Make::make(s), sig: Make::make(s), pin: Make::make(s) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every layout under its name, so that each test goes over all of them.
 
 use dstack_protocol::ceremony::{AdmitBody, ComplainBody, DealBody, JoinBody, Message, Open, ReadyBody, Step};
+use dstack_protocol::collateral::{Pin, PinRequest};
 use dstack_protocol::command::{Command, CommandAnswer};
 use dstack_protocol::genesis::{Genesis, GenesisCertificate};
 use dstack_protocol::governance::{Action, Entry, OperatorsBody};
@@ -42,6 +43,8 @@ wire!(
     Step,
     Command,
     CommandAnswer,
+    Pin,
+    PinRequest,
     Genesis,
     GenesisCertificate,
     Action,
@@ -170,6 +173,8 @@ pub(crate) fn layouts() -> Vec<Layout> {
         layout::<Open>("open"),
         layout::<Step>("step"),
         layout::<CommandAnswer>("command-answer"),
+        layout::<Pin>("collateral-pin"),
+        layout::<PinRequest>("collateral-pin-request"),
         layout::<Genesis>("genesis"),
         layout::<GenesisCertificate>("genesis-certificate"),
         layout::<Action>("action"),
@@ -199,7 +204,7 @@ pub(crate) fn layouts() -> Vec<Layout> {
     ];
     all.extend(variants!(Command:
         0 "command-genesis", 1 "command-beacon", 2 "command-intents", 3 "command-ceremony", 4 "command-open", 5 "command-step",
-        6 "command-governance", 7 "command-checkpoint"));
+        6 "command-governance", 7 "command-checkpoint", 8 "command-collateral"));
     all.extend(variants!(Entry: 0 "entry-propose", 1 "entry-approve", 1 "entry-approve-given", 2 "entry-activate"));
     all
 }

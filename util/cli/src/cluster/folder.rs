@@ -33,6 +33,11 @@ pub(crate) struct ClusterFolder {
     pub(crate) roots: TrustRoots,
 }
 
+/// The bundle that `dstack collateral import` keeps beside the document's own; nodes are judged with it.
+pub(crate) fn current_collateral(dir: &Path) -> PathBuf {
+    dir.join("current-collateral.json")
+}
+
 impl ClusterFolder {
     /// Loads and checks `dir`.
     pub(crate) fn load(dir: &Path) -> Result<Self, Failure> {
@@ -46,6 +51,14 @@ impl ClusterFolder {
             return Err(wrong(path, "not the collateral that the genesis document names".to_owned()));
         }
         let collateral = CollateralBundle::parse(&bytes).map_err(|error| wrong(path, error.to_string()))?;
+        // What an import pinned later, beside the document's own.
+        let later = current_collateral(dir);
+        let collateral = match later.exists() {
+            true => {
+                CollateralBundle::parse(&files::read(&later, COLLATERAL_BYTES_MAX)?).map_err(|error| wrong(later, error.to_string()))?
+            }
+            false => collateral,
+        };
         let mut roots = TrustRoots::production();
         for spki_sha256 in &genesis.software_roots {
             let path = dir.join(root_file(spki_sha256));

@@ -9,7 +9,7 @@ use clap::Subcommand;
 
 use crate::failure::Done;
 
-pub(crate) use folder::{ClusterFolder, with_root};
+pub(crate) use folder::{ClusterFolder, current_collateral, with_root};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
