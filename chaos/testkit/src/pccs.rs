@@ -59,9 +59,9 @@ impl Pccs {
     /// Listens on a free port of loopback, or on this one, with nothing to serve yet.
     ///
     /// # Errors
-    /// [`TestkitError::Io`].
+    /// [`TestkitError::File`]: the port is taken.
     pub fn start(port: u16) -> Result<Self, TestkitError> {
-        let io = |error: std::io::Error| TestkitError::Io { path: "pccs listener".into(), source: error };
+        let io = |error: std::io::Error| TestkitError::file("pccs listener", error);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(io)?;
         let address = listener.local_addr().map_err(io)?;
         let (content, stop) = (Arc::<Mutex<Content>>::default(), Arc::<AtomicBool>::default());

@@ -124,22 +124,31 @@ impl Found {
     }
 
     fn pem(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "not text".to_owned())?;
-        let mut rest = text;
-        let mut count = 0_usize;
-        while let Some((_, begun)) = rest.split_once("-----BEGIN ") {
-            let (label, inside) = begun.split_once("-----").ok_or("a label without an end")?;
-            let (body, after) = inside.split_once(&format!("-----END {label}-----")).ok_or("a block without an end")?;
-            let der = base64_lines(body).ok_or("a block that is not base64")?;
-            match label {
+        let blocks = pem_blocks(std::str::from_utf8(bytes).map_err(|_| "not text".to_owned())?)?;
+        if blocks.is_empty() {
+            return Err("no PEM block".to_owned());
+        }
+        for (label, der) in blocks {
+            match label.as_str() {
                 "CERTIFICATE" => self.certificates.push(der),
                 "X509 CRL" => self.crls.push(der),
                 other => return Err(format!("a block `{}`", crate::error::shown(other))),
             }
-            (rest, count) = (after, count.saturating_add(1));
         }
-        if count == 0 { Err("no PEM block".to_owned()) } else { Ok(()) }
+        Ok(())
     }
+}
+
+/// Labels and contents of a PEM text, in order.
+pub(crate) fn pem_blocks(text: &str) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let (mut rest, mut blocks) = (text, Vec::new());
+    while let Some((_, begun)) = rest.split_once("-----BEGIN ") {
+        let (label, inside) = begun.split_once("-----").ok_or("a label without an end")?;
+        let (body, after) = inside.split_once(&format!("-----END {label}-----")).ok_or("a block without an end")?;
+        blocks.push((label.to_owned(), base64_lines(body).ok_or("a block that is not base64")?));
+        rest = after;
+    }
+    Ok(blocks)
 }
 
 /// Base64 over any number of lines.

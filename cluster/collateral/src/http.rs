@@ -35,6 +35,8 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Http {
     limits: Limits,
+    /// An address that links of certificates may lead to though it is not public.
+    also: Option<IpAddr>,
 }
 
 /// An answer with status 200.
@@ -61,7 +63,19 @@ impl Http {
     /// A client with these bounds.
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
-        Self { limits }
+        Self { limits, also: None }
+    }
+
+    /// Lets the addresses in certificates lead to this one too: for tests on loopback.
+    #[must_use]
+    pub const fn dangerous_reaching(mut self, address: IpAddr) -> Self {
+        self.also = Some(address);
+        self
+    }
+
+    /// Gets what a certificate points at: a name that is public, whatever it resolves to.
+    pub(crate) fn get_link(&self, url: &str, kinds: &[&str]) -> Result<Fetched, FetchError> {
+        self.fetch(url.to_owned(), self.also, kinds)
     }
 
     /// Gets `endpoint` + `path`; the content type has to be one of `kinds`.

@@ -4,18 +4,22 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod amd;
 mod backoff;
 mod endpoint;
 mod error;
 mod folder;
 mod http;
 mod intel;
+mod links;
 mod refresh;
 
+pub use amd::{ChipTcb, Kds};
 pub use backoff::Backoff;
 pub use endpoint::Endpoint;
 pub use error::FetchError;
 pub use folder::{FolderError, read_folder};
 pub use http::{Http, Limits};
 pub use intel::Intel;
+pub use links::{Link, follow, links};
 pub use refresh::{Refreshed, merge, refresh};

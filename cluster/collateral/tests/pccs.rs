@@ -66,7 +66,8 @@ fn every_fault_is_a_typed_refusal_and_soon() {
     let w = World::new();
     let served = w.bundle(20, 60);
     w.server.serve(&served);
-    let expect: Vec<(Fault, fn(&FetchError) -> bool)> = vec![
+    type Expected = (Fault, fn(&FetchError) -> bool);
+    let expect: Vec<Expected> = vec![
         (Fault::Status(503), |error| matches!(error, FetchError::Status { status: 503, .. })),
         (Fault::Slow(Duration::from_secs(4)), |error| matches!(error, FetchError::Timeout { .. })),
         (Fault::Oversized(257 * 1024), |error| matches!(error, FetchError::TooLarge { limit_bytes: 262_144, .. })),

@@ -97,6 +97,9 @@ impl CollateralConfig {
         for url in &raw.intel {
             dstack_collateral::Endpoint::parse(url).map_err(|error| anyhow::anyhow!("collateral.intel: {error}"))?;
         }
+        if raw.refresh_every_s > 30 * 86_400 {
+            bail!("collateral.refresh_every_s: at most 30 days, got {}", raw.refresh_every_s);
+        }
         if raw.refresh_every_s == 0 || raw.age_s_max == 0 {
             bail!("collateral.refresh_every_s and collateral.age_s_max must be at least 1");
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use dstack_attest::{CollateralBundle, TdxCollateral, X509Pool};
-use dstack_collateral::{Endpoint, Http, Intel, merge, read_folder, refresh};
+use dstack_collateral::{Endpoint, FetchError, Http, Intel, Kds, follow, merge, read_folder, refresh};
 use dstack_protocol::collateral::Pin;
 use dstack_protocol::limits::COLLATERAL_BYTES_MAX;
 use dstack_protocol::{RefusalCode, UnixMillis, rpc::PATH_COLLATERAL};
@@ -65,6 +65,15 @@ pub(crate) enum Command {
         /// Base address, repeated in the order to try.
         #[arg(long = "intel", default_value = "https://api.trustedservices.intel.com")]
         intel: Vec<String>,
+        /// Base address of AMD's key distribution service.
+        #[arg(long, default_value = "https://kdsintf.amd.com")]
+        amd: String,
+        /// An AMD product whose chain and revocation list are wanted, such as Milan or Genoa; repeat it.
+        #[arg(long = "amd-product")]
+        products: Vec<String>,
+        /// Folder with certificates whose issuers and revocation lists are wanted, as the certificates themselves name them.
+        #[arg(long)]
+        follow: Option<PathBuf>,
         /// Another platform to ask for: FMSPC, 12 hex digits.
         #[arg(long = "fmspc", value_parser = fmspc)]
         more: Vec<[u8; 6]>,
@@ -82,7 +91,10 @@ pub(crate) fn run(command: Command) -> Done {
         Command::Import { dir, nodes, key, timeout } => import(&dir, &nodes, &key, timeout),
         Command::Show { nodes } => show(&nodes),
         Command::Check { dir, genesis } => check(&dir, &genesis),
-        Command::Fetch { genesis, out, intel, more } => fetch(&genesis, &out, &intel, more.into_iter().collect()),
+        Command::Fetch { genesis, out, intel, amd, products, follow, more } => {
+            let others = Others { amd, products, follow };
+            fetch(&genesis, &out, &intel, &others, more.into_iter().collect())
+        }
     }
 }
 
@@ -112,13 +124,51 @@ fn check(dir: &Path, genesis: &Path) -> Done {
     Ok(described(&own))
 }
 
-fn fetch(genesis: &Path, out: &Path, intel: &[String], more: BTreeSet<[u8; 6]>) -> Done {
+/// What is fetched for other platforms than TDX.
+struct Others {
+    amd: String,
+    products: Vec<String>,
+    follow: Option<PathBuf>,
+}
+
+impl Others {
+    fn pool(&self, failures: &mut Vec<FetchError>) -> Result<X509Pool, Failure> {
+        let mut certificates = Vec::new();
+        let mut crls = Vec::new();
+        let kds = Endpoint::parse(&self.amd).map_err(|error| Failure::usage(error.to_string(), "give https://host[:port]"))?;
+        for product in &self.products {
+            match Kds::new(Http::default(), kds.clone()).product(product) {
+                Ok(pool) => {
+                    certificates.extend(pool.certificates);
+                    crls.extend(pool.crls);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        if let Some(dir) = &self.follow {
+            let (_, named) = read(dir)?;
+            let (pool, failed) = follow(&Http::default(), &named.certificates);
+            failures.extend(failed);
+            certificates.extend(named.certificates.into_iter().chain(pool.certificates));
+            crls.extend(named.crls.into_iter().chain(pool.crls));
+        }
+        X509Pool::new(certificates, crls).map_err(|error| Failure::wrong(error.to_string(), FETCH_AGAIN))
+    }
+}
+
+fn fetch(genesis: &Path, out: &Path, intel: &[String], others: &Others, more: BTreeSet<[u8; 6]>) -> Done {
     let folder = ClusterFolder::load(genesis)?;
-    let wrong = |error: dstack_collateral::FetchError| Failure::usage(error.to_string(), "give https://host[:port]");
+    let wrong = |error: FetchError| Failure::usage(error.to_string(), "give https://host[:port]");
     let endpoints = intel.iter().map(|url| Endpoint::parse(url).map(|endpoint| Intel::new(Http::default(), endpoint)));
     let endpoints = endpoints.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
     let refreshed = refresh(&folder.collateral, &more, &endpoints, &folder.roots, now());
-    let refreshed = refreshed.map_err(|error| Failure::unable(error.to_string(), "drop platforms that are not used"))?;
+    let mut refreshed = refreshed.map_err(|error| Failure::unable(error.to_string(), "drop platforms that are not used"))?;
+    let pool = others.pool(&mut refreshed.failures)?;
+    if !pool.is_empty() {
+        let base = refreshed.bundle.as_ref().unwrap_or(&folder.collateral);
+        let merged = merge(base, BTreeMap::new(), &pool).map_err(|error| Failure::wrong(error.to_string(), FETCH_AGAIN))?;
+        refreshed.bundle = Some(merged);
+    }
     let mut text = String::new();
     for failure in &refreshed.failures {
         let _infallible = writeln!(text, "failed={failure}");

@@ -1,9 +1,10 @@
 //! Collateral that ends while the cluster runs: renewed before that by the leader, brought by an operator after it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dstack_attest::CollateralBundle;
 use dstack_protocol::UnixMillis;
+use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_testkit::cluster::{Cluster, ClusterError, ClusterSpec, FORMING, MachineKind, until};
 use dstack_testkit::pccs::{Fault, Pccs};
 use dstack_testkit::tdx::{CollateralSpec, bundle_json};
@@ -16,7 +17,7 @@ use crate::workload::{Workload, check_values, registered, runtime};
 const LIVES_S: u64 = 90;
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    SystemClock::new().now().0 / 1000
 }
 
 struct World {
