@@ -10,6 +10,7 @@ use dstack_actors::ports::Judge;
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::standings::Subject;
 use dstack_attest::{CollateralBundle, TcbPolicy, TcbStanding, TrustRoots, VerifyContext, verify};
+use dstack_protocol::collateral::Pin;
 use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::policy::{AppPolicy, TcbRules};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode, TcbStatus, UnixMillis, Wire as _};
@@ -22,13 +23,17 @@ use support::run;
 
 const DAY_S: u64 = 86_400;
 
-/// Production verification under the collateral after a recovery of `recovery_s`; policies decide about the status, as on a node.
+/// Pins the collateral after a recovery of `recovery_s` and judges with it; policies decide about the status, as on a node.
 fn judge(cluster: &Cluster, recovery_s: u64) -> Judge {
     let roots = TrustRoots::none().with_software_root(cluster.roots.tdx_root_der()).unwrap();
     let spec = CollateralSpec::new(cluster.roots.validity()).recovered(recovery_s, "SOFTWARE-SA-00009");
-    let collateral = CollateralBundle::parse(&bundle_json(&[cluster.roots.collateral(&spec).unwrap()])).unwrap();
+    let loose = CollateralBundle::parse(&bundle_json(&[cluster.roots.collateral(&spec).unwrap()])).unwrap();
+    let collateral = CollateralBundle::compose(loose.tdx_platforms(), loose.x509()).unwrap();
+    let pin = Pin { dropped: Vec::new(), bundle: collateral.bytes().to_vec() };
+    assert_eq!(cluster.log.code(&Command::Collateral(pin)), None);
     let tcb = TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]);
-    Arc::new(move |evidence, now| {
+    Arc::new(move |evidence, collateral_id, now| {
+        assert_eq!(collateral_id, collateral.id(), "asked for the bundle in force");
         let identity = verify(evidence, &VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &tcb });
         identity.map(Arc::new).map_err(|error| Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", error.to_string()))
     })

@@ -91,7 +91,7 @@ impl Cluster {
                 .collect(),
             collateral_id: collateral_id(roots.bundle()),
         };
-        let birth = Arc::new(Birth::new(&genesis.encode(), roots.bundle()).unwrap());
+        let birth = Arc::new(Birth::new(&genesis.encode(), roots.bundle()).unwrap().with_roots(software_roots).unwrap());
         let cluster = Self {
             id: *birth.cluster_id(),
             log: SharedLog::new(Arc::clone(&birth)),
