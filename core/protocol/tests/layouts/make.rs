@@ -1,6 +1,7 @@
 //! Values of every type from a stream of bytes: random streams for properties, a fixed one for vectors. Owns: staying
 //! inside the rules that the decoders check, and reaching every variant.
 
+mod collateral;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use dstack_protocol::ceremony::{
     AdmitBody, ComplainBody, DealBody, DealtShare, JoinBody, Message, MessageKind, Open, ReadyBody, Step, StepKind, What,
 };
-use dstack_protocol::collateral::{Pin, PinRequest};
 use dstack_protocol::command::{Command, CommandAnswer, Outcome};
 use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, GenesisCertificate, SeatGrant};
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Mono, Object, OperatorsBody};
@@ -303,18 +303,6 @@ impl Variants for Command {
             7 => Self::Checkpoint,
             _ => Self::Collateral(Make::make(s)),
         }
-    }
-}
-
-impl Make for Pin {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { dropped: s.set(3), bundle: s.bytes(0, 60) }
-    }
-}
-
-impl Make for PinRequest {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { operator: Make::make(s), sig: Make::make(s), pin: Make::make(s) }
     }
 }
 
