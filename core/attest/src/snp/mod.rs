@@ -2,7 +2,7 @@
 //! the clock, decides which code may run.
 //! Source: AMD SEV-SNP firmware ABI (56860), KDS specification (57230); dstack attestation reference, sections 5.5 to 9; ADR 0008.
 //!
-//! [`verify`] judges a report under AMD's rules; [`guest`] adds dstack's: privilege level 0, report data, the document that HOST_DATA
+//! [`verify`] judges a report under AMD's rules; `guest` adds dstack's: privilege level 0, report data, the document that HOST_DATA
 //! binds, the launch measurement. A report alone names neither an app nor an image.
 
 mod checks;
