@@ -84,3 +84,56 @@ fn an_app_goes_on_until_its_grace_ends() {
         }
     });
 }
+
+#[test]
+fn a_holder_judges_with_the_collateral_of_the_row() {
+    run(async {
+        let (cluster, shares) = Cluster::with_root(3);
+        let roots = TrustRoots::none().with_software_root(cluster.roots.tdx_root_der()).unwrap();
+        let first = CollateralBundle::parse(cluster.roots.bundle()).unwrap();
+        let spec = CollateralSpec { evaluation: 33, ..CollateralSpec::new(cluster.roots.validity()) };
+        let loose = CollateralBundle::parse(&bundle_json(&[cluster.roots.collateral(&spec).unwrap()])).unwrap();
+        let second = CollateralBundle::compose(loose.tdx_platforms(), loose.x509()).unwrap();
+        let (first_id, second_id) = (*first.id(), *second.id());
+        let pin = Pin { dropped: Vec::new(), bundle: second.bytes().to_vec() };
+        let judge: Judge = Arc::new(move |evidence, collateral_id, now| {
+            let collateral = [&first, &second].into_iter().find(|bundle| bundle.id() == collateral_id).unwrap();
+            let identity = verify(evidence, &VerifyContext { now, roots: &roots, collateral, tcb: &TcbPolicy::default() });
+            identity.map(Arc::new).map_err(|error| Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", error.to_string()))
+        });
+        let held = ShareHolderPool::start(1, 64, cluster.id);
+        held.install(copy(&shares[0]));
+        let node = Node::with(&cluster, 1, held, judge, 64);
+        let client = Client::new(&cluster, "guest");
+        let committed = |intent: &dstack_protocol::release::Intent| {
+            let pos = cluster.log.apply(&Command::Intents(vec![intent.clone()])).outcomes[0].pos;
+            Go { intent_id: intent.id(), pos }
+        };
+
+        // Judged before the pin, recorded after it: no partial on a verdict under the old bundle.
+        let (request, _) = client.request(&cluster, client.wishes());
+        let ask = client.ask(&request);
+        assert_eq!(node.holder.identify(&ask).await.unwrap().collateral_id(), &first_id);
+        node.holder.ask(ask.clone()).await.unwrap();
+        let (early, _) = client.request(&cluster, client.wishes());
+        let early_go = committed(&early.intent(NodeIndex(0)));
+        assert_eq!(cluster.log.code(&Command::Collateral(pin)), None);
+        let go = committed(&request.intent(NodeIndex(0)));
+        let refused = node.holder.go(go).await.map(drop).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::CollateralChanged);
+
+        // Its hash alone is not enough any more; with the evidence it is judged under the row's bundle.
+        let mut light = ask.clone();
+        light.evidence.clear();
+        assert_eq!(node.holder.ask(light).await.unwrap_err().code, RefusalCode::NeedEvidence);
+        node.holder.ask(ask.clone()).await.unwrap();
+        assert_eq!(node.holder.identify(&ask).await.unwrap().collateral_id(), &second_id);
+        node.holder.go(go).await.map(drop).unwrap();
+
+        // An intent that was recorded before the pin is still judged with the bundle of its row.
+        let early_ask = client.ask(&early);
+        node.holder.ask(early_ask.clone()).await.unwrap();
+        assert_eq!(node.holder.identify(&early_ask).await.unwrap().collateral_id(), &first_id);
+        node.holder.go(early_go).await.map(drop).unwrap();
+    });
+}

@@ -163,6 +163,27 @@ fn clients_are_judged_for_the_verifier_pool() {
 }
 
 #[test]
+fn collateral_beyond_its_maximum_age_proves_nothing_for_a_release() {
+    let w = World::new();
+    let client = Client::new(&w.cluster, "guest");
+    let id = w.cluster.birth.genesis().collateral_id;
+    // The software collateral was issued a day ago.
+    for (age_ms_max, code) in [(3_600_000, Some(RefusalCode::CollateralTooOld)), (2 * 86_400_000, None)] {
+        let mut config = config(&w.dir, &[w.cluster.roots.tdx_root_der()]);
+        config.collateral.age_ms_max = age_ms_max;
+        let trust = Trust::load(&config, &w.cluster.birth, Arc::new(system_now)).unwrap();
+        let verdict = trust.client_evidence()(&client.evidence, &id, system_now());
+        assert_eq!(verdict.err().map(|refusal| refusal.code), code, "{age_ms_max}");
+        // Nodes still talk to each other, or nobody could pin anything.
+        let machine = Machine::tdx("node-1", &w.cluster.roots).unwrap();
+        let refused = trust.node_evidence(Seat(1), &machine.evidence([7; 64]).unwrap(), &[7; 64], system_now());
+        assert_eq!(refused.err().map(|refusal| refusal.code), None);
+    }
+    let unknown = w.trust.client_evidence()(&client.evidence, &[9; 32], system_now()).unwrap_err();
+    assert_eq!(unknown.code, RefusalCode::CollateralChanged, "a bundle that is not at hand");
+}
+
+#[test]
 fn software_roots_are_trusted_only_where_configuration_and_genesis_name_them() {
     let w = World::new();
     let refused = |roots: &[&[u8]]| match Trust::load(&config(&w.dir, roots), &w.cluster.birth, Arc::new(system_now)) {
