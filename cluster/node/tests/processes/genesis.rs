@@ -129,7 +129,8 @@ fn a_node_with_another_binary_is_not_admitted() {
     })
     .unwrap();
     for seat in [1, 2] {
-        let status = cluster.node(seat).status().unwrap();
+        // One may refuse it before the other listens.
+        let status = until("its status", FORMING, || cluster.node(seat).status()).unwrap();
         assert_ne!(status["state"]["formation"], "formed");
         assert_eq!(status["state"]["pk_prf"], Value::Null);
         let seats = status["state"]["seats"].as_array().cloned().unwrap_or_default();
