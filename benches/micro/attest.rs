@@ -5,18 +5,20 @@ use std::cell::LazyCell;
 use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
-    EcdsaSigningAlgorithm, EcdsaVerificationAlgorithm, KeyPair as _, UnparsedPublicKey,
+    EcdsaSigningAlgorithm, EcdsaVerificationAlgorithm, KeyPair as _, RSA_PSS_2048_8192_SHA384, RSA_PSS_SHA384, UnparsedPublicKey,
 };
 use criterion::{BatchSize, Criterion};
 use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::verify::QuoteVerifier;
+use dstack_attest::snp::Endorsement;
 use dstack_attest::tdx::{CheckedCollateral, verify_quote, verify_quote_checked};
-use dstack_attest::{CollateralBundle, TcbPolicy, TdxCollateral, TrustRoots, VerifyContext, nitro, verify, verify_legacy};
+use dstack_attest::{CollateralBundle, TcbPolicy, TdxCollateral, Trace, TrustRoots, VerifyContext, nitro, snp, verify, verify_legacy};
 use dstack_benches::clock::CpuTime;
 use dstack_benches::tls_world::{NOW, material, roots};
-use dstack_benches::vectors::{real_document, real_td};
+use dstack_benches::vectors::{real_document, real_report, real_td};
 use dstack_ratls::AttestJudge;
 use dstack_testkit::{Host, Measured};
 
@@ -114,6 +116,36 @@ fn real(criterion: &mut Criterion<CpuTime>) {
             bencher.iter(|| nitro::verify(&enclave.document, &trust, enclave.now).unwrap());
         });
     }
+    if let Some(guest) = real_report() {
+        snp_signatures(criterion);
+        // AMD's revocation lists are not among the vectors
+        let (none, tcb) = (CollateralBundle::empty(), TcbPolicy::default().accepting_missing_crl());
+        let context = VerifyContext { now: guest.now, roots: &trust, collateral: &none, tcb: &tcb };
+        measure(criterion, "attest/verify_snp/real", |bencher| {
+            bencher.iter(|| {
+                let endorsement = Endorsement::with_chain(&guest.vek, &guest.issuers, &trust).unwrap();
+                snp::verify(&guest.report, &endorsement, &context, &Trace::new()).unwrap()
+            });
+        });
+    }
+}
+
+/// What a report cannot be judged without: two signatures of AMD's RSA-4096 keys, and the report's own.
+fn snp_signatures(criterion: &mut Criterion<CpuTime>) {
+    let issuer = RsaKeyPair::generate(KeySize::Rsa4096).unwrap();
+    let message = vec![7; 1024];
+    let mut signature = vec![0; issuer.public_modulus_len()];
+    issuer.sign(&RSA_PSS_SHA384, &SystemRandom::new(), &message, &mut signature).unwrap();
+    let key = issuer.public_key().as_ref().to_vec();
+    let report = signed(&ECDSA_P384_SHA384_ASN1_SIGNING);
+    measure(criterion, "attest/snp_signatures/3", |bencher| {
+        bencher.iter(|| {
+            for _ in 0..2 {
+                UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, &key).verify(&message, &signature).unwrap();
+            }
+            verify_each(&ECDSA_P384_SHA384_ASN1, &report, 1);
+        });
+    });
 }
 
 fn library_form(collateral: &TdxCollateral) -> QuoteCollateralV3 {

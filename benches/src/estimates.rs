@@ -68,6 +68,8 @@ pub const ESTIMATES: &[Estimate] = &[
     cpu("attest/verdict_cached/testkit", 7, "SHA-256 over 9 KiB of evidence, one lock, one look-up"),
     cpu("attest/verify_nsm/testkit", 1000, "P-384: 4 certificates and the document, parsing"),
     cpu("attest/verify_nsm/real", 1000, "the same: AWS's chain has 4 certificates below the root"),
+    cpu("attest/snp_signatures/3", 340, "2 RSA-4096 PSS verifications of 75, one P-384 of 190"),
+    cpu("attest/verify_snp/real", 400, "the same, and five certificates parsed 50"),
     cpu("threshold/evaluate/1", 230, "hash to group 20; product 40; proof: weight 40, Z 40, t2 12, t3 40; 8 encodings 40"),
     cpu("threshold/evaluate/4", 470, "hash to group 80; products 160; proof: weights of 4 elements 90, Z, t2, t3 92; 14 encodings 70"),
     cpu(
@@ -120,6 +122,7 @@ pub const OVER_ECDSA: &[(&str, &str)] = &[
     ("attest/tdx_quote/real", "attest/ecdsa_p256/3"),
     ("attest/verify_nsm/testkit", "attest/ecdsa_p384/5"),
     ("attest/verify_nsm/real", "attest/ecdsa_p384/5"),
+    ("attest/verify_snp/real", "attest/snp_signatures/3"),
 ];
 
 #[cfg(test)]

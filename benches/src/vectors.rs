@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use dstack_attest::{CollateralBundle, TdxCollateral};
 use dstack_protocol::UnixMillis;
 
@@ -28,6 +29,18 @@ pub struct RealDocument {
     pub now: UnixMillis,
 }
 
+/// A real SEV-SNP report with its certificates and the time at which they hold.
+pub struct RealReport {
+    /// The report.
+    pub report: Vec<u8>,
+    /// Certificate of the key that signed it.
+    pub vek: Vec<u8>,
+    /// Its issuer and the root.
+    pub issuers: Vec<Vec<u8>>,
+    /// When it is judged.
+    pub now: UnixMillis,
+}
+
 /// A TD of dstack with its event log.
 #[must_use]
 pub fn real_td() -> Option<RealTd> {
@@ -48,6 +61,17 @@ pub fn real_document() -> Option<RealDocument> {
     let folder = folder()?;
     let entry = entry(&folder, "nitro-dstack-a")?;
     Some(RealDocument { document: file(&folder, &entry, "document")?, now: valid_at(&entry)? })
+}
+
+/// A report of a guest of dstack.
+#[must_use]
+pub fn real_report() -> Option<RealReport> {
+    let folder = folder()?;
+    let entry = entry(&folder, "snp-milan-dstack")?;
+    let pem = String::from_utf8(file(&folder, &entry, "ca_chain")?).ok()?;
+    let body = |text: &str| STANDARD.decode(text.split_once("-----END")?.0.split_ascii_whitespace().collect::<String>()).ok();
+    let issuers = pem.split("-----BEGIN CERTIFICATE-----").skip(1).map(body).collect::<Option<_>>()?;
+    Some(RealReport { report: file(&folder, &entry, "report")?, vek: file(&folder, &entry, "vek")?, issuers, now: valid_at(&entry)? })
 }
 
 #[allow(clippy::disallowed_methods, reason = "a benchmark finds its files through the environment")]
