@@ -50,7 +50,7 @@ impl Facts {
     pub fn os_image(&self) -> [u8; 32] {
         let all = self.measurement.as_slice();
         let (head, tail) = match (self.platform, all.len()) {
-            (Platform::Tdx, 224) | (Platform::GcpTdx, 288) | (Platform::AzureTdx, 225..) => (all.get(..192), all.get(224..)),
+            (Platform::Tdx, 224) | (Platform::GcpTdx, 288) => (all.get(..192), all.get(224..)),
             (Platform::NitroTpm, 176) => (all.get(..144), None),
             (Platform::SevSnp, 80) => (all.get(..48), None),
             _ => (Some(all), None),
