@@ -132,7 +132,7 @@ impl Host {
     /// The identity that a verifier will see; `None` for a node.
     pub fn booted(&self, measured: &Measured) -> Option<Booted> {
         match measured {
-            Measured::Executable(_) => None,
+            Measured::Executable(_) | Measured::Started(_) => None,
             Measured::Guest(guest) => Some(self.identity_of(guest)),
         }
     }
@@ -180,7 +180,7 @@ impl Host {
                     event_log: json_log(&registers.events),
                     vm_config: match measured {
                         Measured::Executable(_) => String::new(),
-                        Measured::Guest(_) => tdx_config(&registers.mrtd),
+                        Measured::Guest(_) | Measured::Started(_) => tdx_config(&registers.mrtd),
                     },
                     events: registers.events,
                 })

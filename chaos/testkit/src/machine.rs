@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dstack_attest::wire::{EventVersion, RuntimeEvent};
 use dstack_protocol::Platform;
 use dstack_runtime::clock::{Clock, SystemClock};
 use dstack_secret::Secret;
@@ -97,13 +98,35 @@ impl Device for Machine {
     fn boot_app(&self, boot: Boot) -> Result<Booted, TeeError> {
         bounded("the compose document", boot.compose.0.len(), COMPOSE_BYTES_MAX)?;
         let mut measured = self.measured();
-        if matches!(*measured, Measured::Guest(_)) {
+        if matches!(*measured, Measured::Guest(_) | Measured::Started(_)) {
             let message = "a guest was booted on this machine already".to_owned();
             return Err(TeeError::Refused { code: RefusedCode::AlreadyBooted, message });
         }
         let (guest, booted) = self.host.boot(&boot);
         *measured = guest;
         Ok(booted)
+    }
+
+    fn start_app(&self) -> Result<(), TeeError> {
+        let mut measured = self.measured();
+        if matches!(*measured, Measured::Guest(_) | Measured::Started(_)) {
+            let message = "a guest runs on this machine already".to_owned();
+            return Err(TeeError::Refused { code: RefusedCode::AlreadyBooted, message });
+        }
+        if self.host.platform() != Platform::Tdx {
+            return Err(TeeError::NoEvents);
+        }
+        *measured = Measured::Started(Vec::new());
+        Ok(())
+    }
+
+    fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
+        if event.version != EventVersion::V1 {
+            return Err(TeeError::BadEvent { why: "is of version 2, which an emulated guest does not measure" });
+        }
+        let extended = self.host.platform() == Platform::Tdx
+            && self.measured().extend(crate::eventlog::RuntimeEvent::new(&event.event, event.payload.clone()));
+        extended.then_some(()).ok_or(TeeError::NoEvents)
     }
 
     fn describe(&self) -> Result<Description, TeeError> {

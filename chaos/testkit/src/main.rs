@@ -241,7 +241,7 @@ fn measure(platform: PlatformName, exe: Option<PathBuf>, compose: Option<PathBuf
         PlatformName::Nitro => measured.nitro_measurement(),
     };
     let booted = match (platform, &measured) {
-        (_, Measured::Executable(_)) => None,
+        (_, Measured::Executable(_) | Measured::Started(_)) => None,
         (PlatformName::Tdx, Measured::Guest(guest)) => Some(guest.booted_tdx()),
         (PlatformName::Nitro, Measured::Guest(guest)) => Some(guest.booted_nitro()),
     };

@@ -18,6 +18,8 @@ pub enum Measured {
     Executable([u8; 48]),
     /// A guest booted from a compose document.
     Guest(Box<Guest>),
+    /// A guest that measures its own boot, on TDX: the events so far.
+    Started(Vec<RuntimeEvent>),
 }
 
 /// A booted guest.
@@ -28,6 +30,8 @@ pub struct Guest {
     app_id: [u8; 20],
     instance_id: Vec<u8>,
     key_provider: Vec<u8>,
+    /// Measured after the boot.
+    later: Vec<RuntimeEvent>,
 }
 
 /// Registers of a TD and the events behind RTMR3.
@@ -65,8 +69,8 @@ impl Measured {
                 rtmr: [described("node: RTMR0"), described("node: RTMR1"), described("node: RTMR2"), [0; 48]],
                 events: Vec::new(),
             },
-            Self::Guest(guest) => {
-                let events = boot_events(&guest.app_id, &guest.compose_hash, &guest.instance_id, &guest.key_provider);
+            Self::Guest(_) | Self::Started(_) => {
+                let events = self.guest_events();
                 TdRegisters {
                     mrtd: described("guest image: MRTD"),
                     rtmr: [
@@ -81,18 +85,43 @@ impl Measured {
         }
     }
 
+    /// Runtime events of a guest, in order; none of a node.
+    fn guest_events(&self) -> Vec<RuntimeEvent> {
+        match self {
+            Self::Executable(_) => Vec::new(),
+            Self::Guest(guest) => {
+                let mut events = boot_events(&guest.app_id, &guest.compose_hash, &guest.instance_id, &guest.key_provider);
+                events.extend(guest.later.iter().cloned());
+                events
+            }
+            Self::Started(events) => events.clone(),
+        }
+    }
+
+    /// Measures one more event of a guest on TDX; `false` for a node, which has no such register.
+    pub fn extend(&mut self, event: RuntimeEvent) -> bool {
+        match self {
+            Self::Executable(_) => return false,
+            Self::Guest(guest) => guest.later.push(event),
+            Self::Started(events) => events.push(event),
+        }
+        true
+    }
+
     /// PCR0, PCR1 and PCR2 on Nitro.
     pub fn pcrs(&self) -> [[u8; 48]; 3] {
         match self {
             Self::Executable(digest) => [extend_pcr(digest), described("node: PCR1"), described("node: PCR2")],
             Self::Guest(guest) => guest.pcrs(),
+            // never on Nitro, where an enclave is measured whole before it starts
+            Self::Started(_) => [described("guest image: PCR0"), described("guest image: PCR1"), described("guest image: PCR2")],
         }
     }
 
     /// What a Nitro enclave claims beside its document: its app id.
     pub fn nitro_events(&self) -> Vec<RuntimeEvent> {
         match self {
-            Self::Executable(_) => Vec::new(),
+            Self::Executable(_) | Self::Started(_) => Vec::new(),
             Self::Guest(guest) => vec![RuntimeEvent::new("app-id", guest.app_id)],
         }
     }
@@ -109,6 +138,10 @@ impl Measured {
         let compose_hash = match self {
             Self::Executable(_) => [0; 32],
             Self::Guest(guest) => guest.compose_hash,
+            Self::Started(events) => {
+                let hash = events.iter().find(|event| event.name == "compose-hash");
+                hash.and_then(|event| event.payload.as_slice().try_into().ok()).unwrap_or_default()
+            }
         };
         [registers.mrtd.as_slice(), &rtmr0, &rtmr1, &rtmr2, &compose_hash].concat()
     }
@@ -130,7 +163,7 @@ impl Guest {
             .map_or_else(Vec::new, |seed| first_20(&Sha256::new().chain_update(&seed.0).chain_update(app_id).finalize()).to_vec());
         let none = KeyProvider { name: "none".to_owned(), id: String::new() };
         let key_provider = serde_json::to_vec(boot.key_provider.as_ref().unwrap_or(&none)).expect("two strings are always JSON");
-        Self { compose_sha384: Sha384::digest(&boot.compose.0).into(), compose_hash, app_id, instance_id, key_provider }
+        Self { compose_sha384: Sha384::digest(&boot.compose.0).into(), compose_hash, app_id, instance_id, key_provider, later: Vec::new() }
     }
 
     fn pcrs(&self) -> [[u8; 48]; 3] {
@@ -188,7 +221,7 @@ mod tests {
     fn guest_of(measured: Measured) -> Guest {
         match measured {
             Measured::Guest(guest) => *guest,
-            Measured::Executable(_) => panic!("a node"),
+            Measured::Executable(_) | Measured::Started(_) => panic!("not booted"),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::options::{Kind, Options};
 use crate::software::SoftwareDevice;
 use crate::software::protocol::{self, Boot, Booted};
 use crate::tdx::TdxDevice;
+use dstack_attest::wire::{Attestation, RuntimeEvent};
 use dstack_protocol::Platform;
 use dstack_secret::Secret;
 use std::path::Path;
@@ -44,6 +45,33 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The device's; see [`TeeError`].
     fn boot_app(&self, boot: Boot) -> Result<Booted, TeeError>;
+
+    /// Starts an emulated guest of which nothing is measured yet, in the place of [`Self::boot_app`]: its events follow by
+    /// [`Self::measure`]. Once per device value. On hardware the guest was started before this program: nothing happens.
+    ///
+    /// # Errors
+    /// The device's; see [`TeeError`].
+    fn start_app(&self) -> Result<(), TeeError> {
+        Ok(())
+    }
+
+    /// Measures `event` into every register of runtime events and notes it where evidence takes its events from.
+    ///
+    /// # Errors
+    /// [`TeeError::NoEvents`] where nothing can be measured at run time; see [`crate::runtime_log::RuntimeLog::append`] for hardware.
+    fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
+        let _ = event;
+        Err(TeeError::NoEvents)
+    }
+
+    /// The runtime events measured so far, in order.
+    ///
+    /// # Errors
+    /// The device's; see [`TeeError`].
+    fn runtime_events(&self) -> Result<Vec<RuntimeEvent>, TeeError> {
+        let evidence = self.evidence([0; 64])?;
+        Ok(Attestation::decode(&evidence).map_err(TeeError::UndecodableEvidence)?.runtime_events)
+    }
 
     /// What this device is and measures now.
     ///

@@ -124,6 +124,9 @@ pub enum TeeError {
     /// After a lost connection the guest booted into another identity than before. The device is broken: do not use it.
     #[error("the guest booted into another identity than before")]
     OtherIdentity,
+    /// Nothing can be measured at run time here: an enclave, or a node on an emulated machine. Nobody's fault.
+    #[error("this device measures nothing at run time")]
+    NoEvents,
     /// This device cannot boot guests: it is the one the program runs in.
     #[error("this device boots no guests")]
     NoGuests,

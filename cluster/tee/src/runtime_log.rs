@@ -142,7 +142,7 @@ fn event_of(line: &str) -> Result<RuntimeEvent, &'static str> {
 }
 
 /// What would make the whole log worthless is refused before it is measured.
-fn check(event: &RuntimeEvent, log: &[RuntimeEvent]) -> Result<(), TeeError> {
+pub(crate) fn check(event: &RuntimeEvent, log: &[RuntimeEvent]) -> Result<(), TeeError> {
     let names_count = !log.iter().any(|event| event.event == "system-ready");
     let why = if event.event.is_empty() || event.event.len() > NAME_BYTES_MAX {
         "has a name of no or more than 256 bytes"

@@ -1,7 +1,7 @@
 //! The client against the testkit's own device: what it hands out is what production code verifies.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use dstack_attest::wire::TdxEvent;
+use dstack_attest::wire::{EventVersion, RuntimeEvent, TdxEvent};
 use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
 use dstack_protocol::Platform;
 use dstack_runtime::clock::{Clock, SystemClock};
@@ -141,4 +141,48 @@ fn a_guest_outlives_a_restart_of_the_device_process() {
     assert_eq!(after.measurement(), before.measurement());
     assert_eq!(after.app_id(), before.app_id());
     drop(serving);
+}
+
+#[test]
+fn a_started_guest_measures_its_own_boot_also_over_a_lost_connection() {
+    let machines = Machines::new();
+    let serving = machines.serve(Platform::Tdx);
+    let path = serving.path().to_owned();
+    let device = connect(&path);
+    assert_eq!(device.measure(&event("early", b"")), Err(TeeError::NoEvents), "a node has no register of events");
+    device.start_app().unwrap();
+    assert!(matches!(device.start_app(), Err(TeeError::Refused { .. })));
+    for (name, payload) in
+        [("system-preparing", &[][..]), ("app-id", &[0x11; 20]), ("compose-hash", &[0x44; 32]), ("instance-id", &[0x22; 20])]
+    {
+        device.measure(&event(name, payload)).unwrap();
+    }
+    let refused = device.measure(&event("a:b", b"")).unwrap_err();
+    assert!(matches!(refused, TeeError::BadEvent { .. }), "{refused}");
+    let before = device.evidence([1; 64]).unwrap();
+    serving.stop();
+    let _again = machines.serve(Platform::Tdx);
+    device.measure(&event("boot-mr-done", b"")).unwrap();
+    let evidence = device.evidence([1; 64]).unwrap();
+    assert_ne!(evidence, before);
+    let identity = machines.verify(&evidence);
+    assert_eq!((identity.app_id().unwrap().0, identity.compose_hash()), ([0x11; 20], Some([0x44; 32])));
+    assert_eq!(identity.instance_id(), [0x22; 20]);
+    assert_eq!(identity.measurement(), device.describe().unwrap().measurement);
+    let names: Vec<String> = device.runtime_events().unwrap().into_iter().map(|event| event.event).collect();
+    assert_eq!(names, ["system-preparing", "app-id", "compose-hash", "instance-id", "boot-mr-done"]);
+
+    let device = connect(&path);
+    let booted = device.boot_app(boot(b"{}")).unwrap();
+    device.measure(&event("an:app's own", b"payload")).unwrap();
+    let evidence = device.evidence([2; 64]).unwrap();
+    assert_eq!(machines.verify(&evidence).app_id().unwrap().0, booted.app_id.0);
+    assert_eq!(device.runtime_events().unwrap().last().unwrap().payload, b"payload");
+    let enclave = machines.serve(Platform::Nitro);
+    let device = connect(enclave.path());
+    assert!(matches!(device.start_app(), Err(TeeError::NoEvents | TeeError::Refused { .. })));
+}
+
+fn event(name: &str, payload: &[u8]) -> RuntimeEvent {
+    RuntimeEvent { event: name.to_owned(), payload: payload.to_vec(), version: EventVersion::V1 }
 }

@@ -5,14 +5,18 @@ use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use dstack_attest::wire::EVENTS_MAX;
 use dstack_runtime::clock::Clock;
+use dstack_tee::runtime_log::{NAME_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use dstack_tee::software::frame::{read_frame, write_frame};
 use dstack_tee::software::protocol::{
-    Boot, COMPOSE_BYTES_MAX, HexArray, HexBytes, KeyHex, PURPOSE_BYTES_MAX, Quote, Refused, RefusedCode, Request, Response,
+    Boot, COMPOSE_BYTES_MAX, EmulatedPlatform, HexArray, HexBytes, KeyHex, Measure, PURPOSE_BYTES_MAX, Quote, Refused, RefusedCode,
+    Request, Response,
 };
 use zeroize::Zeroizing;
 
 use crate::error::TestkitError;
+use crate::eventlog::RuntimeEvent;
 use crate::host::Host;
 use crate::measure::Measured;
 
@@ -56,6 +60,8 @@ impl<'a> Connection<'a> {
         match request {
             Request::Describe => Ok(Response::Description(self.host.description(self.measured()?))),
             Request::Boot(boot) => self.boot(&boot),
+            Request::Start => self.start(),
+            Request::Measure(event) => self.measure(event),
             Request::Evidence { report_data: HexArray(report_data) } => {
                 let evidence = self.host.evidence(self.measured()?, &report_data, self.clock.now()).map_err(failed)?;
                 Ok(Response::Evidence { evidence: HexBytes(evidence) })
@@ -77,17 +83,50 @@ impl<'a> Connection<'a> {
 
     fn boot(&mut self, boot: &Boot) -> std::result::Result<Response, Refused> {
         bounded("compose", boot.compose.0.len(), COMPOSE_BYTES_MAX)?;
-        if matches!(self.measured, Ok(Measured::Guest(_))) {
-            return Err(Refused { code: RefusedCode::AlreadyBooted, message: "this connection has booted a guest".to_owned() });
-        }
+        self.no_guest_yet()?;
         let (guest, booted) = self.host.boot(boot);
         self.measured = Ok(guest);
         Ok(Response::Booted(booted))
     }
 
+    fn no_guest_yet(&self) -> std::result::Result<(), Refused> {
+        match self.measured {
+            Ok(Measured::Guest(_) | Measured::Started(_)) => {
+                Err(Refused { code: RefusedCode::AlreadyBooted, message: "this connection has booted a guest".to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn start(&mut self) -> std::result::Result<Response, Refused> {
+        self.no_guest_yet()?;
+        if self.host.emulated() != EmulatedPlatform::Tdx {
+            return Err(no_register());
+        }
+        self.measured = Ok(Measured::Started(Vec::new()));
+        Ok(Response::Done)
+    }
+
+    fn measure(&mut self, event: Measure) -> std::result::Result<Response, Refused> {
+        bounded("event", event.event.len(), NAME_BYTES_MAX)?;
+        bounded("payload", event.payload.0.len(), PAYLOAD_BYTES_MAX)?;
+        if self.host.emulated() != EmulatedPlatform::Tdx {
+            return Err(no_register());
+        }
+        let events = self.measured()?.td_registers().events.len();
+        bounded("event log in events", events.saturating_add(1), EVENTS_MAX)?;
+        let event = RuntimeEvent::new(&event.event, event.payload.0);
+        let extended = self.measured.as_mut().is_ok_and(|measured| measured.extend(event));
+        extended.then_some(Response::Done).ok_or_else(no_register)
+    }
+
     fn measured(&self) -> std::result::Result<&Measured, Refused> {
         self.measured.as_ref().map_err(|error| Refused { code: RefusedCode::UnknownCaller, message: error.to_string() })
     }
+}
+
+fn no_register() -> Refused {
+    Refused { code: RefusedCode::NoRegister, message: "only a guest on TDX measures events".to_owned() }
 }
 
 fn bounded(what: &str, have: usize, max: usize) -> std::result::Result<(), Refused> {

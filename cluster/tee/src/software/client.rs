@@ -3,10 +3,11 @@
 
 use super::connection::Connection;
 use super::protocol::{
-    Boot, Booted, COMPOSE_BYTES_MAX, HexArray, HexBytes, PROTOCOL_VERSION, PURPOSE_BYTES_MAX, RefusedCode, Request, Response,
+    Boot, Booted, COMPOSE_BYTES_MAX, HexArray, HexBytes, Measure, PROTOCOL_VERSION, PURPOSE_BYTES_MAX, RefusedCode, Request, Response,
 };
+use crate::runtime_log::check;
 use crate::{Description, Device, Quote, TeeError};
-use dstack_attest::wire::{Attestation, Encoding};
+use dstack_attest::wire::{Attestation, Encoding, EventVersion, RuntimeEvent};
 use dstack_protocol::Platform;
 use dstack_secret::Secret;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,16 @@ pub struct SoftwareDevice {
 struct Session {
     connection: Option<Connection>,
     /// Repeated on a new connection, since a device forgets a guest with its connection.
-    booted: Option<(Boot, Booted)>,
+    guest: Option<Guest>,
+    /// Measured after the guest began; repeated as well.
+    events: Vec<RuntimeEvent>,
+}
+
+/// How the guest of a session began.
+#[derive(Debug, Clone)]
+enum Guest {
+    Booted(Box<(Boot, Booted)>),
+    Started,
 }
 
 impl SoftwareDevice {
@@ -57,12 +67,13 @@ impl SoftwareDevice {
         }
         let platform = description.platform.platform();
         tracing::warn!(device = %path.display(), platform = platform.name(), "evidence comes from a software device, no hardware stands behind it");
-        let session = Mutex::new(Session { connection: Some(connection), booted: None });
+        let session = Mutex::new(Session { connection: Some(connection), ..Session::default() });
         Ok(Self { path: path.to_owned(), limit, platform, session })
     }
 
     /// Asks, over a new connection where the old one broke. Every request gives the same answer twice but `Boot`, which
-    /// only ever is the first on a connection, so asking again is safe.
+    /// only ever is the first on a connection, so asking again is safe. An event that was on its way when the connection broke counts
+    /// for nothing, since the register went with the connection: it is measured again after those before it.
     fn call(&self, request: &Request) -> Result<Response, TeeError> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         match session.call(self, request) {
@@ -89,14 +100,30 @@ impl Session {
     /// A new connection, with the guest booted again if there was one.
     fn connect(&self, device: &SoftwareDevice) -> Result<Connection, TeeError> {
         let mut connection = Connection::open(&device.path, device.limit)?;
-        if let Some((boot, booted)) = &self.booted {
-            match connection.call(&Request::Boot(boot.clone()))? {
-                Response::Booted(again) if again == *booted => tracing::info!("guest booted again after a lost connection"),
+        match &self.guest {
+            None => {}
+            Some(Guest::Started) => done(&connection.call(&Request::Start)?)?,
+            Some(Guest::Booted(guest)) => match connection.call(&Request::Boot(guest.0.clone()))? {
+                Response::Booted(again) if again == guest.1 => tracing::info!("guest booted again after a lost connection"),
                 Response::Booted(_) => return Err(TeeError::OtherIdentity),
                 _ => return Err(OTHER_ANSWER),
-            }
+            },
+        }
+        for event in &self.events {
+            done(&connection.call(&measure(event))?)?;
         }
         Ok(connection)
+    }
+}
+
+fn measure(event: &RuntimeEvent) -> Request {
+    Request::Measure(Measure { event: event.event.clone(), payload: HexBytes(event.payload.clone()) })
+}
+
+const fn done(answer: &Response) -> Result<(), TeeError> {
+    match answer {
+        Response::Done => Ok(()),
+        _ => Err(OTHER_ANSWER),
     }
 }
 
@@ -146,18 +173,52 @@ impl Device for SoftwareDevice {
     fn boot_app(&self, boot: Boot) -> Result<Booted, TeeError> {
         check_size("the compose document", boot.compose.0.len(), COMPOSE_BYTES_MAX)?;
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        if session.booted.is_some() {
+        if session.guest.is_some() {
             let message = "a guest was booted on this device value already".to_owned();
             return Err(TeeError::Refused { code: RefusedCode::AlreadyBooted, message });
         }
         // not repeated when the connection breaks: the caller learns of it and starts over
         match session.call(self, &Request::Boot(boot.clone()))? {
             Response::Booted(booted) => {
-                session.booted = Some((boot, booted.clone()));
+                session.guest = Some(Guest::Booted(Box::new((boot, booted.clone()))));
                 Ok(booted)
             }
             _ => Err(OTHER_ANSWER),
         }
+    }
+
+    fn start_app(&self) -> Result<(), TeeError> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if session.guest.is_some() {
+            let message = "a guest runs on this device value already".to_owned();
+            return Err(TeeError::Refused { code: RefusedCode::AlreadyBooted, message });
+        }
+        done(&session.call(self, &Request::Start)?)?;
+        session.guest = Some(Guest::Started);
+        Ok(())
+    }
+
+    fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
+        if event.version != EventVersion::V1 {
+            return Err(TeeError::BadEvent { why: "is of version 2, which an emulated guest does not measure" });
+        }
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        // what would make the whole log worthless is refused before it is measured, as on hardware
+        let booted = matches!(session.guest, Some(Guest::Booted(_)));
+        let ready = RuntimeEvent { event: "system-ready".to_owned(), payload: Vec::new(), version: EventVersion::V1 };
+        let log: Vec<RuntimeEvent> = booted.then_some(ready).into_iter().chain(session.events.iter().cloned()).collect();
+        check(event, &log)?;
+        let request = measure(event);
+        let answer = match session.call(self, &request) {
+            Err(TeeError::Broken { .. }) => session.call(self, &request),
+            answer => answer,
+        };
+        match answer {
+            Err(TeeError::Refused { code: RefusedCode::NoRegister, .. }) => return Err(TeeError::NoEvents),
+            answer => done(&answer?)?,
+        }
+        session.events.push(event.clone());
+        Ok(())
     }
 
     fn describe(&self) -> Result<Description, TeeError> {

@@ -9,6 +9,7 @@
 //! it the caller is a node, and its measurement is that of the executable on the other end of the socket, which the
 //! server learns from the peer credentials and never from the request.
 
+use crate::runtime_log::{NAME_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use dstack_protocol::Platform;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -24,6 +25,7 @@ pub const COMPOSE_BYTES_MAX: usize = 200 * 1024;
 /// Longest `purpose` of a platform key, in bytes.
 pub const PURPOSE_BYTES_MAX: usize = 256;
 
+const _: () = assert!(2 * PAYLOAD_BYTES_MAX + 6 * NAME_BYTES_MAX + 4096 < FRAME_BYTES_MAX);
 const _: () = assert!(2 * COMPOSE_BYTES_MAX + 4096 < FRAME_BYTES_MAX);
 
 /// What a caller asks.
@@ -34,6 +36,11 @@ pub enum Request {
     Describe,
     /// Boots an emulated guest on this connection; once per connection. Answered by [`Response::Booted`].
     Boot(Boot),
+    /// Starts an emulated guest of which nothing is measured yet, on TDX; once per connection, and not with a boot. Its events follow by
+    /// [`Request::Measure`]. Answered by [`Response::Done`].
+    Start,
+    /// Measures one more event into the guest's RTMR3. Answered by [`Response::Done`].
+    Measure(Measure),
     /// Evidence over `report_data` for what runs on this connection. Answered by [`Response::Evidence`].
     Evidence {
         /// The 64 bytes the evidence is bound to.
@@ -70,6 +77,16 @@ pub struct Boot {
     pub key_provider: Option<KeyProvider>,
 }
 
+/// A runtime event of version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measure {
+    /// Its name, at most [`NAME_BYTES_MAX`] bytes.
+    pub event: String,
+    /// Its payload, at most [`PAYLOAD_BYTES_MAX`] bytes.
+    pub payload: HexBytes,
+}
+
 /// Payload of the `key-provider` event: this struct's compact JSON, members in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +105,8 @@ pub enum Response {
     Description(Description),
     /// To [`Request::Boot`].
     Booted(Booted),
+    /// To [`Request::Start`] and [`Request::Measure`].
+    Done,
     /// To [`Request::Evidence`]: the versioned attestation, SCALE V0.
     Evidence {
         /// The bytes that go into X.509 extension `.8`.
@@ -190,6 +209,8 @@ pub enum RefusedCode {
     UnknownCaller,
     /// This machine has no key bound to a measurement. Nobody's fault: nothing can be sealed there.
     NoPlatformKey,
+    /// What runs on this connection has no register for events: a node, or an enclave. Nobody's fault.
+    NoRegister,
     /// The device failed. Not the caller's fault: retry.
     Internal,
 }

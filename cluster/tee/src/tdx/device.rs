@@ -29,14 +29,6 @@ impl TdxDevice {
     pub const fn guest(&self) -> &TdGuest {
         &self.guest
     }
-
-    /// Measures `event` into RTMR3 and writes it to the runtime event log.
-    ///
-    /// # Errors
-    /// As [`crate::runtime_log::RuntimeLog::append`].
-    pub fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
-        self.guest.log().append(event, &[self.guest.rtmr()])
-    }
 }
 
 impl Device for TdxDevice {
@@ -65,6 +57,14 @@ impl Device for TdxDevice {
 
     fn boot_app(&self, _boot: Boot) -> Result<Booted, TeeError> {
         Err(TeeError::NoGuests)
+    }
+
+    fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
+        self.guest.log().append(event, &[self.guest.rtmr()])
+    }
+
+    fn runtime_events(&self) -> Result<Vec<RuntimeEvent>, TeeError> {
+        self.guest.log().read()
     }
 
     fn describe(&self) -> Result<Description, TeeError> {

@@ -45,14 +45,6 @@ impl GcpDevice {
         Ok(Self { guest, tpm, boot_log })
     }
 
-    /// Measures `event` into RTMR3 and PCR 14 and writes it to the runtime event log.
-    ///
-    /// # Errors
-    /// As [`crate::runtime_log::RuntimeLog::append`].
-    pub fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
-        self.guest.log().append(event, &[self.guest.rtmr(), &Pcr14(&self.tpm)])
-    }
-
     /// The TPM below.
     #[must_use]
     pub const fn tpm(&self) -> &Tpm {
@@ -113,6 +105,14 @@ impl Device for GcpDevice {
 
     fn boot_app(&self, _boot: Boot) -> Result<Booted, TeeError> {
         Err(TeeError::NoGuests)
+    }
+
+    fn measure(&self, event: &RuntimeEvent) -> Result<(), TeeError> {
+        self.guest.log().append(event, &[self.guest.rtmr(), &Pcr14(&self.tpm)])
+    }
+
+    fn runtime_events(&self) -> Result<Vec<RuntimeEvent>, TeeError> {
+        self.guest.log().read()
     }
 
     /// Measurement: the TD's 224 bytes, then PCR 0 and PCR 2.
