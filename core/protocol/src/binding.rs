@@ -3,7 +3,7 @@
 //! Source: threshold.md §1.6, §2.2, §3; dstack's own binding from the attestation reference §3.
 
 use crate::codec::{Writer, sha256, sha512};
-use crate::ids::{ClusterId, Epoch, Generation, NodeIndex, RootTag, Seat};
+use crate::ids::{AppId, ClusterId, Epoch, Generation, NodeIndex, RootTag, Seat};
 
 /// 64 bytes that a platform signs with the measurement.
 pub type ReportData = [u8; 64];
@@ -85,6 +85,21 @@ pub fn genesis_certificate(
 ) -> ReportData {
     let mut w = Writer::labelled("DKMS-V1-GENESIS");
     w.raw(&cluster_id.0).u32(generation.0).u8(root.byte()).lp(public_key).raw(transcript);
+    sha512(&[&w.into_bytes()])
+}
+
+/// An app's claim to its secp256k1 key in mode C (threshold.md §5.1).
+#[must_use]
+pub fn app_pk(
+    cluster_id: &ClusterId,
+    generation: Generation,
+    app_id: &AppId,
+    app_pk: &[u8; 33],
+    beacon_pos: u64,
+    beacon: &[u8; 32],
+) -> ReportData {
+    let mut w = Writer::labelled("DKMS-V1-APPPK");
+    w.raw(&cluster_id.0).u32(generation.0).raw(&app_id.0).raw(app_pk).u64(beacon_pos).raw(beacon);
     sha512(&[&w.into_bytes()])
 }
 

@@ -5,10 +5,12 @@
 use crate::ceremony::{Message, Open, Step};
 use crate::codec::{DecodeError, Reader, Wire, Writer};
 use crate::collateral::Pin;
+use crate::env::EnvAttempt;
 use crate::governance::Entry;
 use crate::limits::{COLLATERAL_BYTES_MAX, COMMAND_BYTES_MAX, GENESIS_BYTES_MAX, INTENT_BATCH_MAX};
 use crate::log::BeaconBody;
 use crate::release::Intent;
+use crate::sign::{SignAsk, Signed};
 
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,12 @@ pub enum Command {
     Checkpoint,
     /// Replaces the collateral in force.
     Collateral(Pin),
+    /// Asks for a root's signature.
+    Sign(SignAsk),
+    /// Stores one.
+    Signed(Signed),
+    /// Begins an attempt to compute an app's env public key.
+    Env(EnvAttempt),
 }
 
 impl Wire for Command {
@@ -59,6 +67,9 @@ impl Wire for Command {
             Self::Governance(entry) => w.u8(7).value(entry),
             Self::Checkpoint => w.u8(8),
             Self::Collateral(pin) => w.u8(9).value(pin),
+            Self::Sign(ask) => w.u8(10).value(ask),
+            Self::Signed(signed) => w.u8(11).value(signed),
+            Self::Env(attempt) => w.u8(12).value(attempt),
         };
     }
 
@@ -83,6 +94,9 @@ impl Wire for Command {
             7 => Entry::read(r).map(Self::Governance),
             8 => Ok(Self::Checkpoint),
             9 => Pin::read(r).map(Self::Collateral),
+            10 => SignAsk::read(r).map(Self::Sign),
+            11 => Signed::read(r).map(Self::Signed),
+            12 => EnvAttempt::read(r).map(Self::Env),
             _ => Err(DecodeError::Field { field: "command", reason: "unknown command" }),
         }
     }
@@ -91,7 +105,7 @@ impl Wire for Command {
 /// What became of one leaf, or of one intent of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Leaf number; of a duplicate intent, the first copy's.
+    /// Leaf number; of a duplicate intent or of a repeated ask for a signature, the first copy's.
     pub pos: u64,
     /// 0 applied, else the refusal code.
     pub code: u16,

@@ -52,6 +52,12 @@ pub const APPROVALS_MAX: usize = OPERATORS_MAX;
 pub const INTENT_BATCH_MAX: usize = 256;
 /// One Raft command, bytes.
 pub const COMMAND_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Host names of one node's issuing CA.
+pub const ISSUING_HOSTS_MAX: usize = 8;
+/// A host name, bytes of text.
+pub const HOST_BYTES_MAX: usize = 253;
+/// A stored signature: a certificate's DER or 65 bytes.
+pub const SIGNED_BYTES_MAX: usize = 8 * 1024;
 /// Ceremony message body, bytes.
 pub const CEREMONY_BODY_BYTES_MAX: usize = EVIDENCE_BYTES_MAX + 64 * 1024;
 /// Hashes of an inclusion proof.
@@ -73,6 +79,18 @@ pub const CLOCK_SKEW_MS_MAX: u64 = 90_000;
 pub const BEACON_KEEP_MS: u64 = 4_000_000;
 /// The leader proposes a beacon every so often, ms.
 pub const BEACON_EVERY_MS: u64 = 30_000;
+/// An env attempt ends after this, ms of log time.
+pub const ENV_ATTEMPT_MS_MAX: u64 = 60_000;
+/// Env attempts that need no operator.
+pub const ENV_ATTEMPTS_FREE: u8 = 3;
+/// An app's env key is signed with a date at most once in this, ms of log time.
+pub const ENV_KEY_AT_EVERY_MS: u64 = 60_000;
+/// Window in which a node's issuing CAs are counted, ms of log time.
+pub const ISSUING_WINDOW_MS: u64 = 3_600_000;
+/// Issuing CAs of one node in [`ISSUING_WINDOW_MS`].
+pub const ISSUING_ASKS_MAX: usize = 6;
+/// Life of a node's issuing CA, seconds.
+pub const ISSUING_CA_S: u64 = 7 * 86_400;
 /// Timeout of one round of a ceremony, ms of log time.
 pub const CEREMONY_ROUND_MS_MAX: u64 = 60_000;
 /// A holder waits this long for an intent's position to be applied, ms.
@@ -87,5 +105,6 @@ const _: () = assert!(CEREMONY_BODY_BYTES_MAX + 4096 <= COMMAND_BYTES_MAX);
 const _: () = assert!(COLLATERAL_BYTES_MAX + GENESIS_BYTES_MAX <= COMMAND_BYTES_MAX);
 const _: () = assert!(COLLATERAL_BYTES_MAX + 6 * COLLATERAL_PLATFORMS_MAX + 4096 <= COMMAND_BYTES_MAX);
 const _: () = assert!(COMMAND_BYTES_MAX + 65_536 <= FRAME_BYTES_MAX);
+const _: () = assert!(SIGNED_BYTES_MAX + 4096 <= COMMAND_BYTES_MAX);
 const _: () = assert!(BEACON_KEEP_MS > SESSION_MS_MAX + INTENT_ROW_MS_MAX);
 const _: () = assert!(WISHES_MAX * (PATH_BYTES_MAX + 25) + 512 <= RELREQ_BYTES_MAX);

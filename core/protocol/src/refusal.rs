@@ -140,6 +140,21 @@ codes! {
     112 CollateralDrops "COLLATERAL_DROPS" false "a platform is left out only when its collateral is over, and named" "keep the platform in the bundle";
     113 CollateralUnchanged "COLLATERAL_UNCHANGED" false "a pin brings something newer" "nothing: the bundle in force is as new";
     114 CollateralTooMany "COLLATERAL_TOO_MANY" true "the state keeps eight bundles at most" "retry when open intents have ended, within 240 s";
+    120 RootMissing "ROOT_MISSING" true "a signature is made by a root in force" "wait until the ceremony of that root has switched; see status";
+    121 SignPinned "SIGN_PINNED" false "one key of an app is signed in a generation, the first one; only an app's own claim replaces a legacy release's" "use the key that is pinned; if it is wrong, a node lied when it served the app's first release: see its log";
+    122 SignBasis "SIGN_BASIS" false "an app's key rests on a mode L release of that class to the asking node at most 240 s old, or on the app's own claim; other objects on the state alone" "release the key in mode L through this node and ask again, or bring a claim";
+    123 SignTooSoon "SIGN_TOO_SOON" true "an app's env key is signed with a date once in 60 s, a node has six issuing CAs an hour" "use the signature that is stored, or wait";
+    124 SignTimestamp "SIGN_TIMESTAMP" true "the date of an env key is the log time of its ask in seconds" "ask again with the present log time";
+    125 SignUnsupported "SIGN_UNSUPPORTED" false "a statement names a generation after the first" "nothing: this cluster has generation 0 alone";
+    126 SignUnknown "SIGN_UNKNOWN" false "a signature answers an open ask" "nothing: the ask has its signature, or another ask replaced it";
+    127 SignatureInvalid "SIGNATURE_INVALID" false "what is stored verifies under the root and is over what was asked for" "run the signing again; see the log for the signers named";
+    128 SignAuthor "SIGN_AUTHOR" false "a node in force asks in its own name, and for no other node's issuing CA" "ask from the node itself";
+    129 ClaimInvalid "CLAIM_INVALID" false "a claim is signed by the key it claims and bound to evidence of the app over a beacon at most 120 s old" "make a new claim over a recent beacon; the detail names the part";
+    130 EnvKeyMissing "ENV_KEY_MISSING" true "an app's env public key is computed once, after its registration" "wait some seconds; if it lasts, an operator starts the next attempt";
+    131 EnvKeyPinned "ENV_KEY_PINNED" false "an app's env public key is pinned in its generation" "nothing: the key is there";
+    132 EnvAttemptOpen "ENV_ATTEMPT_OPEN" true "one attempt for an env key at a time, numbered without gaps" "wait for its end: 60 s of log time at most";
+    133 EnvAttemptsSpent "ENV_ATTEMPTS_SPENT" false "after three attempts an operator starts the next" "an operator signs the next attempt";
+    134 EnvNotNamed "ENV_NOT_NAMED" false "the node that the open attempt names computes the env key" "nothing: another node is named, or the attempt is over";
 }
 
 impl RefusalCode {

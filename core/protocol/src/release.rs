@@ -56,7 +56,7 @@ impl KeyClass {
         Self::ALL.into_iter().find(|c| c.name() == name)
     }
 
-    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Self::from_byte(r.u8("class")?).ok_or(DecodeError::Field { field: "class", reason: "reserved key class" })
     }
 }
@@ -114,7 +114,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         match r.u8("mode")? {
             0x43 => Ok(Self::Client),
             0x4c => Ok(Self::Legacy),
@@ -125,7 +125,7 @@ impl Mode {
 }
 
 /// Whether an X25519 key has low order (RFC 7748 §6.1): every shared secret with it is zero, so what is sealed to it is sealed to nobody.
-fn is_low_order(mut u: [u8; 32]) -> bool {
+pub(crate) fn is_low_order(mut u: [u8; 32]) -> bool {
     // Orders 1, 2, 4, and both of order 8; then p − 1 (order 4 of the twist), p and p + 1: not canonical forms of 0 and 1.
     const LOW: [[u8; 32]; 7] = [
         [0; 32],

@@ -11,6 +11,8 @@ use crate::genesis::Genesis;
 use crate::governance::{Action, Approval, Mono, Object};
 use crate::ids::{AppId, Epoch, Generation, NodeIndex, RootTag, Seat, UnixMillis};
 use crate::limits::{APPROVALS_MAX, COLLATERAL_BYTES_MAX, COMMAND_BYTES_MAX, GENESIS_BYTES_MAX, NODES_MAX, POLICY_BYTES_MAX};
+use crate::release::{KeyClass, Mode};
+use crate::sign::SignKey;
 
 /// A value inside the state. Like [`Wire`], without a cap of its own: the snapshot is capped as a whole.
 pub trait Canonical: Sized {
@@ -62,6 +64,24 @@ impl Canonical for bool {
 }
 
 impl Canonical for RootTag {
+    fn put(&self, w: &mut Writer) {
+        w.u8(self.byte());
+    }
+    fn take(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Self::read(r)
+    }
+}
+
+impl Canonical for Mode {
+    fn put(&self, w: &mut Writer) {
+        w.u8(*self as u8);
+    }
+    fn take(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Self::read(r)
+    }
+}
+
+impl Canonical for KeyClass {
     fn put(&self, w: &mut Writer) {
         w.u8(self.byte());
     }
@@ -325,6 +345,12 @@ state_struct!(
         generation: Generation,
         /// The app.
         app_id: AppId,
+        /// Who combines.
+        mode: Mode,
+        /// 0 in mode C, else the combining node.
+        coordinator: NodeIndex,
+        /// Key classes asked for.
+        classes: BTreeSet<KeyClass>,
     }
 );
 state_struct!(
@@ -430,8 +456,15 @@ state_struct!(
         policies: BTreeMap<[u8; 32], Blob>,
         /// Open intents by id.
         intents: BTreeMap<[u8; 32], IntentRow>,
+        /// Signatures of roots `ca` and `id`: what was asked for, and what came of it.
+        signatures: BTreeMap<SignKey, SignRow>,
+        /// Env public keys, and the attempts to compute them.
+        env_keys: BTreeMap<(Generation, AppId), EnvRow>,
     }
 );
+
+mod sign;
+pub use sign::{AskRow, EnvRow, SignRow, SignedRow};
 
 /// Largest snapshot accepted, bytes.
 pub const STATE_BYTES_MAX: usize = 256 * 1024 * 1024;

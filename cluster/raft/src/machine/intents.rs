@@ -104,6 +104,9 @@ pub(super) fn insert(state: &mut State, intent: &Intent, pos: u64) {
         members_version: state.members_version,
         generation: intent.generation,
         app_id: intent.app_id,
+        mode: intent.mode,
+        coordinator: intent.coordinator,
+        classes: intent.wishes.iter().map(|(class, _)| *class).collect(),
     };
     state.intents.insert(intent.id(), row);
 }

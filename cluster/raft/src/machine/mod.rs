@@ -214,6 +214,8 @@ impl KmsMachine {
             apps: BTreeMap::new(),
             policies: BTreeMap::new(),
             intents: BTreeMap::new(),
+            signatures: BTreeMap::new(),
+            env_keys: BTreeMap::new(),
         };
         let draft = Draft { kind: RecordKind::Genesis, outcome: Ok(()), body: genesis.to_vec() };
         let (leaves, outcomes, _) = append(&mut state, vec![draft]);
@@ -242,6 +244,8 @@ impl KmsMachine {
                     Command::Step(step) => ceremony::step(state, &cluster_id, step),
                     Command::Governance(entry) => govern(state, &cluster_id, entry, &mut effects),
                     Command::Collateral(pin) => collateral::apply(state, &self.birth.roots, pin),
+                    // No root `ca` or `id` is in force yet.
+                    Command::Sign(_) | Command::Signed(_) | Command::Env(_) => Err(RefusalCode::RootMissing),
                     Command::Checkpoint | Command::Intents(_) => Ok(()),
                 };
                 let (leaves, outcomes, _) = append(state, vec![Draft { kind, outcome, body }]);
@@ -339,6 +343,9 @@ fn named(command: &Command) -> (RecordKind, Vec<u8>) {
         Command::Governance(entry) => (RecordKind::Governance, entry.encode()),
         Command::Checkpoint => (RecordKind::Checkpoint, Vec::new()),
         Command::Collateral(pin) => (RecordKind::Collateral, pin.collateral_id().to_vec()),
+        Command::Sign(ask) => (RecordKind::Signature, ask.encode()),
+        Command::Signed(signed) => (RecordKind::Signature, signed.encode()),
+        Command::Env(attempt) => (RecordKind::Env, attempt.encode()),
     }
 }
 

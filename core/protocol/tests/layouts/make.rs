@@ -2,6 +2,7 @@
 //! inside the rules that the decoders check, and reaching every variant.
 
 mod collateral;
+mod sign;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,6 +100,8 @@ macro_rules! plain {
     )*};
 }
 
+use plain;
+
 macro_rules! one_of {
     ($($t:ty => [$($variant:expr),* $(,)?])*) => {$(
         impl Make for $t { fn make(s: &mut Source<'_>) -> Self { s.pick(&[$($variant),*]) } }
@@ -150,8 +153,7 @@ one_of! {
     ]
     ActionKind => [
         ActionKind::SetAppPolicy, ActionKind::Revoke, ActionKind::Unrevoke, ActionKind::SetOperators, ActionKind::GrantSeat,
-        ActionKind::SetSettings, ActionKind::AllowNodeMeasurement, ActionKind::NewGeneration, ActionKind::DestroyGeneration,
-        ActionKind::Resume,
+        ActionKind::SetSettings, ActionKind::AllowNodeMeasurement, ActionKind::NewGeneration, ActionKind::DestroyGeneration, ActionKind::Resume,
     ]
     Mode => [Mode::Client, Mode::Legacy, Mode::Env]
     TcbStatus => [
@@ -191,7 +193,7 @@ plain! {
     BeaconRow { value, log_time }
     SeatRow { index, node_key, incarnation }
     AppRow { policy_hash, tokens_milli, refilled }
-    IntentRow { pos, size, log_root, log_time, policy_hash, collateral_id, members_version, generation, app_id }
+    IntentRow { pos, size, log_root, log_time, policy_hash, collateral_id, members_version, generation, app_id, mode, coordinator, classes }
 }
 
 impl Make for Message {
@@ -280,7 +282,7 @@ impl Make for Open {
 
 impl Make for Command {
     fn make(s: &mut Source<'_>) -> Self {
-        let which = s.below(9);
+        let which = s.below(12);
         Self::variant(s, which)
     }
 }
@@ -301,7 +303,10 @@ impl Variants for Command {
             5 => Self::Step(Make::make(s)),
             6 => Self::Governance(Make::make(s)),
             7 => Self::Checkpoint,
-            _ => Self::Collateral(Make::make(s)),
+            8 => Self::Collateral(Make::make(s)),
+            9 => Self::Sign(Make::make(s)),
+            10 => Self::Signed(Make::make(s)),
+            _ => Self::Env(Make::make(s)),
         }
     }
 }

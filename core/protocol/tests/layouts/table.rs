@@ -3,6 +3,7 @@
 use dstack_protocol::ceremony::{AdmitBody, ComplainBody, DealBody, JoinBody, Message, Open, ReadyBody, Step};
 use dstack_protocol::collateral::{Pin, PinRequest};
 use dstack_protocol::command::{Command, CommandAnswer};
+use dstack_protocol::env::{EnvAttempt, EnvPubBody};
 use dstack_protocol::genesis::{Genesis, GenesisCertificate};
 use dstack_protocol::governance::{Action, Entry, OperatorsBody};
 use dstack_protocol::hello::Hello;
@@ -11,6 +12,7 @@ use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, Out, PartialPlain, RelReq};
 use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
+use dstack_protocol::sign::{AppPkClaim, SignAsk, SignObject, Signed};
 use dstack_protocol::state::State;
 use dstack_protocol::{DecodeError, Refusal, Wire};
 
@@ -68,6 +70,12 @@ wire!(
     ReleaseAnswer,
     ReleaseAsk,
     Refusal,
+    SignObject,
+    SignAsk,
+    Signed,
+    AppPkClaim,
+    EnvAttempt,
+    EnvPubBody,
 );
 
 impl Format for PartialPlain {
@@ -201,10 +209,19 @@ pub(crate) fn layouts() -> Vec<Layout> {
         layout::<ReleaseAnswer>("release-answer"),
         layout::<ClockAsk>("clock-ask"),
         layout::<State>("state"),
+        layout::<Signed>("signed"),
+        layout::<AppPkClaim>("app-pk-claim"),
+        layout::<EnvAttempt>("env-attempt"),
+        layout::<EnvPubBody>("env-pub-body"),
     ];
     all.extend(variants!(Command:
         0 "command-genesis", 1 "command-beacon", 2 "command-intents", 3 "command-ceremony", 4 "command-open", 5 "command-step",
-        6 "command-governance", 7 "command-checkpoint", 8 "command-collateral"));
+        6 "command-governance", 7 "command-checkpoint", 8 "command-collateral",
+        9 "command-sign", 10 "command-signed", 11 "command-env"));
+    all.extend(variants!(SignObject:
+        0 "sign-object-root-ca", 1 "sign-object-app-ca", 2 "sign-object-issuing-ca", 3 "sign-object-generation",
+        4 "sign-object-app-key", 5 "sign-object-env-key", 6 "sign-object-env-key-at"));
+    all.extend(variants!(SignAsk: 0 "sign-ask", 1 "sign-ask-release", 5 "sign-ask-claim"));
     all.extend(variants!(Entry: 0 "entry-propose", 1 "entry-approve", 1 "entry-approve-given", 2 "entry-activate"));
     all
 }

@@ -1,6 +1,6 @@
 //! Pins against software collateral: what replaces the bundle in force and what does not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dstack_attest::{CollateralBundle, TrustRoots, X509Pool};
@@ -8,8 +8,9 @@ use dstack_protocol::collateral::Pin;
 use dstack_protocol::command::{Command, CommandAnswer};
 use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, SeatGrant, collateral_id};
 use dstack_protocol::log::{Record, RecordKind, body_hash};
+use dstack_protocol::release::Mode;
 use dstack_protocol::state::IntentRow;
-use dstack_protocol::{AppId, Generation, Platform, RefusalCode, Seat, UnixMillis, Wire};
+use dstack_protocol::{AppId, Generation, NodeIndex, Platform, RefusalCode, Seat, UnixMillis, Wire};
 use dstack_secret::Secret;
 use dstack_testkit::tdx::{CollateralSpec, bundle_json};
 use dstack_testkit::{SoftwareRoots, Validity};
@@ -182,6 +183,9 @@ fn bundles_stay_while_rows_name_them_and_are_few() {
         members_version: 0,
         generation: Generation(0),
         app_id: AppId([0; 20]),
+        mode: Mode::Client,
+        coordinator: NodeIndex(0),
+        classes: BTreeSet::new(),
     };
     for evaluation in 18..25_u32 {
         let state = w.machine.state.as_mut().unwrap();

@@ -96,6 +96,8 @@ impl Make for State {
             apps: s.map(2),
             policies: s.map(2),
             intents: s.map(2),
+            signatures: s.map(3),
+            env_keys: s.map(2),
         }
     }
 }
