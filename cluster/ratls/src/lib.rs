@@ -9,6 +9,7 @@
 //! - [`hello`]: which seat and node key a node connection speaks for.
 //! - [`server`], [`plain`], [`limits`]: listeners.
 //! - [`peer_client`], [`client`]: connections to nodes, as a node and as a client; [`probe`]: a look at a server's certificate.
+//! - [`prpc`]: dstack's RPC over HTTP: forms, limits, statuses.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +32,7 @@ pub mod peer_client;
 pub mod plain;
 mod pool;
 pub mod probe;
+pub mod prpc;
 pub mod server;
 pub mod source;
 mod tls;

@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("policy", &["attest"]),
     ("release", &["attest", "policy", "threshold", "audit"]),
     ("storage", &["attest"]),
-    ("ratls", &["attest", "certificates"]),
+    ("ratls", &["attest", "certificates", "prpc"]),
     ("tee", &["attest"]),
     ("collateral", &["attest"]),
     ("onchain", &["attest"]),
