@@ -1,8 +1,8 @@
 //! DKG, partial evaluation, proofs, combination; knows nothing of policy.
 //!
 //! Owns: the arithmetic of shared roots. A root secret exists only as shares; no function here computes one from shares.
-//! Never: reads a clock, draws randomness (it comes in as bytes), decides who may have a key.
-//! Source: threshold.md §0 (constants), §1 (PRF), §2.3 (answers), §3 (key generation), §6 (shares at rest).
+//! Never: reads a clock, draws randomness (it comes in as bytes; ADR 0017 names the one exception), decides who may have a key.
+//! Source: threshold.md §0 (constants), §1 (PRF), §2.3 (answers), §3 (key generation), §5 (signatures), §6 (shares at rest).
 //!
 //! | module | what |
 //! | --- | --- |
@@ -14,6 +14,7 @@
 //! | [`answer`] | partials sealed to a client's one-time key |
 //! | [`dkg`] | distributed key generation: dealer, recipient, verdict, ceremony |
 //! | [`message`] | signatures of ceremony messages |
+//! | [`sign`] | threshold signatures: FROST, ECDSA |
 //! | [`share_file`] | shares and node keys at rest |
 //!
 //! What wiping does not cover: registers and stack slots of the arithmetic libraries, and the hash states of proofs.
@@ -35,6 +36,7 @@ pub mod message;
 pub mod prf;
 pub mod shamir;
 pub mod share_file;
+pub mod sign;
 #[cfg(test)]
 mod testing;
 mod xmd;

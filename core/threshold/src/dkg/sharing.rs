@@ -85,6 +85,11 @@ impl<G: Group> Sharing<G> {
         self.verification_keys.iter().map(|(j, vk)| (*j, G::encode(vk).as_ref().to_vec())).collect()
     }
 
+    /// `PK` and every `VK_j`, decoded.
+    pub(crate) fn elements(&self) -> (&G::Element, &BTreeMap<NodeIndex, G::Element>) {
+        (&self.public_key, &self.verification_keys)
+    }
+
     pub(super) fn verification_key(&self, holder: NodeIndex) -> Option<&G::Element> {
         self.verification_keys.get(&holder)
     }
