@@ -1,9 +1,10 @@
 //! The versioned attestation: what X.509 extension `.8`, a certificate request or an API answer carries.
-//! Owns: its two encodings (SCALE V0, msgpack V1), the types they decode into, stripping, AppInfo. Never: verifies
+//! Owns: its two encodings (SCALE V0, msgpack V1), the types they decode into, stripping, AppInfo, requests. Never: verifies
 //! anything; what is decoded here is a claim until a platform module has judged it.
 //! Source: dstack attestation reference, section 2.
 
 mod app_info;
+mod csr;
 mod event_json;
 mod msgpack;
 mod scale;
@@ -12,6 +13,7 @@ mod v0;
 mod v1;
 
 pub use app_info::AppInfo;
+pub use csr::{ALT_NAMES_MAX, CONFIRM, CSR_BYTES_MAX, CertificateConfig, CertificateRequest, CsrError, verify_csr_signature};
 
 use crate::AttestError;
 use dstack_protocol::Platform;

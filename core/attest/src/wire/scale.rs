@@ -83,6 +83,11 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| item(self)).collect()
     }
 
+    /// All that is left.
+    pub(super) const fn rest(self) -> &'a [u8] {
+        self.rest
+    }
+
     /// Nothing may be left.
     pub(super) fn end(self, part: &'static str) -> Result<(), AttestError> {
         if self.rest.is_empty() { Ok(()) } else { Err(AttestError::TrailingBytes { part, count_bytes: self.rest.len() }) }
