@@ -10,9 +10,10 @@ use std::time::Duration;
 use actix::Addr;
 use dstack_attest::VerifiedIdentity;
 use dstack_protocol::limits::HOLDER_WAIT_MS_MAX;
-use dstack_protocol::release::{Ask, Go, Out};
+use dstack_protocol::release::{Ask, Go, Mode, Out};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode};
-use dstack_release::SignedAsk;
+use dstack_release::AttributedAsk;
+use dstack_release::asker::expected_intent_id;
 use dstack_release::session::check_evidence_hash;
 
 use crate::mailbox::of_mailbox;
@@ -29,8 +30,8 @@ pub const SESSIONS_MAX: usize = 4096;
 
 #[derive(Clone)]
 struct Pending {
-    signed: SignedAsk,
-    identity: Arc<VerifiedIdentity>,
+    attributed: AttributedAsk,
+    identity: Option<Arc<VerifiedIdentity>>,
 }
 
 struct Bounded<V> {
@@ -93,50 +94,59 @@ impl Holder {
     }
 
     /// Judges evidence, or finds the session it judged before: with the collateral that the intent's row names, before there is
-    /// a row with the collateral in force.
+    /// a row with the collateral in force. `from`: index of the node that brings the request, 0 for a client. Mode E has no evidence.
     ///
     /// # Errors
     /// [`RefusalCode::NeedEvidence`] when it is neither sent nor known; the verifier's refusal.
-    pub async fn identify(&self, ask: &Ask) -> Result<Arc<VerifiedIdentity>, Refusal> {
+    pub async fn identify(&self, ask: &Ask, from: NodeIndex) -> Result<Option<Arc<VerifiedIdentity>>, Refusal> {
+        if ask.request.mode == Mode::Env {
+            return Ok(None);
+        }
         let hash = ask.request.evidence_hash;
-        let id = ask.request.intent(NodeIndex(0)).id();
+        let id = expected_intent_id(ask, from);
         let collateral_id = read(&*self.log, |state| state.intents.get(&id).map_or(state.collateral_id, |row| row.collateral_id))?;
         if ask.evidence.is_empty() {
             let known = lock(&self.sessions).get(&hash);
             let fresh = known.filter(|identity| identity.earliest_expiry() > (self.now)() && *identity.collateral_id() == collateral_id);
-            return fresh.ok_or_else(|| Refusal::new(RefusalCode::NeedEvidence, "evidence judged here before, or sent", "neither"));
+            let needed = || Refusal::new(RefusalCode::NeedEvidence, "evidence judged here before, or sent", "neither");
+            return fresh.map(Some).ok_or_else(needed);
         }
         check_evidence_hash(&ask.request, &ask.evidence)?;
         let identity = self.verifier.verify(Arc::from(ask.evidence.as_slice()), collateral_id).await?;
         lock(&self.sessions).put(hash, Arc::clone(&identity));
-        Ok(identity)
+        Ok(Some(identity))
     }
 
-    /// Takes a request early: verifies and judges it beside the commit.
+    /// Takes a request early: verifies and judges it beside the commit. `from`: index of the node that brings it.
     ///
     /// # Errors
     /// The first rule broken.
-    pub async fn ask(&self, mut ask: Ask) -> Result<(), Refusal> {
-        let identity = self.identify(&ask).await?;
+    pub async fn ask(&self, mut ask: Ask, from: NodeIndex) -> Result<(), Refusal> {
+        let identity = self.identify(&ask, from).await?;
         ask.evidence.clear();
-        let signed = self.judge(Arc::new(ask), &identity).await?;
-        self.keep(signed, identity);
+        let attributed = self.judge(Arc::new(ask), from, &identity).await?;
+        self.keep(attributed, identity);
         Ok(())
     }
 
-    /// Judges a request against the applied state, its signature included; the proof of that is the answer.
+    /// Judges a request against the applied state, who asks it included; the proof of that is the answer.
     ///
     /// # Errors
     /// The first rule broken.
-    pub async fn judge(&self, ask: Arc<Ask>, identity: &Arc<VerifiedIdentity>) -> Result<SignedAsk, Refusal> {
-        let message = Precheck { ask, identity: Arc::clone(identity) };
+    pub async fn judge(
+        &self,
+        ask: Arc<Ask>,
+        from: NodeIndex,
+        identity: &Option<Arc<VerifiedIdentity>>,
+    ) -> Result<AttributedAsk, Refusal> {
+        let message = Precheck { ask, from, identity: identity.clone() };
         self.policy.send(message).await.map_err(|error| of_mailbox(policy::NAME, error))?
     }
 
     /// Keeps a request that was judged here until its `go`.
-    pub fn keep(&self, signed: SignedAsk, identity: Arc<VerifiedIdentity>) {
-        let id = signed.ask().request.intent(NodeIndex(0)).id();
-        lock(&self.pending).put(id, Pending { signed, identity });
+    pub fn keep(&self, attributed: AttributedAsk, identity: Option<Arc<VerifiedIdentity>>) {
+        let id = attributed.intent().id();
+        lock(&self.pending).put(id, Pending { attributed, identity });
     }
 
     /// Answers a request whose intent is committed at `go.pos`.
@@ -151,11 +161,11 @@ impl Holder {
 
     async fn answer(&self, go: Go) -> Result<Out, Refusal> {
         let pending = lock(&self.pending).get(&go.intent_id);
-        let Some(Pending { signed, identity }) = pending else {
+        let Some(Pending { attributed, identity }) = pending else {
             return Err(Refusal::new(RefusalCode::IntentUnknown, "an ask before its go", "none").retry_after(50));
         };
         self.applied(go.pos).await?;
-        let clearance = self.policy.send(Clear { signed, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))??;
+        let clearance = self.policy.send(Clear { attributed, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))??;
         self.shares.evaluate(clearance).await
     }
 

@@ -10,12 +10,14 @@
 //! | [`share_holder`] | threshold | its own threads; the only one that touches a share |
 //! | [`recorder`] | audit | an arbiter; batches intents |
 //! | [`release`] | release | an arbiter, one actor per request |
+//! | [`combine`] | threshold, audit | modes L and E: this node is its own client |
 //! | [`ceremony`] | threshold | an arbiter |
 //! | [`holder`] | | joins verifier, policy and share holder for a peer's ask and go |
 #![forbid(unsafe_code)]
 
 pub mod board;
 pub mod ceremony;
+pub mod combine;
 pub mod holder;
 pub mod mailbox;
 pub mod metrics;

@@ -11,12 +11,13 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "kms_actors_stage_seconds",
         "histogram",
         "stage",
-        "Time of one stage of a release: verify, decide, record, partials, evaluate, total.",
+        "Time of one stage of a release: verify, decide, record, partials, evaluate, total; combine in modes L and E.",
     ),
     ("kms_actors_releases_total", "counter", "outcome", "Releases coordinated here; outcome is ok or the refusal's code."),
     ("kms_actors_partials_total", "counter", "outcome", "Partials asked of this holder; outcome is ok or the refusal's code."),
     ("kms_actors_batch_intents", "histogram", "", "Intents in one proposal."),
     ("kms_actors_hedges_total", "counter", "", "Holders asked because partials of others were late."),
+    ("kms_actors_wrong_partials_total", "counter", "", "Partials dropped while this node combined in mode L or E; the log names the holders."),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
 ];
 
@@ -44,6 +45,10 @@ pub(crate) fn partial(outcome: &'static str) {
 
 pub(crate) fn hedged(holders: u64) {
     metrics::counter!("kms_actors_hedges_total").increment(holders);
+}
+
+pub(crate) fn wrong_partials(count: usize) {
+    metrics::counter!("kms_actors_wrong_partials_total").increment(u64::try_from(count).unwrap_or(u64::MAX));
 }
 
 pub(crate) fn batch(intents: usize) {

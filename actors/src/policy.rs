@@ -8,8 +8,8 @@ use std::time::Instant;
 use actix::{Actor, Context, Handler, Message};
 use dstack_attest::VerifiedIdentity;
 use dstack_protocol::release::{Ask, Go};
-use dstack_protocol::{ClusterId, Refusal};
-use dstack_release::SignedAsk;
+use dstack_protocol::{ClusterId, NodeIndex, Refusal};
+use dstack_release::AttributedAsk;
 use dstack_release::clearance::{Clearance, HolderView, clear, precheck};
 
 use crate::metrics;
@@ -57,22 +57,23 @@ impl Policy {
     }
 }
 
-/// Everything but the committed row: asked before anything is recorded, and by a holder that is asked early. The answer proves that the
-/// signature verifies.
+/// Everything but the committed row: asked before anything is recorded, and by a holder that is asked early. The answer proves who asks.
 #[derive(Message)]
-#[rtype(result = "Result<SignedAsk, Refusal>")]
+#[rtype(result = "Result<AttributedAsk, Refusal>")]
 pub struct Precheck {
     /// The request.
     pub ask: Arc<Ask>,
-    /// What its evidence proved.
-    pub identity: Arc<VerifiedIdentity>,
+    /// Index of the node that brings it, 0 for a client.
+    pub from: NodeIndex,
+    /// What its evidence proved; none in mode E.
+    pub identity: Option<Arc<VerifiedIdentity>>,
 }
 
 impl Handler<Precheck> for Policy {
-    type Result = Result<SignedAsk, Refusal>;
+    type Result = Result<AttributedAsk, Refusal>;
 
     fn handle(&mut self, message: Precheck, _context: &mut Self::Context) -> Self::Result {
-        self.view(|view| precheck(message.ask, &message.identity, view))
+        self.view(|view| precheck(message.ask, message.from, message.identity.as_deref(), view))
     }
 }
 
@@ -80,19 +81,19 @@ impl Handler<Precheck> for Policy {
 #[derive(Message)]
 #[rtype(result = "Result<Clearance, Refusal>")]
 pub struct Clear {
-    /// The request, its signature checked here.
-    pub signed: SignedAsk,
+    /// The request; who asks it was checked here.
+    pub attributed: AttributedAsk,
     /// Where its intent is.
     pub go: Go,
-    /// What its evidence proved.
-    pub identity: Arc<VerifiedIdentity>,
+    /// What its evidence proved; none in mode E.
+    pub identity: Option<Arc<VerifiedIdentity>>,
 }
 
 impl Handler<Clear> for Policy {
     type Result = Result<Clearance, Refusal>;
 
     fn handle(&mut self, message: Clear, _context: &mut Self::Context) -> Self::Result {
-        let clearance = self.view(|view| clear(&message.signed, &message.go, &message.identity, view))?;
+        let clearance = self.view(|view| clear(&message.attributed, &message.go, message.identity.as_deref(), view))?;
         let grant = clearance.grant();
         self.standings.note(Subject::App(grant.app_id()), grant.tcb_standing(), (self.now)());
         Ok(clearance)

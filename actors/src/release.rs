@@ -13,7 +13,7 @@ use dstack_protocol::release::{Ask, Go, Intent, Out};
 use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_GO, ReleaseAnswer};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode, RootTag, Seat, UnixMillis, Wire};
 use dstack_release::coordination::{Coordination, Effect, Input, Plan};
-use dstack_release::{Pace, SignedAsk};
+use dstack_release::{AttributedAsk, Pace};
 use tokio::sync::oneshot;
 
 use crate::holder::Holder;
@@ -52,16 +52,17 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Releases: verifies, judges, records, collects `t` sealed partials.
+    /// Releases: verifies, judges, records, collects `t` sealed partials. `from`: this node's index where it combines (modes L and E),
+    /// 0 for a client's request.
     ///
     /// # Errors
     /// The refusal, with its explanation; nothing is recorded when this node can tell beforehand.
-    pub async fn release(&self, ask: Ask, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
+    pub async fn release(&self, ask: Ask, from: NodeIndex, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
         let began = Instant::now();
         let answer = match self.gate.enter() {
             Ok(_place) => {
                 metrics::running(1.0);
-                let answer = self.run(ask, exclude).await;
+                let answer = self.run(ask, from, exclude).await;
                 metrics::running(-1.0);
                 answer
             }
@@ -72,15 +73,15 @@ impl Coordinator {
         answer
     }
 
-    async fn run(&self, mut ask: Ask, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
+    async fn run(&self, mut ask: Ask, from: NodeIndex, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
         // Cheap refusal early, with its explanation: no other holder trusts anything of this. This node's own holder is the same judge.
-        let identity = self.holder.identify(&ask).await?;
+        let identity = self.holder.identify(&ask, from).await?;
         let evidence = std::mem::take(&mut ask.evidence);
-        let signed = self.holder.judge(Arc::new(ask), &identity).await?;
-        let (plan, seats) = self.plan(signed.ask(), exclude)?;
-        let intent = signed.ask().request.intent(NodeIndex(0));
+        let attributed = self.holder.judge(Arc::new(ask), from, &identity).await?;
+        let (plan, seats) = self.plan(attributed.ask(), exclude)?;
+        let intent = attributed.intent();
         let (reply, answer) = oneshot::channel();
-        let request = Request { intent_id: intent.id(), intent, signed, evidence, identity, seats };
+        let request = Request { intent_id: intent.id(), intent, attributed, evidence, identity, seats };
         let (shared, started) = (self.clone(), (self.now)());
         let spawned = self.arbiter.spawn_fn(move || {
             let release = Release {
@@ -136,9 +137,9 @@ struct Request {
     intent: Intent,
     intent_id: [u8; 32],
     /// Without its evidence.
-    signed: SignedAsk,
+    attributed: AttributedAsk,
     evidence: Vec<u8>,
-    identity: Arc<VerifiedIdentity>,
+    identity: Option<Arc<VerifiedIdentity>>,
     seats: BTreeMap<NodeIndex, Seat>,
 }
 
@@ -226,13 +227,13 @@ impl Release {
         let seat = self.seat(index);
         if seat == self.shared.seat {
             // Judged here before anything was recorded.
-            self.shared.holder.keep(self.request.signed.clone(), Arc::clone(&self.request.identity));
+            self.shared.holder.keep(self.request.attributed.clone(), self.request.identity.clone());
             return self.input(Input::AskTaken(index), context);
         }
         let (request, peers) = (Arc::clone(&self.request), Arc::clone(&self.shared.peers));
         let asked = async move {
             // A holder that has judged this evidence needs only its hash.
-            let light = request.signed.ask();
+            let light = request.attributed.ask();
             match peers.post(seat, PATH_PEER_ASK, light.encode(), PEER_TIMEOUT).await {
                 Err(refusal) if refusal.code == RefusalCode::NeedEvidence => {
                     let whole = Ask { evidence: request.evidence.clone(), ..light.clone() };
@@ -269,9 +270,9 @@ impl Release {
                 other => return other,
             }
             // Collateral was pinned between ask and intent: the holder judges again, with the bundle of the row.
-            let whole = Ask { evidence: request.evidence.clone(), ..request.signed.ask().clone() };
+            let whole = Ask { evidence: request.evidence.clone(), ..request.attributed.ask().clone() };
             if own {
-                holder.ask(whole).await?;
+                holder.ask(whole, request.attributed.coordinator()).await?;
             } else {
                 peers.post(seat, PATH_PEER_ASK, whole.encode(), PEER_TIMEOUT).await?;
             }

@@ -11,6 +11,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, State};
 use axum::http::HeaderMap;
 use axum::routing::{get, post};
+use dstack_actors::combine::certified_beacon;
 use dstack_actors::ports::read;
 use dstack_protocol::collateral::PinRequest;
 use dstack_protocol::command::Command;
@@ -23,7 +24,7 @@ use dstack_protocol::rpc::{
     BeaconAnswer, PATH_ACTION, PATH_BEACON, PATH_COLLATERAL, PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE,
     PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
 };
-use dstack_protocol::{AppId, Generation, Refusal, RefusalCode, RootTag, Wire, binding};
+use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire, binding};
 use dstack_ratls::ClientPeer;
 use serde_json::{Value, json};
 use tracing::{Instrument as _, info};
@@ -60,14 +61,9 @@ async fn unknown() -> Refused {
 
 async fn beacon(State(services): State<Arc<Services>>) -> Answer {
     services.serving()?;
-    // The latest that has a certificate: an uncertified beacon does not count.
-    let found = read(&*services.log, |state| {
-        let certified = |pos: &u64| dstack_actors::ports::Certificates::certifies_beacon(&*services.heads, *pos);
-        state.beacons.iter().rev().find(|(pos, _)| certified(pos)).map(|(pos, row)| (*pos, row.value, row.log_time))
-    })?;
-    let no_cert = || Refusal::new(RefusalCode::NoCert, "a beacon with a head certificate", "none yet").retry_after(300);
-    let (beacon_pos, beacon, log_time) = found.ok_or_else(no_cert)?;
-    let answer = BeaconAnswer { cluster_id: *services.birth.cluster_id(), generation: Generation(0), beacon_pos, beacon, log_time };
+    let (beacon_pos, row) = certified_beacon(&*services.log, &*services.heads)?;
+    let cluster_id = *services.birth.cluster_id();
+    let answer = BeaconAnswer { cluster_id, generation: Generation(0), beacon_pos, beacon: row.value, log_time: row.log_time };
     Ok(Encoded(answer.encode()))
 }
 
@@ -83,7 +79,7 @@ async fn release(State(services): State<Arc<Services>>, Extension(peer): Extensi
     let (app_id, req_hash) = (ask.request.app_id, hex::encode(ask.request.req_hash()));
     let span = tracing::info_span!("release", %app_id, request_id, req_hash);
     let coordinator = services.coordinator.clone();
-    let answer = async move { coordinator.release(ask, &request.exclude).await }.instrument(span.clone()).await;
+    let answer = async move { coordinator.release(ask, NodeIndex(0), &request.exclude).await }.instrument(span.clone()).await;
     span.in_scope(|| match &answer {
         Ok(answer) => info!(outcome = "released", pos = answer.receipt.record.pos, partials = answer.outs.len(), "release"),
         Err(refusal) => info!(outcome = "refused", code = %refusal.code, expected = refusal.expected, got = refusal.got, "release"),

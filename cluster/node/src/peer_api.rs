@@ -69,10 +69,14 @@ async fn admitted(State(services): State<Arc<Services>>, Extension(peer): Extens
     Refused(Refusal::new(RefusalCode::NotAdmitted, "a key that the log admitted for its seat", got)).into_response()
 }
 
-async fn ask(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
+async fn ask(State(services): State<Arc<Services>>, Extension(peer): Extension<NodePeer>, body: Bytes) -> Answer {
     services.serving()?;
     services.holding()?;
-    services.holder.ask(Ask::decode(&body)?).await?;
+    // In modes L and E the asking node is the coordinator that the intent names (threshold.md §2.4).
+    let seat = peer.hello.seat;
+    let index = read(&*services.log, |state| state.seats.get(&seat).map(|row| row.index))?;
+    let unknown = || Refusal::new(RefusalCode::NotAdmitted, "a seat that the log has filled", format!("seat {seat}"));
+    services.holder.ask(Ask::decode(&body)?, index.ok_or_else(unknown)?).await?;
     Ok(Encoded(Vec::new()))
 }
 

@@ -122,21 +122,53 @@ impl Grant {
 /// A [`Refusal`] that names the first rule broken, what it expected and what came.
 pub fn decide(identity: &VerifiedIdentity, request: &RelReq, rules: Rules<'_>) -> Result<Grant, Refusal> {
     let tcb_standing = check(&Facts::from(identity), request, rules)?;
-    Ok(Grant {
+    Ok(granted(request, &rules, tcb_standing))
+}
+
+/// The one place where a grant is made, called once everything was checked.
+fn granted(request: &RelReq, rules: &Rules<'_>, tcb_standing: TcbStanding) -> Grant {
+    Grant {
         tcb_standing,
         req_hash: request.req_hash(),
         app_id: request.app_id,
         generation: request.generation,
         wishes: request.wishes.clone(),
         policy_hash: rules.policy_hash,
-    })
+    }
 }
 
-/// Whether nothing that the request rests on is revoked; asked again at the holder's latest applied position.
+/// Whether an app's policy opens what a request of mode L asks for. `GetAppKey` needs the app's flag. A request for the key of the app CA
+/// alone (`SignCert`, for the moment of one signature) does not: there the list of classes is the app's word (ADR 0019).
+fn check_legacy(policy: &AppPolicy, request: &RelReq) -> Result<(), Refusal> {
+    let ca_alone = request.wishes.iter().all(|wish| wish.class == KeyClass::P256);
+    if policy.allow_legacy || ca_alone {
+        return Ok(());
+    }
+    Err(Refusal::new(RefusalCode::LegacyNotAllowed, "an app whose policy sets allow_legacy", format!("app {}", request.app_id)))
+}
+
+/// Judges a request of mode E: the node that an env attempt names asks for the app's env key, without evidence. That the attempt is open
+/// and names the node is the caller's to check, against its state.
+///
+/// # Errors
+/// A [`Refusal`]: another mode, another wish than class env, or something revoked.
+pub fn decide_env(request: &RelReq, rules: Rules<'_>) -> Result<Grant, Refusal> {
+    if request.mode != Mode::Env {
+        return Err(Refusal::new(RefusalCode::ModeUnsupported, "mode E", format!("{:?}", request.mode)));
+    }
+    // threshold.md §2.5: it runs class 0x02, and nothing else.
+    if request.wishes.iter().any(|wish| wish.class != KeyClass::Env) || request.wishes.len() != 1 {
+        return Err(Refusal::new(RefusalCode::ClassNotAllowed, KeyClass::Env.name(), format!("{} wishes", request.wishes.len())));
+    }
+    not_revoked(request, rules.revoked)?;
+    Ok(granted(request, &rules, TcbStanding::Current))
+}
+
+/// Whether neither app nor generation is revoked.
 ///
 /// # Errors
 /// The [`Refusal`] that names what is revoked.
-pub fn still_allowed(facts: &Facts, request: &RelReq, revoked: &BTreeSet<Object>) -> Result<(), Refusal> {
+pub fn not_revoked(request: &RelReq, revoked: &BTreeSet<Object>) -> Result<(), Refusal> {
     let refuse = |code, what: String| Err(Refusal::new(code, "not revoked", what));
     if revoked.contains(&Object::App(request.app_id)) {
         return refuse(RefusalCode::AppRevoked, format!("app {}", request.app_id));
@@ -144,6 +176,16 @@ pub fn still_allowed(facts: &Facts, request: &RelReq, revoked: &BTreeSet<Object>
     if revoked.contains(&Object::Generation(request.generation)) {
         return refuse(RefusalCode::GenerationRevoked, format!("generation {}", request.generation));
     }
+    Ok(())
+}
+
+/// Whether nothing that the request rests on is revoked; asked again at the holder's latest applied position.
+///
+/// # Errors
+/// The [`Refusal`] that names what is revoked.
+pub fn still_allowed(facts: &Facts, request: &RelReq, revoked: &BTreeSet<Object>) -> Result<(), Refusal> {
+    not_revoked(request, revoked)?;
+    let refuse = |code, what: String| Err(Refusal::new(code, "not revoked", what));
     if revoked.contains(&Object::Platform(facts.platform)) {
         return refuse(RefusalCode::PlatformRevoked, facts.platform.name().to_owned());
     }
@@ -160,8 +202,9 @@ fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<TcbStandin
     let policy = rules.policy;
     match request.mode {
         Mode::Client => {}
-        Mode::Legacy | Mode::Env => {
-            return Err(Refusal::new(RefusalCode::ModeUnsupported, "mode C", format!("{:?}", request.mode)));
+        Mode::Legacy => check_legacy(policy, request)?,
+        Mode::Env => {
+            return Err(Refusal::new(RefusalCode::ModeUnsupported, "mode C or L", format!("{:?}", request.mode)));
         }
     }
     still_allowed(facts, request, rules.revoked)?;
@@ -347,6 +390,39 @@ mod tests {
     }
 
     #[test]
+    fn mode_l_needs_the_apps_flag_unless_it_asks_for_the_app_ca_alone() {
+        let legacy = |wishes, policy: &AppPolicy| {
+            let rules = Rules { policy, policy_hash: policy.hash(), revoked: &BTreeSet::new(), log_time: NOW };
+            check(&facts(), &RelReq { mode: Mode::Legacy, ..request(wishes) }, rules).err().map(|refusal| refusal.code)
+        };
+        let allowing = AppPolicy { allow_legacy: true, ..policy() };
+        assert_eq!(legacy(disk(), &policy()), Some(RefusalCode::LegacyNotAllowed));
+        assert_eq!(legacy(disk(), &allowing), None);
+        let ca = vec![Wish::new(KeyClass::P256, vec![]).unwrap()];
+        assert_eq!(legacy(ca.clone(), &policy()), Some(RefusalCode::ClassNotAllowed), "its class list is the app's word");
+        let with_ca = AppPolicy { classes: vec![KeyClass::Disk, KeyClass::P256], paths: vec![], ..policy() };
+        assert_eq!(legacy(ca.clone(), &with_ca), None);
+        assert_eq!(legacy([ca, disk()].concat(), &with_ca), Some(RefusalCode::LegacyNotAllowed));
+    }
+
+    #[test]
+    fn mode_e_gives_the_env_key_and_nothing_else() {
+        let env = || Wish::new(KeyClass::Env, vec![]).unwrap();
+        let judged = |mode, wishes, revoked: &[Object]| {
+            let revoked = revoked.iter().cloned().collect();
+            let policy = policy();
+            let rules = Rules { policy: &policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW };
+            decide_env(&RelReq { mode, ..request(wishes) }, rules).map(drop).map_err(|refusal| refusal.code)
+        };
+        assert_eq!(judged(Mode::Env, vec![env()], &[]), Ok(()));
+        assert_eq!(judged(Mode::Client, vec![env()], &[]), Err(RefusalCode::ModeUnsupported));
+        assert_eq!(judged(Mode::Env, disk(), &[]), Err(RefusalCode::ClassNotAllowed));
+        assert_eq!(judged(Mode::Env, [vec![env()], disk()].concat(), &[]), Err(RefusalCode::ClassNotAllowed));
+        assert_eq!(judged(Mode::Env, vec![env()], &[Object::App(AppId([1; 20]))]), Err(RefusalCode::AppRevoked));
+        assert_eq!(judged(Mode::Env, vec![env()], &[Object::Generation(Generation(0))]), Err(RefusalCode::GenerationRevoked));
+    }
+
+    #[test]
     fn allows_what_every_rule_allows() {
         let custom = Wish::new(KeyClass::Custom, b"db/main".to_vec()).unwrap();
         assert_eq!(code(&facts(), &policy(), [disk(), vec![custom]].concat(), &[]), None);
@@ -436,9 +512,9 @@ mod tests {
     }
 
     #[test]
-    fn modes_of_later_builds_are_refused() {
+    fn mode_e_is_not_judged_by_evidence() {
         let mut r = request(disk());
-        r.mode = Mode::Legacy;
+        r.mode = Mode::Env;
         let p = policy();
         let rules = Rules { policy: &p, policy_hash: p.hash(), revoked: &BTreeSet::new(), log_time: NOW };
         assert_eq!(check(&facts(), &r, rules).unwrap_err().code, RefusalCode::ModeUnsupported);

@@ -14,6 +14,14 @@ pub fn full(rate: Rate) -> u64 {
     u64::from(rate.burst) * TOKEN
 }
 
+/// What the bucket holds at `now`, in thousandths of a token.
+#[must_use]
+pub fn refilled(tokens_milli: u64, refilled: UnixMillis, now: UnixMillis, rate: Rate) -> u64 {
+    // per_second tokens per second are per_second thousandths per millisecond.
+    let gained = now.since(refilled).saturating_mul(u64::from(rate.per_second));
+    tokens_milli.saturating_add(gained).min(full(rate))
+}
+
 /// Takes one token after refilling for the log time passed since `refilled`.
 ///
 /// Returns the tokens left, in thousandths. `Err` is the wait in ms of log time until one token is there.
@@ -21,9 +29,7 @@ pub fn full(rate: Rate) -> u64 {
 /// # Errors
 /// The bucket is empty; nothing was taken.
 pub fn take_one(tokens_milli: u64, refilled: UnixMillis, now: UnixMillis, rate: Rate) -> Result<u64, u64> {
-    // per_second tokens per second are per_second thousandths per millisecond.
-    let gained = now.since(refilled).saturating_mul(u64::from(rate.per_second));
-    let have = tokens_milli.saturating_add(gained).min(full(rate));
+    let have = self::refilled(tokens_milli, refilled, now, rate);
     match have.checked_sub(TOKEN) {
         Some(left) => Ok(left),
         None => Err((TOKEN - have).div_ceil(u64::from(rate.per_second.max(1)))),

@@ -93,6 +93,14 @@ pub const ISSUING_ASKS_MAX: usize = 6;
 pub const ISSUING_CA_S: u64 = 7 * 86_400;
 /// Timeout of one round of a ceremony, ms of log time.
 pub const CEREMONY_ROUND_MS_MAX: u64 = 60_000;
+/// Mode L: evidence is taken for this long after the log first saw it, ms of log time (24 h).
+pub const SIGHTING_MS_MAX: u64 = 86_400_000;
+/// Mode L: first sightings of evidence are kept this long, ms of log time (400 days).
+pub const SIGHTING_KEEP_MS: u64 = 400 * 86_400_000;
+/// First sightings kept of one app. Full means refused: a forgotten sighting would let old evidence begin anew.
+pub const SIGHTINGS_OF_APP_MAX: usize = 100_000;
+/// First sightings kept of all apps.
+pub const SIGHTINGS_MAX: usize = 1_000_000;
 /// A holder waits this long for an intent's position to be applied, ms.
 pub const HOLDER_WAIT_MS_MAX: u64 = 500;
 /// A governance action may lie at most this far ahead, ms (90 days).
@@ -107,4 +115,5 @@ const _: () = assert!(COLLATERAL_BYTES_MAX + 6 * COLLATERAL_PLATFORMS_MAX + 4096
 const _: () = assert!(COMMAND_BYTES_MAX + 65_536 <= FRAME_BYTES_MAX);
 const _: () = assert!(SIGNED_BYTES_MAX + 4096 <= COMMAND_BYTES_MAX);
 const _: () = assert!(BEACON_KEEP_MS > SESSION_MS_MAX + INTENT_ROW_MS_MAX);
+const _: () = assert!(SIGHTING_KEEP_MS > SIGHTING_MS_MAX && SIGHTINGS_MAX >= SIGHTINGS_OF_APP_MAX);
 const _: () = assert!(WISHES_MAX * (PATH_BYTES_MAX + 25) + 512 <= RELREQ_BYTES_MAX);

@@ -42,6 +42,8 @@ pub struct Rate {
 impl Rate {
     /// 100 per second, 30 s worth of burst (threshold.md §2.4).
     pub const DEFAULT: Self = Self { per_second: 100, burst: 3000 };
+    /// Mode L releases of one serving node: 600 per second, 30 s worth of burst (threshold.md §2.4).
+    pub const LEGACY_NODE: Self = Self { per_second: 600, burst: 18_000 };
 }
 
 /// An app's policy.

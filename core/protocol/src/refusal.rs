@@ -62,6 +62,9 @@ codes! {
     14 BadSignature "BAD_SIGNATURE" false "each request is signed by the session's key" "sign req_hash with the key of the client certificate";
     15 NoCert "NO_CERT" true "a beacon counts only with a head certificate" "retry; if it lasts, fewer than a quorum of nodes sign heads";
     16 NotASession "NOT_A_SESSION" false "mode C is asked with a session certificate" "connect with a certificate of CN DKMS-V1-SESSION that carries evidence";
+    17 NotTheCoordinator "NOT_THE_COORDINATOR" false "modes L and E are asked, over its node connection, by the node that combines" "nothing: a node asked in the name of another, or a client asked in a mode of nodes";
+    18 BindingMismatch "BINDING_MISMATCH" false "evidence of mode L commits to the guest's TLS key as dstack's does" "make evidence over SHA-512(\"ratls-cert:\" ‖ SPKI)";
+    19 EnvAttempt "ENV_ATTEMPT" false "mode E is for the node that an open env attempt names" "an operator starts the next attempt";
     20 EvidenceInvalid "EVIDENCE_INVALID" false "evidence verifies under the collateral of the log" "see the class in `got` and `dstack evidence verify`";
     21 NeedEvidence "NEED_EVIDENCE" true "a holder judges evidence itself" "send the evidence with the ask";
     22 EvidenceHash "EVIDENCE_HASH" false "a request names the evidence it comes with" "use the hash of the evidence in the client certificate";
@@ -70,6 +73,8 @@ codes! {
     25 InternalParser "INTERNAL_PARSER" false "a parser's fault refuses one request, never the process" "report the input; it is counted and alarmed";
     26 CollateralTooOld "COLLATERAL_TOO_OLD" false "no release rests on collateral beyond its hard maximum age" "pin fresh collateral: `dstack collateral import`, or let the nodes reach its publishers";
     27 CollateralChanged "COLLATERAL_CHANGED" true "evidence is judged with the collateral that the intent's row names" "retry: the holder judges again with that bundle";
+    28 EvidenceSeen "EVIDENCE_SEEN" false "mode L takes evidence for 24 h after the log first saw it" "attest anew: a guest makes new evidence at each boot and for each CSR";
+    29 SightingsFull "SIGHTINGS_FULL" false "the log keeps each first sighting of evidence for 400 days, 100000 of one app" "use native clients (mode C), which leave none";
     30 AppUnknown "APP_UNKNOWN" false "an app is registered by its first policy" "operators propose a policy: `dstack policy propose`";
     31 AppRevoked "APP_REVOKED" false "a revoked app gets no key" "operators undo the revocation";
     32 AppIdMismatch "APP_ID_MISMATCH" false "the app asked for is the attested one" "ask for the app that the evidence proves";
@@ -85,7 +90,7 @@ codes! {
     42 PlatformRevoked "PLATFORM_REVOKED" false "a revoked platform gets no key" "run on a platform that is not revoked";
     43 GenerationRevoked "GENERATION_REVOKED" false "a revoked generation is not used" "ask for another generation";
     44 LegacyNotAllowed "LEGACY_NOT_ALLOWED" false "mode L is a flag of the app's policy" "use a native client, or set allow_legacy";
-    45 ModeUnsupported "MODE_UNSUPPORTED" false "this build serves mode C" "use a native client";
+    45 ModeUnsupported "MODE_UNSUPPORTED" false "clients ask in mode C; modes L and E are asked by nodes" "send mode C";
     46 DebugEnclave "DEBUG_ENCLAVE" false "debug TEEs get no key" "run without debug";
     47 TcbGraceOver "TCB_GRACE_OVER" false "a platform may be out of date for the grace of the policy, counted from the day on which its TCB level was no longer enough" "update firmware and microcode of the machine and attest anew, or propose a policy with a longer grace";
     48 TcbAdvisoryRefused "TCB_ADVISORY_REFUSED" false "the policy names advisories that may not apply to the platform" "update firmware and microcode of the machine and attest anew";

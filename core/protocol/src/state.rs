@@ -354,6 +354,15 @@ state_struct!(
     }
 );
 state_struct!(
+    /// A bucket of tokens that log time refills.
+    BucketRow {
+        /// Tokens, in thousandths.
+        tokens_milli: u64,
+        /// Log time of the last refill.
+        refilled: UnixMillis,
+    }
+);
+state_struct!(
     /// An action that waits for approvals or its timelock.
     PendingRow {
         /// The action.
@@ -460,6 +469,10 @@ state_struct!(
         signatures: BTreeMap<SignKey, SignRow>,
         /// Env public keys, and the attempts to compute them.
         env_keys: BTreeMap<(Generation, AppId), EnvRow>,
+        /// Mode L: when the log first saw a piece of evidence, by app and evidence hash.
+        sightings: BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>>,
+        /// Mode L: what each serving node has spent; a full bucket has no row.
+        legacy_rates: BTreeMap<NodeIndex, BucketRow>,
     }
 );
 

@@ -10,6 +10,7 @@ use dstack_protocol::log::BeaconBody;
 use dstack_protocol::state::{BeaconRow, State};
 use dstack_protocol::{ClusterId, RefusalCode};
 
+use super::intents;
 use super::view::{self, verifies};
 
 /// Judges the readings and moves log time.
@@ -42,6 +43,7 @@ pub(super) fn settle(state: &mut State, pos: u64, value: [u8; 32]) {
     state.latest_beacon = Some(pos);
     state.beacons.retain(|at, row| *at == pos || log_time.since(row.log_time) <= BEACON_KEEP_MS);
     state.intents.retain(|_, row| log_time.since(row.log_time) <= INTENT_ROW_MS_MAX);
+    intents::prune(state);
     governance::prune(&mut state.governance, log_time);
     // Policies and collateral stay readable while an app or a row names them.
     let policies: BTreeSet<[u8; 32]> =

@@ -1,16 +1,16 @@
 //! Intents: the record that a release is about to happen.
 //!
-//! Owns: resolving an intent against the state at its position; deduplication; the rate limit. Never: judges evidence.
-//! Source: threshold.md §2.2 "Intent".
+//! Owns: resolving an intent against the state at its position; deduplication; rates and quotas; first sightings of evidence in mode L.
+//! Never: judges evidence. Source: threshold.md §2.2 "Intent", §2.4.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dstack_policy::rate;
 use dstack_protocol::governance::Object;
-use dstack_protocol::limits::BEACON_FRESH_MS_MAX;
-use dstack_protocol::policy::AppPolicy;
+use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, SIGHTING_KEEP_MS, SIGHTING_MS_MAX, SIGHTINGS_MAX, SIGHTINGS_OF_APP_MAX};
+use dstack_protocol::policy::{AppPolicy, Rate};
 use dstack_protocol::release::{Intent, Mode};
-use dstack_protocol::state::{IntentRow, State};
+use dstack_protocol::state::{BucketRow, IntentRow, State};
 use dstack_protocol::{RefusalCode, RootTag, Wire};
 
 use super::frontier;
@@ -52,9 +52,6 @@ pub(super) fn judge(state: &mut State, batch: &[Intent]) -> Vec<Judged> {
 
 fn resolve(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> {
     let refuse = |code| Err((code, 0));
-    if intent.mode != Mode::Client {
-        return refuse(RefusalCode::ModeUnsupported);
-    }
     if !state.roots.contains_key(&(intent.generation, RootTag::Prf)) {
         return refuse(RefusalCode::UnknownGeneration);
     }
@@ -73,22 +70,68 @@ fn resolve(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)>
     if state.log_time.since(beacon.log_time) > BEACON_FRESH_MS_MAX {
         return refuse(RefusalCode::BeaconStale);
     }
+    match intent.mode {
+        Mode::Client => take_of_app(state, intent),
+        Mode::Legacy => legacy(state, intent),
+        Mode::Env => refuse(RefusalCode::ModeUnsupported),
+    }
+}
+
+/// One release of the app's rate.
+fn take_of_app(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> {
     let log_time = state.log_time;
     let Some(app) = state.apps.get_mut(&intent.app_id) else {
-        return refuse(RefusalCode::AppUnknown);
+        return Err((RefusalCode::AppUnknown, 0));
     };
     let policy = state.policies.get(&app.policy_hash).and_then(|blob| AppPolicy::decode(&blob.0).ok());
     let Some(policy) = policy else {
-        return refuse(RefusalCode::Internal);
+        return Err((RefusalCode::Internal, 0));
     };
-    match rate::take_one(app.tokens_milli, app.refilled, log_time, policy.rate) {
-        Ok(left) => {
-            app.tokens_milli = left;
-            app.refilled = log_time;
-            Ok(())
-        }
-        Err(wait_ms) => Err((RefusalCode::RateLimited, u32::try_from(wait_ms).unwrap_or(u32::MAX))),
+    app.tokens_milli = rate::take_one(app.tokens_milli, app.refilled, log_time, policy.rate).map_err(limited)?;
+    app.refilled = log_time;
+    Ok(())
+}
+
+fn limited(wait_ms: u64) -> (RefusalCode, u32) {
+    (RefusalCode::RateLimited, u32::try_from(wait_ms).unwrap_or(u32::MAX))
+}
+
+/// Mode L (threshold.md §2.4): a seated coordinator, evidence that the log first saw at most 24 h before, quotas of node and app.
+/// Nothing is taken and nothing noted of an intent that is refused.
+fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> {
+    let log_time = state.log_time;
+    if !state.seats.values().any(|row| row.index == intent.coordinator) {
+        return Err((RefusalCode::NotAdmitted, 0));
     }
+    let of_app = state.sightings.get(&intent.app_id);
+    match of_app.and_then(|seen| seen.get(&intent.evidence_hash)) {
+        Some(first) if log_time.since(*first) > SIGHTING_MS_MAX => return Err((RefusalCode::EvidenceSeen, 0)),
+        Some(_) => {}
+        None => {
+            let all: usize = state.sightings.values().map(BTreeMap::len).sum();
+            if all >= SIGHTINGS_MAX || of_app.is_some_and(|seen| seen.len() >= SIGHTINGS_OF_APP_MAX) {
+                return Err((RefusalCode::SightingsFull, 0));
+            }
+        }
+    }
+    let spent = state.legacy_rates.get(&intent.coordinator).cloned();
+    let spent = spent.unwrap_or(BucketRow { tokens_milli: rate::full(Rate::LEGACY_NODE), refilled: log_time });
+    let left = rate::take_one(spent.tokens_milli, spent.refilled, log_time, Rate::LEGACY_NODE).map_err(limited)?;
+    take_of_app(state, intent)?;
+    state.legacy_rates.insert(intent.coordinator, BucketRow { tokens_milli: left, refilled: log_time });
+    state.sightings.entry(intent.app_id).or_default().entry(intent.evidence_hash).or_insert(log_time);
+    Ok(())
+}
+
+/// Forgets what log time has passed by: old sightings, full buckets.
+pub(super) fn prune(state: &mut State) {
+    let log_time = state.log_time;
+    for seen in state.sightings.values_mut() {
+        seen.retain(|_, first| log_time.since(*first) <= SIGHTING_KEEP_MS);
+    }
+    state.sightings.retain(|_, seen| !seen.is_empty());
+    let is_full = |row: &BucketRow| rate::refilled(row.tokens_milli, row.refilled, log_time, Rate::LEGACY_NODE) == rate::full(Rate::LEGACY_NODE);
+    state.legacy_rates.retain(|_, row| !is_full(row));
 }
 
 /// Puts an accepted intent into the table; `state` is at the end of its entry.

@@ -216,6 +216,8 @@ impl KmsMachine {
             intents: BTreeMap::new(),
             signatures: BTreeMap::new(),
             env_keys: BTreeMap::new(),
+            sightings: BTreeMap::new(),
+            legacy_rates: BTreeMap::new(),
         };
         let draft = Draft { kind: RecordKind::Genesis, outcome: Ok(()), body: genesis.to_vec() };
         let (leaves, outcomes, _) = append(&mut state, vec![draft]);

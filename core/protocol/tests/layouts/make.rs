@@ -194,6 +194,7 @@ plain! {
     SeatRow { index, node_key, incarnation }
     AppRow { policy_hash, tokens_milli, refilled }
     IntentRow { pos, size, log_root, log_time, policy_hash, collateral_id, members_version, generation, app_id, mode, coordinator, classes }
+    BucketRow { tokens_milli, refilled }
 }
 
 impl Make for Message {

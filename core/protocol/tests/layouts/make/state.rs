@@ -98,6 +98,8 @@ impl Make for State {
             intents: s.map(2),
             signatures: s.map(3),
             env_keys: s.map(2),
+            sightings: (0..s.below(3)).map(|_| (Make::make(s), s.map(2))).collect(),
+            legacy_rates: s.map(2),
         }
     }
 }
