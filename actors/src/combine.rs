@@ -52,6 +52,15 @@ pub enum Wanted {
     },
 }
 
+/// What a release gave this node.
+#[derive(Debug)]
+pub struct Served {
+    /// The committed intent: what a node's claim to a signature over the key rests on.
+    pub intent_id: [u8; 32],
+    /// One key a wish, in the order of the wishes.
+    pub keys: Vec<ServedKey>,
+}
+
 /// A key of one app in this node's memory, for as long as it takes to answer.
 #[derive(Debug)]
 pub struct ServedKey {
@@ -72,8 +81,7 @@ pub fn certified_beacon(log: &dyn Log, certificates: &dyn Certificates) -> Resul
         let mut beacons = state.beacons.iter().rev();
         beacons.find(|(pos, _)| certificates.certifies_beacon(**pos)).map(|(pos, row)| (*pos, row.clone()))
     };
-    read(log, latest)?
-        .ok_or_else(|| Refusal::new(RefusalCode::NoCert, "a beacon with a head certificate", "none yet").retry_after(300))
+    read(log, latest)?.ok_or_else(|| Refusal::new(RefusalCode::NoCert, "a beacon with a head certificate", "none yet").retry_after(300))
 }
 
 /// What of the state a combination rests on.
@@ -90,7 +98,7 @@ impl Combine {
     ///
     /// # Errors
     /// What the release refuses, here or at the holders.
-    pub async fn keys(&self, wanted: Wanted, generation: Generation, app_id: AppId, wishes: Vec<Wish>) -> Result<Vec<ServedKey>, Refusal> {
+    pub async fn keys(&self, wanted: Wanted, generation: Generation, app_id: AppId, wishes: Vec<Wish>) -> Result<Served, Refusal> {
         let root = self.root(generation)?;
         let (beacon_pos, beacon) = certified_beacon(&*self.coordinator.log, &*self.certificates)?;
         let recipient = Arc::new(RecipientKey::new(random_secret()?));
@@ -111,7 +119,7 @@ impl Combine {
             wishes,
         };
         let ask = Ask { request, sig: [0; 64], session_pos: 0, spki, evidence };
-        let root = Arc::new(root);
+        let (intent_id, root) = (ask.request.intent(root.own).id(), Arc::new(root));
         let mut bad = BTreeSet::new();
         loop {
             let exclude: Vec<NodeIndex> = bad.iter().copied().collect();
@@ -121,7 +129,7 @@ impl Combine {
             let combined = tokio::task::spawn_blocking(move || combine(&request, &recipient, &root, &answer)).await;
             metrics::stage("combine", began.elapsed());
             match combined.map_err(|error| internal(error.to_string()))? {
-                Ok(keys) => return Ok(keys),
+                Ok(keys) => return Ok(Served { intent_id, keys }),
                 Err(Failed::Refused(refusal)) => return Err(refusal),
                 Err(Failed::Culprits(culprits)) => {
                     let named: Vec<u16> = culprits.iter().map(|index| index.0).collect();

@@ -133,12 +133,7 @@ impl Holder {
     ///
     /// # Errors
     /// The first rule broken.
-    pub async fn judge(
-        &self,
-        ask: Arc<Ask>,
-        from: NodeIndex,
-        identity: &Option<Arc<VerifiedIdentity>>,
-    ) -> Result<AttributedAsk, Refusal> {
+    pub async fn judge(&self, ask: Arc<Ask>, from: NodeIndex, identity: &Option<Arc<VerifiedIdentity>>) -> Result<AttributedAsk, Refusal> {
         let message = Precheck { ask, from, identity: identity.clone() };
         self.policy.send(message).await.map_err(|error| of_mailbox(policy::NAME, error))?
     }

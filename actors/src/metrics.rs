@@ -17,7 +17,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("kms_actors_partials_total", "counter", "outcome", "Partials asked of this holder; outcome is ok or the refusal's code."),
     ("kms_actors_batch_intents", "histogram", "", "Intents in one proposal."),
     ("kms_actors_hedges_total", "counter", "", "Holders asked because partials of others were late."),
-    ("kms_actors_wrong_partials_total", "counter", "", "Partials dropped while this node combined in mode L or E; the log names the holders."),
+    (
+        "kms_actors_wrong_partials_total",
+        "counter",
+        "",
+        "Partials dropped while this node combined in mode L or E; the log names the holders.",
+    ),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
 ];
 

@@ -14,7 +14,7 @@ use dstack_protocol::command::Command;
 use dstack_protocol::genesis::collateral_id;
 use dstack_protocol::release::Go;
 use dstack_protocol::{Epoch, Generation, NodeIndex, Refusal, RefusalCode, Wire as _};
-use dstack_release::SignedAsk;
+use dstack_release::AttributedAsk;
 use dstack_release::clearance::{Clearance, HolderView, clear};
 use support::client::{Client, open};
 use support::cluster::{Cluster, copy};
@@ -94,8 +94,8 @@ fn cleared(cluster: &Cluster, client: &Client) -> (Clearance, dstack_protocol::r
     let certified = |_| true;
     let clearance = cluster.log.read(|state| {
         let view = HolderView { cluster_id: &cluster.id, state, now: cluster.born, beacon_certified: &certified };
-        let signed = SignedAsk::check(Arc::new(client.ask(&request))).unwrap();
-        clear(&signed, &Go { intent_id: intent.id(), pos }, &identity, view).unwrap()
+        let signed = AttributedAsk::check(Arc::new(client.ask(&request)), NodeIndex(0)).unwrap();
+        clear(&signed, &Go { intent_id: intent.id(), pos }, Some(&identity), view).unwrap()
     });
     (clearance, request, recipient)
 }

@@ -50,13 +50,13 @@ impl World {
     /// Asks, commits; what is left is `go`.
     async fn asked(&self) -> Go {
         let (request, _) = self.request();
-        self.holder().ask(self.client.ask(&request)).await.unwrap();
+        self.holder().ask(self.client.ask(&request), NodeIndex(0)).await.unwrap();
         self.commit(&request.intent(NodeIndex(0)))
     }
 
     async fn refused_ask(&self, ask: Ask) -> RefusalCode {
         let request = ask.request.clone();
-        let refusal = self.holder().ask(ask).await.unwrap_err();
+        let refusal = self.holder().ask(ask, NodeIndex(0)).await.unwrap_err();
         // A refused ask leaves nothing behind that a later go could use.
         let go = Go { intent_id: request.intent(NodeIndex(0)).id(), pos: 0 };
         assert_eq!(self.refused_go(go).await.code, RefusalCode::IntentUnknown);
@@ -73,7 +73,7 @@ fn an_honest_request_gets_a_partial_and_the_same_one_again() {
     run(async {
         let w = World::new();
         let (request, recipient) = w.request();
-        w.holder().ask(w.client.ask(&request)).await.unwrap();
+        w.holder().ask(w.client.ask(&request), NodeIndex(0)).await.unwrap();
         let go = w.commit(&request.intent(NodeIndex(0)));
         let outs: Vec<Out> = vec![w.holder().go(go).await.unwrap(), w.holder().go(go).await.unwrap()];
         let plains: Vec<_> = outs.iter().map(|out| open(&request, &recipient, out).unwrap()).collect();
@@ -95,7 +95,7 @@ fn no_partial_without_an_ask_or_without_a_committed_intent() {
         assert!(refusal.code.retryable() && refusal.retry_after_ms > 0);
 
         let (uncommitted, _) = w.request();
-        w.holder().ask(w.client.ask(&uncommitted)).await.unwrap();
+        w.holder().ask(w.client.ask(&uncommitted), NodeIndex(0)).await.unwrap();
         let intent_id = uncommitted.intent(NodeIndex(0)).id();
         assert_eq!(w.refused_go(Go { intent_id, pos: 0 }).await.code, RefusalCode::IntentUnknown);
         let size = w.cluster.log.size();
@@ -110,7 +110,7 @@ fn a_go_that_comes_before_its_entry_waits_for_it() {
     run(async {
         let w = World::new();
         let (request, _) = w.request();
-        w.holder().ask(w.client.ask(&request)).await.unwrap();
+        w.holder().ask(w.client.ask(&request), NodeIndex(0)).await.unwrap();
         let intent = request.intent(NodeIndex(0));
         let early = Go { intent_id: intent.id(), pos: w.cluster.log.size() };
         let later = async {
@@ -212,7 +212,7 @@ fn an_intent_that_differs_from_the_request_gets_nothing() {
         let w = World::new();
         let (request, _) = w.request();
         let ask = w.client.ask(&request);
-        w.holder().ask(ask.clone()).await.unwrap();
+        w.holder().ask(ask.clone(), NodeIndex(0)).await.unwrap();
         let honest = request.intent(NodeIndex(0));
         let mut other = [honest.clone(), honest.clone(), honest.clone(), honest.clone()];
         other[0].wishes.pop();
@@ -220,13 +220,13 @@ fn an_intent_that_differs_from_the_request_gets_nothing() {
         other[2].req_hash[0] ^= 1;
         other[3].app_id = AppId([3; 20]);
         assert_eq!(w.cluster.set_policy(AppId([3; 20])), None);
-        let identity = w.holder().identify(&ask).await.unwrap();
-        let signed = w.holder().judge(Arc::new(ask), &identity).await.unwrap();
+        let identity = w.holder().identify(&ask, NodeIndex(0)).await.unwrap();
+        let signed = w.holder().judge(Arc::new(ask), NodeIndex(0), &identity).await.unwrap();
         for intent in other {
             let go = w.commit(&intent);
             assert_eq!(w.refused_go(go).await.code, RefusalCode::IntentUnknown, "its id is not that of an ask");
             assert_eq!(w.refused_go(Go { intent_id: honest.id(), ..go }).await.code, RefusalCode::IntentUnknown, "not committed");
-            let clear = Clear { signed: signed.clone(), go, identity: Arc::clone(&identity) };
+            let clear = Clear { attributed: signed.clone(), go, identity: identity.clone() };
             assert_eq!(w.node.policy.send(clear).await.unwrap().unwrap_err().code, RefusalCode::IntentMismatch);
         }
         let go = w.commit(&honest);
@@ -322,8 +322,8 @@ fn evidence_is_asked_for_until_it_is_known_and_again_when_it_has_expired() {
             ask
         };
         assert_eq!(w.refused_ask(light()).await, RefusalCode::NeedEvidence);
-        w.holder().ask(w.client.ask(&w.request().0)).await.unwrap();
-        w.holder().ask(light()).await.unwrap();
+        w.holder().ask(w.client.ask(&w.request().0), NodeIndex(0)).await.unwrap();
+        w.holder().ask(light(), NodeIndex(0)).await.unwrap();
         // Knowing another session's evidence is of no use.
         let stranger = Client::new(&w.cluster, "stranger");
         let mut ask = stranger.ask(&stranger.request(&w.cluster, stranger.wishes()).0);
@@ -357,7 +357,7 @@ fn a_node_without_a_share_says_so() {
         let client = Client::new(&cluster, "guest");
         let node = Node::with(&cluster, 1, ShareHolderPool::start(1, 4, cluster.id), cluster.judge(), 4);
         let (request, _) = client.request(&cluster, client.wishes());
-        node.holder.ask(client.ask(&request)).await.unwrap();
+        node.holder.ask(client.ask(&request), NodeIndex(0)).await.unwrap();
         let intent = request.intent(NodeIndex(0));
         let pos = cluster.log.apply(&Command::Intents(vec![intent.clone()])).outcomes[0].pos;
         assert_eq!(node.holder.go(Go { intent_id: intent.id(), pos }).await.unwrap_err().code, RefusalCode::NotReady);

@@ -53,7 +53,7 @@ fn an_app_goes_on_until_its_grace_ends() {
 
         let ask = async |client: &Client| -> Result<(), Refusal> {
             let (request, _) = client.request(&cluster, client.wishes());
-            node.holder.ask(client.ask(&request)).await?;
+            node.holder.ask(client.ask(&request), NodeIndex(0)).await?;
             let intent = request.intent(NodeIndex(0));
             let outcome = cluster.log.apply(&Command::Intents(vec![intent.clone()])).outcomes[0];
             node.holder.go(Go { intent_id: intent.id(), pos: outcome.pos }).await.map(drop)
@@ -113,8 +113,8 @@ fn a_holder_judges_with_the_collateral_of_the_row() {
         // Judged before the pin, recorded after it: no partial on a verdict under the old bundle.
         let (request, _) = client.request(&cluster, client.wishes());
         let ask = client.ask(&request);
-        assert_eq!(node.holder.identify(&ask).await.unwrap().collateral_id(), &first_id);
-        node.holder.ask(ask.clone()).await.unwrap();
+        assert_eq!(node.holder.identify(&ask, NodeIndex(0)).await.unwrap().unwrap().collateral_id(), &first_id);
+        node.holder.ask(ask.clone(), NodeIndex(0)).await.unwrap();
         let (early, _) = client.request(&cluster, client.wishes());
         let early_go = committed(&early.intent(NodeIndex(0)));
         assert_eq!(cluster.log.code(&Command::Collateral(pin)), None);
@@ -125,15 +125,15 @@ fn a_holder_judges_with_the_collateral_of_the_row() {
         // Its hash alone is not enough any more; with the evidence it is judged under the row's bundle.
         let mut light = ask.clone();
         light.evidence.clear();
-        assert_eq!(node.holder.ask(light).await.unwrap_err().code, RefusalCode::NeedEvidence);
-        node.holder.ask(ask.clone()).await.unwrap();
-        assert_eq!(node.holder.identify(&ask).await.unwrap().collateral_id(), &second_id);
+        assert_eq!(node.holder.ask(light, NodeIndex(0)).await.unwrap_err().code, RefusalCode::NeedEvidence);
+        node.holder.ask(ask.clone(), NodeIndex(0)).await.unwrap();
+        assert_eq!(node.holder.identify(&ask, NodeIndex(0)).await.unwrap().unwrap().collateral_id(), &second_id);
         node.holder.go(go).await.map(drop).unwrap();
 
         // An intent that was recorded before the pin is still judged with the bundle of its row.
         let early_ask = client.ask(&early);
-        node.holder.ask(early_ask.clone()).await.unwrap();
-        assert_eq!(node.holder.identify(&early_ask).await.unwrap().collateral_id(), &first_id);
+        node.holder.ask(early_ask.clone(), NodeIndex(0)).await.unwrap();
+        assert_eq!(node.holder.identify(&early_ask, NodeIndex(0)).await.unwrap().unwrap().collateral_id(), &first_id);
         node.holder.go(early_go).await.map(drop).unwrap();
     });
 }

@@ -33,6 +33,15 @@ pub struct Client {
 impl Client {
     /// A guest of the app with a session over the latest beacon.
     pub fn new(cluster: &Cluster, name: &str) -> Self {
+        Self::bound(cluster, name, |pos, beacon, spki| binding::session(&cluster.id, pos, beacon, spki))
+    }
+
+    /// A guest of dstack's, whose evidence is bound to its TLS key alone.
+    pub fn legacy(cluster: &Cluster, name: &str) -> Self {
+        Self::bound(cluster, name, |_, _, spki| binding::ratls_certificate(spki))
+    }
+
+    fn bound(cluster: &Cluster, name: &str, report_data: impl FnOnce(u64, &[u8; 32], &[u8]) -> [u8; 64]) -> Self {
         let boot = Boot {
             compose: HexBytes(COMPOSE.to_vec()),
             app_id: Some(HexArray(APP.0)),
@@ -46,7 +55,7 @@ impl Client {
         let der: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
         let spki = der.as_ref().to_vec();
         let (session_pos, beacon) = cluster.latest_beacon();
-        let evidence = machine.evidence(binding::session(&cluster.id, session_pos, &beacon, &spki)).unwrap();
+        let evidence = machine.evidence(report_data(session_pos, &beacon, &spki)).unwrap();
         Self { machine, key, spki, session_pos, evidence, instance }
     }
 

@@ -238,6 +238,12 @@ impl Cluster {
         self.govern(ActionKind::SetAppPolicy, Object::App(app), Self::policy().encode())
     }
 
+    /// What an app of dstack's own guests may have.
+    pub fn legacy_policy() -> AppPolicy {
+        let classes = vec![KeyClass::Disk, KeyClass::Env, KeyClass::K256, KeyClass::P256];
+        AppPolicy { classes, paths: vec![], allow_legacy: true, ..Self::policy() }
+    }
+
     /// What the app may have.
     pub fn policy() -> AppPolicy {
         AppPolicy {

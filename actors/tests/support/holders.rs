@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use actix::{Actor as _, Addr};
+use dstack_actors::combine::Combine;
 use dstack_actors::holder::Holder;
 use dstack_actors::mailbox::Gate;
 use dstack_actors::policy::Policy;
@@ -77,6 +78,12 @@ impl Node {
         let holder = Arc::new(Holder::new(Arc::clone(&port), now.port(), verifier.clone(), policy.clone(), shares.clone()));
         let recorder = recorder(&cluster.log, port).start();
         Self { seat: Seat(seat), log, holder, policy, recorder, verifier, shares, certs, now, standings }
+    }
+
+    /// This node as its own client, over its coordinator.
+    pub fn combine(&self, cluster: &Cluster, peers: Arc<dyn Peers>) -> Combine {
+        let certificates: Arc<dyn Certificates> = self.certs.clone();
+        Combine { cluster_id: cluster.id, coordinator: self.coordinator(peers, 8), certificates }
     }
 
     /// Coordinates releases at this node.

@@ -8,7 +8,7 @@ use dstack_actors::holder::Holder;
 use dstack_actors::ports::{Later, Peers};
 use dstack_protocol::release::{Ask, Go};
 use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_GO};
-use dstack_protocol::{Refusal, RefusalCode, Seat, Wire};
+use dstack_protocol::{NodeIndex, Refusal, RefusalCode, Seat, Wire};
 
 /// How a peer behaves.
 #[derive(Clone)]
@@ -34,6 +34,8 @@ pub struct InProcess {
     by_seat: BTreeMap<Seat, Manner>,
     latencies: BTreeMap<Seat, Duration>,
     sent: Mutex<Vec<Sent>>,
+    /// Index of the node that asks, where it is not the first.
+    asker: Option<NodeIndex>,
 }
 
 impl InProcess {
@@ -46,7 +48,13 @@ impl InProcess {
     pub fn measured(peers: impl IntoIterator<Item = (u16, Manner)>, latencies: &[(u16, u64)]) -> Arc<Self> {
         let by_seat = peers.into_iter().map(|(seat, manner)| (Seat(seat), manner)).collect();
         let latencies = latencies.iter().map(|(seat, ms)| (Seat(*seat), Duration::from_millis(*ms))).collect();
-        Arc::new(Self { by_seat, latencies, sent: Mutex::default() })
+        Arc::new(Self { by_seat, latencies, ..Self::default() })
+    }
+
+    /// As another node than the first sees them.
+    pub fn asked_by(asker: u16, peers: impl IntoIterator<Item = (u16, Manner)>) -> Arc<Self> {
+        let by_seat = peers.into_iter().map(|(seat, manner)| (Seat(seat), manner)).collect();
+        Arc::new(Self { by_seat, asker: Some(NodeIndex(asker)), ..Self::default() })
     }
 
     pub fn sent(&self) -> Vec<Sent> {
@@ -59,9 +67,9 @@ impl InProcess {
     }
 }
 
-async fn answer(manner: Manner, path: &'static str, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+async fn answer(from: NodeIndex, manner: Manner, path: &'static str, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
     match (manner, path) {
-        (Manner::Honest(holder), PATH_PEER_ASK) => holder.ask(Ask::decode(&body)?).await.map(|()| Vec::new()),
+        (Manner::Honest(holder), PATH_PEER_ASK) => holder.ask(Ask::decode(&body)?, from).await.map(|()| Vec::new()),
         (Manner::Honest(holder), PATH_PEER_GO) => holder.go(Go::decode(&body)?).await.map(|out| out.encode()),
         (Manner::Silent, _) => std::future::pending().await,
         (Manner::Refuses(code), _) => Err(Refusal::new(code, "nothing", "something")),
@@ -78,11 +86,11 @@ async fn answer(manner: Manner, path: &'static str, body: Vec<u8>) -> Result<Vec
 impl Peers for InProcess {
     fn post(&self, seat: Seat, path: &'static str, body: Vec<u8>, timeout: Duration) -> Later<Result<Vec<u8>, Refusal>> {
         self.sent.lock().unwrap().push((seat, path, body.len()));
-        let manner = self.by_seat.get(&seat).cloned();
+        let (manner, from) = (self.by_seat.get(&seat).cloned(), self.asker.unwrap_or(NodeIndex(1)));
         Box::pin(async move {
             let gone = || Refusal::new(RefusalCode::NotReady, format!("an answer from seat {seat}"), "none").retry_after(300);
             let Some(manner) = manner else { return Err(gone()) };
-            tokio::time::timeout(timeout, answer(manner, path, body)).await.unwrap_or_else(|_| Err(gone()))
+            tokio::time::timeout(timeout, answer(from, manner, path, body)).await.unwrap_or_else(|_| Err(gone()))
         })
     }
 

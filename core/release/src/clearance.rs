@@ -112,12 +112,7 @@ pub fn precheck(
 ///
 /// # Errors
 /// The first rule of threshold.md §2.2, §2.4 or §2.5 that is broken.
-pub fn clear(
-    attributed: &AttributedAsk,
-    go: &Go,
-    identity: Option<&VerifiedIdentity>,
-    view: HolderView<'_>,
-) -> Result<Clearance, Refusal> {
+pub fn clear(attributed: &AttributedAsk, go: &Go, identity: Option<&VerifiedIdentity>, view: HolderView<'_>) -> Result<Clearance, Refusal> {
     let ask = attributed.ask();
     let request = &ask.request;
     let state = view.state;

@@ -130,7 +130,8 @@ pub(super) fn prune(state: &mut State) {
         seen.retain(|_, first| log_time.since(*first) <= SIGHTING_KEEP_MS);
     }
     state.sightings.retain(|_, seen| !seen.is_empty());
-    let is_full = |row: &BucketRow| rate::refilled(row.tokens_milli, row.refilled, log_time, Rate::LEGACY_NODE) == rate::full(Rate::LEGACY_NODE);
+    let is_full =
+        |row: &BucketRow| rate::refilled(row.tokens_milli, row.refilled, log_time, Rate::LEGACY_NODE) == rate::full(Rate::LEGACY_NODE);
     state.legacy_rates.retain(|_, row| !is_full(row));
 }
 

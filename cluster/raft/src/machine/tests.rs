@@ -468,3 +468,70 @@ fn the_same_commands_give_the_same_state_and_garbage_changes_nothing() {
     }
     assert_eq!(other.snapshot(), before);
 }
+
+fn legacy(w: &World, number: u32, coordinator: u16, evidence: u8) -> Intent {
+    let mut intent = Intent { mode: Mode::Legacy, coordinator: NodeIndex(coordinator), evidence_hash: [evidence; 32], ..w.intent(0) };
+    intent.req_hash[..4].copy_from_slice(&number.to_be_bytes());
+    intent
+}
+
+fn outcome(w: &mut World, intent: Intent) -> (Option<RefusalCode>, u32) {
+    let outcome = w.apply(&Command::Intents(vec![intent])).outcomes[0];
+    (RefusalCode::from_number(outcome.code), outcome.retry_after_ms)
+}
+
+#[test]
+fn a_serving_node_spends_thirty_seconds_worth_and_waits_for_log_time() {
+    let mut w = World::formed(Rate { per_second: 100_000, burst: 10_000_000 });
+    let burst = Rate::LEGACY_NODE.burst;
+    let numbers: Vec<u32> = (0..burst).collect();
+    for batch in numbers.chunks(256) {
+        let intents = batch.iter().map(|number| legacy(&w, *number, 1, 7)).collect();
+        assert!(w.apply(&Command::Intents(intents)).outcomes.iter().all(|outcome| outcome.code == 0));
+    }
+    let next = legacy(&w, burst, 1, 7);
+    assert_eq!(outcome(&mut w, next), (Some(RefusalCode::RateLimited), 2), "a token comes in 5/3 ms");
+    let other = legacy(&w, burst, 2, 7);
+    assert_eq!(outcome(&mut w, other).0, None, "another node has its own");
+    let native = w.intent(5);
+    assert_eq!(outcome(&mut w, native).0, None, "mode C has no such quota");
+    assert_eq!(w.beacon(&[T0 + 10, T0 + 10]), None);
+    let later = legacy(&w, burst + 1, 1, 7);
+    assert_eq!(outcome(&mut w, later).0, None);
+    assert_eq!(w.beacon(&[T0 + 30_100, T0 + 30_100]), None);
+    assert!(w.machine.state().unwrap().legacy_rates.is_empty(), "full buckets have no rows");
+}
+
+#[test]
+fn first_sightings_are_noted_by_accepted_intents_and_kept_for_400_days() {
+    let day = 86_400_000;
+    let mut w = World::formed(Rate { per_second: 1, burst: 2 });
+    let seen = |w: &World| -> Vec<(u8, u64)> {
+        w.machine.state().unwrap().sightings.get(&APP).into_iter().flatten().map(|(hash, at)| (hash[0], at.0 - T0)).collect()
+    };
+    let stranger = legacy(&w, 0, 9, 1);
+    assert_eq!(outcome(&mut w, stranger).0, Some(RefusalCode::NotAdmitted), "no node of that index");
+    for number in [1, 2] {
+        let intent = legacy(&w, number, 1, 1);
+        assert_eq!(outcome(&mut w, intent).0, None);
+    }
+    let refused = legacy(&w, 3, 1, 2);
+    assert_eq!(outcome(&mut w, refused).0, Some(RefusalCode::RateLimited));
+    assert_eq!(seen(&w), [(1, 0)], "what is refused leaves nothing");
+    for (at, evidence, expected) in [
+        (day, 1, None),
+        (day + 1, 1, Some(RefusalCode::EvidenceSeen)),
+        (day + 5, 2, None),
+        (400 * day, 1, Some(RefusalCode::EvidenceSeen)),
+        (400 * day + 1, 1, None),
+    ] {
+        assert_eq!(w.beacon(&[T0 + at, T0 + at]), None);
+        let intent = legacy(&w, 9, 2, evidence);
+        assert_eq!(outcome(&mut w, intent).0, expected, "evidence {evidence} at {at}");
+    }
+    assert_eq!(seen(&w), [(1, 400 * day + 1), (2, day + 5)]);
+    // The rows are part of the state that a snapshot carries.
+    assert_eq!(w.apply(&Command::Checkpoint).outcomes[0].code, 0);
+    let restored = w.machine.restored(&w.machine.snapshot()).unwrap();
+    assert_eq!(restored.state(), w.machine.state());
+}
