@@ -12,7 +12,7 @@ use dstack_audit::{CommittedIntent, VouchedHead, verify_receipt};
 use dstack_protocol::release::{Ask, KeyClass, Mode, RelReq, Wish};
 use dstack_protocol::rpc::ReleaseAnswer;
 use dstack_protocol::state::{BeaconRow, State};
-use dstack_protocol::{AppId, ClusterId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, binding};
+use dstack_protocol::{AppId, ClusterId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, binding, env};
 use dstack_secret::Locked;
 use dstack_threshold::answer::{AnswerContext, RecipientKey, open_partial};
 use dstack_threshold::combine::{AnswerGroup, CombineError, Combiner};
@@ -104,7 +104,7 @@ impl Combine {
         let recipient = Arc::new(RecipientKey::new(random_secret()?));
         let (mode, evidence_hash, evidence, spki) = match wanted {
             Wanted::Legacy { evidence, spki } => (Mode::Legacy, binding::evidence_hash(&evidence), evidence, spki),
-            Wanted::Env { attempt_pos } => (Mode::Env, attempt_name(attempt_pos), Vec::new(), Vec::new()),
+            Wanted::Env { attempt_pos } => (Mode::Env, env::evidence_hash(attempt_pos), Vec::new(), Vec::new()),
         };
         let request = RelReq {
             cluster_id: self.cluster_id,
@@ -157,16 +157,6 @@ impl Combine {
             Refusal::new(RefusalCode::UnknownGeneration, "a generation with a root, and a seat of this node", generation.to_string())
         })
     }
-}
-
-/// `evidence_hash` of mode E: `I2OSP(attempt_pos, 32)` (threshold.md §2.5).
-#[must_use]
-pub fn attempt_name(attempt_pos: u64) -> [u8; 32] {
-    let mut name = [0; 32];
-    if let Some(tail) = name.last_chunk_mut::<8>() {
-        *tail = attempt_pos.to_be_bytes();
-    }
-    name
 }
 
 enum Failed {
@@ -228,16 +218,4 @@ fn blamed(error: &CombineError, newest: Option<&AnswerGroup>, groups: &BTreeMap<
     let older = groups.iter().filter(|(group, _)| Some(*group) != newest).flat_map(|(_, holders)| holders);
     let culprits: Vec<NodeIndex> = error.culprits().iter().chain(older).copied().collect();
     if culprits.is_empty() { Failed::Refused(internal(error.to_string())) } else { Failed::Culprits(culprits) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_attempt_is_named_by_its_position() {
-        let name = attempt_name(0x0102_0304);
-        assert_eq!(name[..28], [0; 28]);
-        assert_eq!(name[28..], [1, 2, 3, 4]);
-    }
 }

@@ -64,7 +64,6 @@ codes! {
     16 NotASession "NOT_A_SESSION" false "mode C is asked with a session certificate" "connect with a certificate of CN DKMS-V1-SESSION that carries evidence";
     17 NotTheCoordinator "NOT_THE_COORDINATOR" false "modes L and E are asked, over its node connection, by the node that combines" "nothing: a node asked in the name of another, or a client asked in a mode of nodes";
     18 BindingMismatch "BINDING_MISMATCH" false "evidence of mode L commits to the guest's TLS key as dstack's does" "make evidence over SHA-512(\"ratls-cert:\" ‖ SPKI)";
-    19 EnvAttempt "ENV_ATTEMPT" false "mode E is for the node that an open env attempt names" "an operator starts the next attempt";
     20 EvidenceInvalid "EVIDENCE_INVALID" false "evidence verifies under the collateral of the log" "see the class in `got` and `dstack evidence verify`";
     21 NeedEvidence "NEED_EVIDENCE" true "a holder judges evidence itself" "send the evidence with the ask";
     22 EvidenceHash "EVIDENCE_HASH" false "a request names the evidence it comes with" "use the hash of the evidence in the client certificate";

@@ -9,9 +9,9 @@ use dstack_policy::rate;
 use dstack_protocol::governance::Object;
 use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, SIGHTING_KEEP_MS, SIGHTING_MS_MAX, SIGHTINGS_MAX, SIGHTINGS_OF_APP_MAX};
 use dstack_protocol::policy::{AppPolicy, Rate};
-use dstack_protocol::release::{Intent, Mode};
+use dstack_protocol::release::{Intent, KeyClass, Mode};
 use dstack_protocol::state::{BucketRow, IntentRow, State};
-use dstack_protocol::{RefusalCode, RootTag, Wire};
+use dstack_protocol::{RefusalCode, RootTag, Wire, env};
 
 use super::frontier;
 
@@ -73,8 +73,19 @@ fn resolve(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)>
     match intent.mode {
         Mode::Client => take_of_app(state, intent),
         Mode::Legacy => legacy(state, intent),
-        Mode::Env => refuse(RefusalCode::ModeUnsupported),
+        Mode::Env => of_attempt(state, intent).map_err(|code| (code, 0)),
     }
+}
+
+/// Mode E (threshold.md §2.5): class env alone, by the node that the app's open attempt names.
+fn of_attempt(state: &State, intent: &Intent) -> Result<(), RefusalCode> {
+    let classes: Vec<KeyClass> = intent.wishes.iter().map(|(class, _)| *class).collect();
+    if classes != [KeyClass::Env] {
+        return Err(RefusalCode::ClassNotAllowed);
+    }
+    let row = state.env_keys.get(&(intent.generation, intent.app_id)).filter(|row| row.is_open(state.log_time));
+    let named = row.is_some_and(|row| row.combiner == intent.coordinator && env::evidence_hash(row.attempt_pos) == intent.evidence_hash);
+    if named { Ok(()) } else { Err(RefusalCode::EnvNotNamed) }
 }
 
 /// One release of the app's rate.

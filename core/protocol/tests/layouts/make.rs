@@ -19,7 +19,7 @@ use dstack_protocol::policy::{AppPolicy, PathRule, Rate, TcbRules};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
 use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
-use dstack_protocol::state::{AppRow, BucketRow, BeaconRow, Blob, IntentRow, SeatRow};
+use dstack_protocol::state::{AppRow, BeaconRow, Blob, BucketRow, IntentRow, SeatRow};
 use dstack_protocol::{
     AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, Refusal, RefusalCode, RootTag, Seat, TcbStatus, UnixMillis,
 };
