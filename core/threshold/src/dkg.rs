@@ -19,7 +19,7 @@ mod instance;
 mod participant;
 mod sharing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use ceremony::{Ceremony, CeremonyError, End, Guilt, Progress, Stage};
 pub use complaint::{Verdict, judge};

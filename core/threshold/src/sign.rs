@@ -28,7 +28,7 @@
 //! | | | 2, after round 1 of **all** | opened commitment, digests of all its pairs | [`dkls::Pairwise`] with [`dkls::Pairwise::digest`] for `Ready` |
 //! | [`dkls::Signing`], the `t` signers | [`dkls::Signing::begin`] | 1 | OT extension (≈ 27 kB) | |
 //! | | | 2 | multiplication, decommitment (≈ 55 kB) | |
-//! | | | 3 | its two scalars (64 bytes) | the signature at every signer that got all of round 3 |
+//! | | | 3 | its two scalars (66 bytes) | the signature at every signer that got all of round 3 |
 //!
 //! Messages may come in any order and twice; a machine keeps one message per peer and round. What came before `begin` the driver
 //! keeps or has sent again. An error with [`ecdsa::EcdsaError::ends_run`] has destroyed the run; any other left it as it was. After

@@ -91,7 +91,7 @@ fn ended(culprit: u16, guilt: Guilt) -> Result<Progress, CeremonyError> {
 }
 
 /// An honest run to its end.
-fn complete<G: Group>(root: RootTag, t: u16, n: u16) -> Vec<Outcome<G>> {
+pub(crate) fn complete<G: Group>(root: RootTag, t: u16, n: u16) -> Vec<Outcome<G>> {
     let (mut run, bodies) = committed::<G>(root, t, n);
     assert_eq!(run.ceremony.stage(), Stage::AwaitingCommits);
     for (i, node) in members(n).into_iter().zip(&run.nodes) {

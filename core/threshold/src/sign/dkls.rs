@@ -14,6 +14,8 @@
 mod pairwise;
 mod setup;
 mod signing;
+#[cfg(test)]
+mod tests;
 
 use std::marker::PhantomData;
 use std::sync::Arc;

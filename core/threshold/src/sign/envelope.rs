@@ -19,8 +19,8 @@ pub(crate) const SETUP_SECOND_BYTES_MAX: usize = 4 * 1024;
 pub(crate) const SIGN_FIRST_BYTES_MAX: usize = 32 * 1024;
 /// Body of a run's second message: multiplication.
 pub(crate) const SIGN_SECOND_BYTES_MAX: usize = 64 * 1024;
-/// Body of a run's third message: two scalars.
-pub(crate) const SIGN_THIRD_BYTES_MAX: usize = 64;
+/// Body of a run's third message: two scalars, each with its length.
+pub(crate) const SIGN_THIRD_BYTES_MAX: usize = 66;
 
 const HEAD_BYTES: usize = 14 + 1 + 32 + 1 + 2 + 2 + 4;
 const _: () = assert!(SETUP_FIRST_BYTES_MAX + HEAD_BYTES <= FRAME_BYTES_MAX);
@@ -120,4 +120,54 @@ pub(crate) fn decode_body<T: Serialize + DeserializeOwned>(peer: NodeIndex, body
         return Err(malformed("not the canonical encoding"));
     }
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use dkls23_core::protocols::signing::{Broadcast3to4, TransmitPhase1to2, TransmitPhase2to3};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PEER: NodeIndex = NodeIndex(2);
+
+    #[test]
+    fn the_layout_is_the_documented_one() {
+        let participants = [NodeIndex(1), PEER];
+        let ours = Desk { kind: Kind::Signing, id: &[7; 32], me: NodeIndex(1), participants: &participants };
+        let message = ours.wrap(3, PEER, b"body");
+        let expected = [&b"DKMS-V1-ECDSAM"[..], &[1], &[7; 32], &[3, 0, 1, 0, 2], &[0, 0, 0, 4], b"body"].concat();
+        assert_eq!(message, expected);
+        let theirs = Desk { kind: Kind::Signing, id: &[7; 32], me: PEER, participants: &participants };
+        assert_eq!(theirs.unwrap(NodeIndex(1), &message), Ok((3, &b"body"[..])));
+        // A body above the cap of its round, a message for the other machine.
+        let long = ours.wrap(3, PEER, &[0; SIGN_THIRD_BYTES_MAX + 1]);
+        let error = DecodeError::TooLong { field: "body", max: SIGN_THIRD_BYTES_MAX, got: SIGN_THIRD_BYTES_MAX + 1 };
+        assert_eq!(theirs.unwrap(NodeIndex(1), &long), Err(EcdsaError::Envelope(error)));
+        let setup = Desk { kind: Kind::Setup, ..theirs };
+        assert!(matches!(setup.unwrap(NodeIndex(1), &message), Err(EcdsaError::Envelope(DecodeError::Label { .. }))));
+    }
+
+    #[test]
+    fn only_the_canonical_encoding_is_read() {
+        // postcard writes 1 as one byte; two bytes say the same and are refused.
+        assert_eq!(decode_body::<u64>(PEER, &[1]), Ok(1));
+        assert!(matches!(decode_body::<u64>(PEER, &[0x81, 0]), Err(EcdsaError::Malformed { peer: PEER, .. })));
+        assert!(matches!(decode_body::<u64>(PEER, &[1, 0]), Err(EcdsaError::Malformed { error: DecodeError::Trailing { extra: 1 }, .. })));
+        assert!(matches!(decode_body::<u64>(PEER, &[]), Err(EcdsaError::Malformed { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let refused = |e: EcdsaError| matches!(e, EcdsaError::Malformed { peer: PEER, .. });
+            prop_assert!(decode_body::<TransmitPhase1to2>(PEER, &bytes).is_err_and(refused));
+            prop_assert!(decode_body::<TransmitPhase2to3<k256::Secp256k1>>(PEER, &bytes).is_err_and(refused));
+            prop_assert!(decode_body::<TransmitPhase2to3<p256::NistP256>>(PEER, &bytes).is_err_and(refused));
+            // 66 bytes can be two scalars.
+            if let Ok(scalars) = decode_body::<Broadcast3to4<k256::Secp256k1>>(PEER, &bytes) {
+                prop_assert_eq!(encode_body(&scalars).unwrap(), bytes);
+            }
+        }
+    }
 }
