@@ -1,17 +1,19 @@
 //! The only actor that touches a share: evaluates what was cleared, seals the partial.
 //!
-//! Owns: the share of the active epoch in locked memory, its threads. Never: evaluates without a [`Clearance`], evaluates a point
-//! that came from outside. Source: threshold.md §1.2, §2.3.
+//! Owns: the shares of the active epoch in locked memory, one of each root, its threads. Never: evaluates without a [`Clearance`],
+//! evaluates a point that came from outside, uses a share of one root for another (each has a type of its own).
+//! Source: threshold.md §0 "Roots", §1.2, §2.3.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use actix::{Actor, Addr, Handler, Message, SyncArbiter, SyncContext};
 use dstack_protocol::release::Out;
-use dstack_protocol::{ClusterId, Epoch, Generation, NodeIndex, Refusal, RefusalCode};
+use dstack_protocol::{ClusterId, Refusal, RefusalCode, RootTag};
 use dstack_release::clearance::Clearance;
 use dstack_threshold::answer::{AnswerContext, seal_partial};
 use dstack_threshold::prf::{Batch, PrfShare, evaluate};
+use dstack_threshold::share::{CaShare, IdShare, RootShare, ShareId};
 
 use crate::mailbox::{Gate, of_mailbox};
 use crate::metrics;
@@ -19,11 +21,19 @@ use crate::ports::{random, random_secret};
 
 const NAME: &str = "share_holder";
 
-type Slot = Arc<RwLock<Option<Arc<PrfShare>>>>;
+/// The shares in use, each in its own type.
+#[derive(Default)]
+struct Shares {
+    prf: Option<Arc<PrfShare>>,
+    ca: Option<Arc<CaShare>>,
+    id: Option<Arc<IdShare>>,
+}
+
+type Slot = Arc<RwLock<Shares>>;
 
 struct ShareHolder {
     cluster_id: ClusterId,
-    share: Slot,
+    shares: Slot,
 }
 
 impl Actor for ShareHolder {
@@ -42,7 +52,7 @@ impl Handler<Evaluate> for ShareHolder {
 
     fn handle(&mut self, message: Evaluate, _context: &mut Self::Context) -> Self::Result {
         let began = Instant::now();
-        let share = current(&self.share).ok_or_else(no_share)?;
+        let share = reading(&self.shares).prf.clone().ok_or_else(no_share)?;
         let out = partial(&self.cluster_id, &share, &message.clearance);
         metrics::stage("evaluate", began.elapsed());
         out
@@ -65,23 +75,12 @@ fn partial(cluster_id: &ClusterId, share: &PrfShare, clearance: &Clearance) -> R
         .map_err(|error| Refusal::new(RefusalCode::Malformed, "an X25519 key that is not of low order", error.to_string()))
 }
 
-fn current(slot: &Slot) -> Option<Arc<PrfShare>> {
-    slot.read().unwrap_or_else(PoisonError::into_inner).clone()
+fn reading(slot: &Slot) -> RwLockReadGuard<'_, Shares> {
+    slot.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn no_share() -> Refusal {
     Refusal::new(RefusalCode::NotReady, "a share of the active epoch", "none").retry_after(1000)
-}
-
-/// What the share in use is; public.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShareInUse {
-    /// Holder.
-    pub index: NodeIndex,
-    /// Generation of the root.
-    pub generation: Generation,
-    /// Epoch of the share.
-    pub epoch: Epoch,
 }
 
 /// The share holder, for callers.
@@ -89,28 +88,45 @@ pub struct ShareInUse {
 pub struct ShareHolderPool {
     address: Addr<ShareHolder>,
     gate: Gate,
-    share: Slot,
+    shares: Slot,
 }
 
 impl ShareHolderPool {
-    /// Starts `threads` threads without a share. Inside an actix system.
+    /// Starts `threads` threads without any share. Inside an actix system.
     #[must_use]
     pub fn start(threads: usize, capacity: usize, cluster_id: ClusterId) -> Self {
-        let share: Slot = Arc::default();
-        let slot = Arc::clone(&share);
-        let address = SyncArbiter::start(threads.max(1), move || ShareHolder { cluster_id, share: Arc::clone(&slot) });
-        Self { address, gate: Gate::new(NAME, capacity), share }
+        let shares: Slot = Arc::default();
+        let slot = Arc::clone(&shares);
+        let address = SyncArbiter::start(threads.max(1), move || ShareHolder { cluster_id, shares: Arc::clone(&slot) });
+        Self { address, gate: Gate::new(NAME, capacity), shares }
     }
 
-    /// Takes a share into use; the one before is wiped with its last evaluation.
-    pub fn install(&self, share: PrfShare) {
-        *self.share.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(share));
+    /// Takes a share into use; the one of that root before it is wiped with its last use.
+    pub fn install(&self, share: impl Into<RootShare>) {
+        let share = share.into();
+        let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
+        match share {
+            RootShare::Prf(share) => shares.prf = Some(Arc::new(share)),
+            RootShare::Ca(share) => shares.ca = Some(Arc::new(share)),
+            RootShare::Id(share) => shares.id = Some(Arc::new(share)),
+        }
     }
 
-    /// The share in use.
+    /// The share of root `prf` in use.
     #[must_use]
-    pub fn in_use(&self) -> Option<ShareInUse> {
-        current(&self.share).map(|share| ShareInUse { index: share.index(), generation: share.generation(), epoch: share.epoch() })
+    pub fn in_use(&self) -> Option<ShareId> {
+        self.in_use_of(RootTag::Prf)
+    }
+
+    /// The share of `root` in use.
+    #[must_use]
+    pub fn in_use_of(&self, root: RootTag) -> Option<ShareId> {
+        let shares = reading(&self.shares);
+        match root {
+            RootTag::Prf => shares.prf.as_ref().map(|share| share.share_id()),
+            RootTag::Ca => shares.ca.as_ref().map(|share| share.id()),
+            RootTag::Id => shares.id.as_ref().map(|share| share.id()),
+        }
     }
 
     /// Evaluates a cleared request.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use dstack_actors::mailbox::FULL_RETRY_MS;
 use dstack_actors::ports::Judge;
-use dstack_actors::share_holder::{ShareHolderPool, ShareInUse};
+use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::verifier::VerifierPool;
 use dstack_protocol::command::Command;
 use dstack_protocol::genesis::collateral_id;
@@ -116,7 +116,7 @@ fn a_full_share_holder_refuses_early_and_recovers() {
         assert_eq!(pool.in_use(), None);
 
         pool.install(copy(&shares[0]));
-        assert_eq!(pool.in_use(), Some(ShareInUse { index: NodeIndex(1), generation: Generation(0), epoch: Epoch(1) }));
+        assert_eq!(pool.in_use(), Some(ShareId { index: NodeIndex(1), generation: Generation(0), epoch: Epoch(1) }));
         // Both are polled before either can end; the pool has one place.
         let (served, refused) = futures::join!(pool.evaluate(first), pool.evaluate(second));
         overloaded(refused);

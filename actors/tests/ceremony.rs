@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use actix::{Actor as _, Arbiter};
 use dstack_actors::ceremony::{ATTEMPTS_UNATTENDED_MAX, Ceremony, Look, NodeJudge, Parts, ShareFiles};
-use dstack_actors::share_holder::{ShareHolderPool, ShareInUse};
+use dstack_actors::share_holder::ShareHolderPool;
 use dstack_protocol::ceremony::MessageKind;
 use dstack_protocol::limits::CEREMONY_ROUND_MS_MAX;
 use dstack_protocol::{Epoch, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Seat};
-use dstack_raft::machine::instance;
+use dstack_raft::machine::run_of;
 use dstack_secret::{Locked, Secret};
 use dstack_tee::Device as _;
 use dstack_testkit::Machine;
 use dstack_threshold::dkg::Stage;
+use dstack_threshold::share::ShareId;
 use dstack_threshold::share_file::{SealingKey, ShareName, open, seal};
 use support::client::{Client, combine};
 use support::cluster::{Cluster, DeviceEvidence};
@@ -91,7 +92,7 @@ impl Member {
             shares: shares.clone(),
             files: Arc::clone(&files) as Arc<dyn ShareFiles>,
             #[cfg(feature = "insecure-test-export")]
-            export: Arc::new(|_| {}),
+            export: Arc::new(|_, _| {}),
         };
         let arbiter = Arbiter::new();
         let address = Ceremony::start_in_arbiter(&arbiter.handle(), move |_| Ceremony::new(parts));
@@ -114,19 +115,33 @@ impl Member {
 }
 
 async fn root_in_force(cluster: &Cluster) -> u32 {
-    until("the root", || cluster.log.read(|state| state.roots.get(&(Generation(0), RootTag::Prf)).map(|r| r.attempt.open.attempt))).await
+    let attempts = until("the roots", || {
+        cluster.log.read(|state| {
+            let row = |root| state.roots.get(&(Generation(0), root)).map(|row| row.attempt);
+            RootTag::ALL.into_iter().map(row).collect::<Option<Vec<u32>>>()
+        })
+    })
+    .await;
+    assert!(attempts.windows(2).all(|pair| pair[0] == pair[1]), "one attempt made all roots: {attempts:?}");
+    attempts[0]
 }
 
 async fn holds(member: &Member, index: u16) {
-    let share = until("a share in use", || member.shares.in_use()).await;
-    assert_eq!(share, ShareInUse { index: NodeIndex(index), generation: Generation(0), epoch: Epoch(1) });
+    for root in RootTag::ALL {
+        let share = until("a share in use", || member.shares.in_use_of(root)).await;
+        assert_eq!(share, ShareId { index: NodeIndex(index), generation: Generation(0), epoch: Epoch(1) });
+    }
+}
+
+fn holds_nothing(member: &Member) -> bool {
+    RootTag::ALL.into_iter().all(|root| member.shares.in_use_of(root).is_none())
 }
 
 async fn stage(cluster: &Cluster, attempt: u32, wanted: Stage) {
     until("a stage of the run", || {
         cluster.log.read(|state| {
             let row = state.attempt.as_ref().filter(|row| row.open.attempt == attempt)?;
-            (instance(state, &cluster.id, row)?.stage() == wanted).then_some(())
+            RootTag::ALL.into_iter().try_for_each(|root| (run_of(state, &cluster.id, row, root)?.stage() == wanted).then_some(()))
         })
     })
     .await;
@@ -205,13 +220,13 @@ fn a_node_that_restarts_later_opens_its_sealed_share() {
             holds(member, index).await;
         }
         let files = members.pop().unwrap().kill();
-        assert_eq!(files.files.lock().unwrap().len(), 1);
+        assert_eq!(files.files.lock().unwrap().len(), 3, "one sealed share of each root");
         // Another machine's key does not open it.
         let stolen = Sealed::on(&cluster, &cluster.machines[0]);
         stolen.files.lock().unwrap().clone_from(&files.files.lock().unwrap());
         let thief = Member::start(&cluster, 3, Arc::clone(&cluster.machines[0]), stolen);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(thief.shares.in_use(), None);
+        assert!(holds_nothing(&thief));
         drop(thief.kill());
         members.push(Member::start(&cluster, 3, Arc::clone(&cluster.machines[2]), files));
         holds(&members[2], 3).await;
@@ -239,7 +254,7 @@ fn a_join_with_anothers_evidence_gets_no_ready() {
         assert_eq!((ready, roots), (0, 0));
         time_passes(&cluster);
         until("the next attempt", || cluster.log.read(|state| (state.attempts == 2).then_some(()))).await;
-        assert!([&first, &second, &third].iter().all(|member| member.shares.in_use().is_none()));
+        assert!([&first, &second, &third].into_iter().all(holds_nothing));
         // With the right machine on the seat, the cluster gets its root.
         drop(third.kill());
         let third = Member::honest(&cluster, 3);

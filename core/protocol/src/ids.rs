@@ -267,6 +267,19 @@ pub enum RootTag {
 }
 
 impl RootTag {
+    /// Every root, ascending.
+    pub const ALL: [Self; 3] = [Self::Prf, Self::Ca, Self::Id];
+
+    /// Name in status, logs and documents.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prf => "prf",
+            Self::Ca => "ca",
+            Self::Id => "id",
+        }
+    }
+
     /// The byte that names the root.
     #[must_use]
     pub fn byte(self) -> u8 {

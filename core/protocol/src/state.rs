@@ -309,8 +309,8 @@ state_struct!(
         transcript: [u8; 32],
         /// Instance.
         inst: [u8; 32],
-        /// The attempt it came from, with every signed message.
-        attempt: AttemptRow,
+        /// The attempt it came from, one of [`State::ceremonies`].
+        attempt: u32,
     }
 );
 state_struct!(
@@ -457,6 +457,8 @@ state_struct!(
         attempts: u32,
         /// Roots in force.
         roots: BTreeMap<(Generation, RootTag), RootRow>,
+        /// Attempts that roots in force came from, by their number, with every signed message; one attempt may have made several roots.
+        ceremonies: BTreeMap<u32, AttemptRow>,
         /// Governance.
         governance: Governance,
         /// Apps.

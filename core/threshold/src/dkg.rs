@@ -17,6 +17,7 @@ mod deal;
 mod encryption;
 mod instance;
 mod participant;
+mod root;
 mod sharing;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -27,4 +28,5 @@ pub use deal::{CheckedDeal, DealFault, DealPackage, check_deal, commit_hash};
 pub use encryption::{EncryptionKey, SubshareFault};
 pub use instance::{Instance, InstanceError};
 pub use participant::{Checked, Outcome, Participant, ParticipantError};
+pub use root::{PublicSharing, RootParticipant, RootRun};
 pub use sharing::{ReadyFault, Sharing};

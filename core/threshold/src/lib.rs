@@ -13,6 +13,7 @@
 //! | [`keys`] | PRF output to typed keys and their check values |
 //! | [`answer`] | partials sealed to a client's one-time key |
 //! | [`dkg`] | distributed key generation: dealer, recipient, verdict, ceremony |
+//! | [`share`] | shares of the signing roots, and of any root by its tag |
 //! | [`message`] | signatures of ceremony messages |
 //! | [`sign`] | threshold signatures: FROST, ECDSA |
 //! | [`share_file`] | shares and node keys at rest |
@@ -35,6 +36,7 @@ mod known_answers;
 pub mod message;
 pub mod prf;
 pub mod shamir;
+pub mod share;
 pub mod share_file;
 pub mod sign;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::dleq::{self, Proof};
 use crate::group::{Group as _, Ristretto255, SecretScalar, hash_to_group};
+use crate::share::ShareId;
 
 /// Why a batch or a share cannot be made.
 #[non_exhaustive]
@@ -103,6 +104,12 @@ impl PrfShare {
             return Err(PrfError::NotAShare(index));
         }
         Ok(Self { index, generation, epoch, vk, scalar: Locked::new(share) })
+    }
+
+    /// Which share it is.
+    #[must_use]
+    pub fn share_id(&self) -> ShareId {
+        ShareId { index: self.index, generation: self.generation, epoch: self.epoch }
     }
 
     /// Evaluation point of the share.

@@ -1,28 +1,20 @@
 //! Key generation through the log: attempts, messages, steps.
 //!
-//! Owns: which attempt is open, who speaks in it, its rounds and timeouts. The arithmetic and the verdicts are
-//! `dstack_threshold::dkg`'s, replayed from the messages kept in the state. Never: evidence in a Join (each node judges it
-//! outside `apply`; who rejects it posts no Ready). Source: threshold.md §3.
+//! Owns: which attempt is open, who speaks in it, its rounds and timeouts. An attempt makes one or more roots, each in a run of its own;
+//! a message names its run by `inst`. The arithmetic and the verdicts are `dstack_threshold::dkg`'s, replayed from the messages kept in
+//! the state. Never: evidence in a Join (each node judges it outside `apply`; who rejects it posts no Ready). Source: threshold.md §3.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dstack_protocol::ceremony::{InstHolder, JoinBody, Message, MessageKind, Open, Step, StepKind, What, key_hash};
+use dstack_protocol::ceremony::{InstHolder, JoinBody, Message, MessageKind, Open, Step, StepKind, What, inst, key_hash};
+use dstack_protocol::genesis::CaAlgorithm;
 use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, CEREMONY_ROUND_MS_MAX};
 use dstack_protocol::state::{AttemptRow, Blob, RootRow, State};
 use dstack_protocol::{ClusterId, Epoch, Generation, NodeIndex, RefusalCode, RootTag, Wire};
-use dstack_threshold::dkg::{Ceremony, CeremonyError, End, Instance, Progress, Stage};
+use dstack_threshold::dkg::{Ceremony, CeremonyError, End, Progress, RootRun, Stage};
 use dstack_threshold::group::{Group, Ristretto255};
 
 use super::view::{self, verifies};
-
-/// What an attempt waits for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Round {
-    /// Joins of these holders.
-    AwaitingJoins(Vec<NodeIndex>),
-    /// Messages of the run, as the run says.
-    Running(Stage),
-}
 
 /// Holders of `root` as its instance names them, once all have joined. Ascending.
 #[must_use]
@@ -39,28 +31,65 @@ pub fn joined_holders(state: &State, attempt: &AttemptRow, root: RootTag) -> Opt
         .collect()
 }
 
-/// The run of root `prf` as far as the log has it; `None` while joins are missing.
-#[must_use]
-pub fn instance(state: &State, cluster_id: &ClusterId, attempt: &AttemptRow) -> Option<Ceremony<Ristretto255>> {
-    let holders = joined_holders(state, attempt, RootTag::Prf)?;
-    let instance = Instance::new(cluster_id, &attempt.open, RootTag::Prf, &holders).ok()?;
-    let mut ceremony = Ceremony::new(instance);
-    for message in &attempt.messages {
-        ceremony.apply(message.kind, message.index, &message.body).ok()?;
-    }
-    Some(ceremony)
+/// What one root's run is replayed from, outside the state: replaying takes a while, and the state must not wait for it.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    cluster_id: ClusterId,
+    open: Open,
+    root: RootTag,
+    ca: CaAlgorithm,
+    holders: Vec<InstHolder>,
+    messages: Vec<Message>,
 }
 
-impl Round {
-    /// Where an attempt is.
+impl Replay {
+    /// Of `root` in `attempt`; `None` while joins are missing, or where the attempt does not make that root.
     #[must_use]
-    pub fn of(state: &State, cluster_id: &ClusterId, attempt: &AttemptRow) -> Self {
-        let missing: Vec<NodeIndex> = attempt.open.holders.iter().filter(|index| !attempt.joins.contains_key(index)).copied().collect();
-        match instance(state, cluster_id, attempt) {
-            Some(ceremony) if missing.is_empty() => Self::Running(ceremony.stage()),
-            _ => Self::AwaitingJoins(missing),
-        }
+    pub fn of(state: &State, cluster_id: &ClusterId, attempt: &AttemptRow, root: RootTag) -> Option<Self> {
+        let holders = joined_holders(state, attempt, root)?;
+        let name = inst(cluster_id, &attempt.open, root, &holders);
+        let messages = attempt.messages.iter().filter(|message| message.inst == name).cloned().collect();
+        let (open, ca) = (attempt.open.clone(), state.genesis.ca_algorithm);
+        Some(Self { cluster_id: *cluster_id, open, root, ca, holders, messages })
     }
+
+    /// The run as far as the log has it.
+    #[must_use]
+    pub fn run(&self) -> Option<RootRun> {
+        let mut run = RootRun::new(&self.cluster_id, &self.open, self.root, self.ca, &self.holders).ok()?;
+        for message in &self.messages {
+            run.apply(message.kind, message.index, &message.body).ok()?;
+        }
+        Some(run)
+    }
+}
+
+/// The run of `root` as far as the log has it; `None` while joins are missing.
+#[must_use]
+pub fn run_of(state: &State, cluster_id: &ClusterId, attempt: &AttemptRow, root: RootTag) -> Option<RootRun> {
+    Replay::of(state, cluster_id, attempt, root)?.run()
+}
+
+/// The run of root `prf`, typed.
+#[must_use]
+pub fn instance(state: &State, cluster_id: &ClusterId, attempt: &AttemptRow) -> Option<Ceremony<Ristretto255>> {
+    match run_of(state, cluster_id, attempt, RootTag::Prf)? {
+        RootRun::Prf(run) => Some(run),
+        RootRun::CaEd25519(_) | RootRun::CaP256(_) | RootRun::Id(_) => None,
+    }
+}
+
+/// Roots that the cluster is to have and has not. A cluster that was born before roots `ca` and `id` existed lacks these two.
+#[must_use]
+pub fn missing_roots(state: &State) -> Vec<RootTag> {
+    let has = |root: &RootTag| state.roots.contains_key(&(Generation(0), *root));
+    if state.genesis.has_roots() { RootTag::ALL.into_iter().filter(|root| !has(root)).collect() } else { Vec::new() }
+}
+
+/// Epoch of a root made now: 1 for the first ones, the generation's active epoch for those added later (threshold.md §3).
+#[must_use]
+pub fn epoch_of_new_roots(state: &State) -> Epoch {
+    state.roots.range((Generation(0), RootTag::Prf)..=(Generation(0), RootTag::Id)).map(|(_, root)| root.epoch).max().unwrap_or(Epoch(1))
 }
 
 /// The node key that an index was admitted with.
@@ -74,22 +103,24 @@ pub(super) fn open(state: &mut State, open: &Open) -> Result<(), RefusalCode> {
     if state.latest_beacon.is_none() || state.attempt.is_some() || !state.genesis.has_roots() {
         return Err(RefusalCode::OutOfOrder);
     }
-    if state.roots.contains_key(&(open.generation, RootTag::Prf)) {
+    if open.roots.iter().any(|root| state.roots.contains_key(&(open.generation, *root))) {
         return Err(RefusalCode::Duplicate);
     }
+    // Any of the missing roots, but `prf` never last: without it nothing is served. The log of an older release opened `prf` alone.
+    let prf_first = open.roots.contains(&RootTag::Prf) || state.roots.contains_key(&(open.generation, RootTag::Prf));
     let everyone: Vec<NodeIndex> = signers.keys.keys().copied().collect();
     let expected = Open {
         generation: Generation(0),
         what: What::Dkg,
         old_epoch: Epoch(0),
-        new_epoch: Epoch(1),
+        new_epoch: epoch_of_new_roots(state),
         attempt: state.attempts.saturating_add(1),
         t: state.genesis.t,
-        roots: vec![RootTag::Prf],
+        roots: open.roots.clone(),
         dealers: everyone.clone(),
         holders: everyone,
     };
-    if *open != expected {
+    if *open != expected || !prf_first {
         return Err(RefusalCode::OutOfOrder);
     }
     state.attempts = expected.attempt;
@@ -154,12 +185,15 @@ fn join(state: &State, cluster_id: &ClusterId, attempt: &mut AttemptRow, message
     Ok(())
 }
 
+/// A message of one root's run, which it names by `inst`.
 fn run(state: &State, cluster_id: &ClusterId, attempt: &mut AttemptRow, message: &Message) -> Result<(), RefusalCode> {
-    let mut ceremony = instance(state, cluster_id, attempt).ok_or(RefusalCode::OutOfOrder)?;
-    if message.inst != ceremony.instance().inst() {
-        return Err(RefusalCode::UnknownInstance);
-    }
-    let progress = ceremony.apply(message.kind, message.index, &message.body).map_err(|error| match error {
+    let replays: Option<Vec<Replay>> =
+        attempt.open.roots.iter().map(|root| Replay::of(state, cluster_id, attempt, *root)).collect();
+    let named = |replay: &&Replay| inst(cluster_id, &replay.open, replay.root, &replay.holders) == message.inst;
+    let replays = replays.ok_or(RefusalCode::OutOfOrder)?;
+    let replay = replays.iter().find(named).ok_or(RefusalCode::UnknownInstance)?;
+    let mut run = replay.run().ok_or(RefusalCode::OutOfOrder)?;
+    let progress = run.apply(message.kind, message.index, &message.body).map_err(|error| match error {
         CeremonyError::NotAMember(_) => RefusalCode::NotAHolder,
         CeremonyError::Repeated { .. } => RefusalCode::Duplicate,
         CeremonyError::Ended(End::Convicted { .. }) => RefusalCode::ConvictedDealer,
@@ -186,10 +220,10 @@ pub(super) fn step(state: &mut State, cluster_id: &ClusterId, step: &Step) -> Re
     match step.kind {
         StepKind::Switched => {
             // Valid only with Ready signatures of all holders over equal transcripts; every node checks them itself.
-            let ceremony = instance(state, cluster_id, &attempt).ok_or(RefusalCode::OutOfOrder)?;
-            let row = root_row(&ceremony, &attempt).ok_or(RefusalCode::OutOfOrder)?;
+            let rows = root_rows(state, cluster_id, &attempt).ok_or(RefusalCode::OutOfOrder)?;
             state.epoch = attempt.open.new_epoch;
-            state.roots.insert((attempt.open.generation, RootTag::Prf), row);
+            state.roots.extend(rows.into_iter().map(|(root, row)| ((attempt.open.generation, root), row)));
+            state.ceremonies.insert(attempt.open.attempt, attempt);
             state.attempt = None;
             Ok(())
         }
@@ -209,31 +243,44 @@ pub(super) fn overdue(state: &State, attempt: &AttemptRow) -> bool {
     state.log_time.since(attempt.round_since) > CEREMONY_ROUND_MS_MAX
 }
 
-fn root_row(ceremony: &Ceremony<Ristretto255>, attempt: &AttemptRow) -> Option<RootRow> {
-    let sharing = ceremony.switched().ok()?;
-    Some(RootRow {
-        epoch: attempt.open.new_epoch,
-        t: sharing.threshold(),
-        public_key: Blob(sharing.public_key()),
-        vks: sharing.verification_keys().into_iter().map(|(index, vk)| (index, Blob(vk))).collect(),
-        transcript: sharing.transcript(),
-        inst: ceremony.instance().inst(),
-        attempt: attempt.clone(),
-    })
+/// The rows of all roots of an attempt; `None` unless every run of it is complete.
+fn root_rows(state: &State, cluster_id: &ClusterId, attempt: &AttemptRow) -> Option<BTreeMap<RootTag, RootRow>> {
+    let row = |root: &RootTag| {
+        let run = run_of(state, cluster_id, attempt, *root)?;
+        let sharing = run.switched().ok()?;
+        let row = RootRow {
+            epoch: attempt.open.new_epoch,
+            t: sharing.threshold,
+            public_key: Blob(sharing.public_key),
+            vks: sharing.verification_keys.into_iter().map(|(index, vk)| (index, Blob(vk))).collect(),
+            transcript: sharing.transcript,
+            inst: run.inst(),
+            attempt: attempt.open.attempt,
+        };
+        Some((*root, row))
+    };
+    if attempt.ended { None } else { attempt.open.roots.iter().map(row).collect() }
 }
 
-/// Checks a root of a snapshot: every message is signed, and replayed they give this very row.
-pub(super) fn check_root(state: &State, cluster_id: &ClusterId, root: RootTag, row: &RootRow) -> Result<(), RefusalCode> {
-    if root != RootTag::Prf {
-        return Err(RefusalCode::UnknownInstance);
-    }
-    for message in row.attempt.joins.values().chain(&row.attempt.messages) {
-        let key = node_key(state, message.index).ok_or(RefusalCode::NotAdmitted)?;
-        if !verifies(&key, &message.signed_bytes(cluster_id), &message.sig) {
-            return Err(RefusalCode::BadMessageSignature);
+/// Checks the roots of a snapshot: every message is signed, replayed they give these very rows, and each attempt is there because of the
+/// roots that it made.
+pub(super) fn check_roots(state: &State, cluster_id: &ClusterId) -> Result<(), RefusalCode> {
+    let mut replayed = BTreeMap::new();
+    for (number, attempt) in &state.ceremonies {
+        for message in attempt.joins.values().chain(&attempt.messages) {
+            let key = node_key(state, message.index).ok_or(RefusalCode::NotAdmitted)?;
+            if !verifies(&key, &message.signed_bytes(cluster_id), &message.sig) {
+                return Err(RefusalCode::BadMessageSignature);
+            }
+        }
+        if attempt.open.attempt != *number {
+            return Err(RefusalCode::BadTranscript);
+        }
+        for (root, row) in root_rows(state, cluster_id, attempt).ok_or(RefusalCode::BadTranscript)? {
+            if replayed.insert((attempt.open.generation, root), row).is_some() {
+                return Err(RefusalCode::BadTranscript);
+            }
         }
     }
-    let ceremony = instance(state, cluster_id, &row.attempt).ok_or(RefusalCode::BadTranscript)?;
-    let replayed = root_row(&ceremony, &row.attempt).ok_or(RefusalCode::BadTranscript)?;
-    if replayed == *row { Ok(()) } else { Err(RefusalCode::BadTranscript) }
+    if replayed == state.roots { Ok(()) } else { Err(RefusalCode::BadTranscript) }
 }

@@ -31,7 +31,7 @@ use dstack_protocol::{ClusterId, Epoch, NodeIndex, RefusalCode, Seat, UnixMillis
 
 use crate::contract::{Applied, Leaf, Machine};
 
-pub use ceremony::{Round, instance, joined_holders};
+pub use ceremony::{Replay, epoch_of_new_roots, instance, joined_holders, missing_roots, run_of};
 pub use view::{Formation, Signers};
 
 /// What this node must do, or may want to know, after a command was applied.
@@ -210,6 +210,7 @@ impl KmsMachine {
             attempt: None,
             attempts: 0,
             roots: BTreeMap::new(),
+            ceremonies: BTreeMap::new(),
             governance: quorum::at_genesis(document),
             apps: BTreeMap::new(),
             policies: BTreeMap::new(),

@@ -28,10 +28,7 @@ pub(super) fn checked(birth: &Birth, bytes: &[u8]) -> Result<State, String> {
     let keys = admissions(birth, &state)?;
     governance::check_signatures(&state.governance, birth.cluster_id(), &keys)
         .map_err(|code: RefusalCode| format!("snapshot: governance signatures: {code}"))?;
-    for ((generation, root), row) in &state.roots {
-        ceremony::check_root(&state, birth.cluster_id(), *root, row)
-            .map_err(|code| format!("snapshot: root {root:?} of generation {generation}: {code}"))?;
-    }
+    ceremony::check_roots(&state, birth.cluster_id()).map_err(|code| format!("snapshot: roots: {code}"))?;
     Ok(state)
 }
 

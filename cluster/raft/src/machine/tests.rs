@@ -445,7 +445,9 @@ fn snapshots_restore_the_same_state_and_forgeries_are_refused() {
     assert!(forge(&|s| s.governance.proofs.values_mut().for_each(|p| p.approvals[0].sig[1] ^= 1)).is_err());
     assert!(forge(&|s| s.seats.get_mut(&Seat(1)).unwrap().node_key[0] ^= 1).is_err());
     assert!(forge(&|s| s.roots.values_mut().for_each(|r| r.public_key.0[0] ^= 1)).is_err());
-    assert!(forge(&|s| s.roots.values_mut().for_each(|r| r.attempt.messages[0].sig[0] ^= 1)).is_err());
+    assert!(forge(&|s| s.ceremonies.values_mut().for_each(|a| a.messages[0].sig[0] ^= 1)).is_err());
+    assert!(forge(&|s| s.ceremonies.clear()).is_err(), "roots without the messages they rest on");
+    assert!(forge(&|s| s.roots.clear()).is_err(), "messages without the roots they made");
     for cut in [1, bytes.len() / 2, bytes.len() - 1] {
         assert!(KmsMachine::new(birth()).restored(&bytes[..cut]).is_err());
     }

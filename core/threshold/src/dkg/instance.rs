@@ -9,6 +9,7 @@ use dstack_protocol::limits::NODES_MAX;
 use dstack_protocol::{ClusterId, Epoch, Generation, NodeIndex, RootTag};
 
 use crate::group::{Group, Ristretto255};
+use crate::share::ShareId;
 
 /// Why an `Open` and its Joins make no instance. The proposer's fault: the entry has no effect.
 #[non_exhaustive]
@@ -118,6 +119,11 @@ impl<G: Group> Instance<G> {
     #[must_use]
     pub fn threshold(&self) -> u16 {
         self.threshold
+    }
+
+    /// The share that the run gives `index`.
+    pub(super) fn share_id(&self, index: NodeIndex) -> ShareId {
+        ShareId { index, generation: self.generation, epoch: self.epoch }
     }
 
     /// Dealers and holders, ascending.

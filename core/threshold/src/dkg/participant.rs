@@ -18,6 +18,7 @@ use crate::dkg::instance::Instance;
 use crate::dkg::sharing::Sharing;
 use crate::group::{Group, Ristretto255, SecretScalar};
 use crate::prf::{PrfError, PrfShare};
+use crate::share::{ShareId, SigningShare};
 
 /// Why a participant cannot go on.
 #[non_exhaustive]
@@ -38,6 +39,9 @@ pub enum ParticipantError {
     /// `Switched` is not valid.
     #[error(transparent)]
     NotSwitched(#[from] CeremonyError),
+    /// The share is not the one that the log states, which a checked run does not give.
+    #[error(transparent)]
+    NotAShare(#[from] PrfError),
 }
 
 /// What to post after all deals are in.
@@ -116,6 +120,18 @@ impl<G: Group> Participant<G> {
         Ok(Checked::Ready(ready))
     }
 
+    /// Which share the run gives, its bytes and its verification key, once the deals are checked.
+    fn checked(&self) -> Result<(ShareId, Secret<32>, Vec<u8>), ParticipantError> {
+        let share = self.share.as_ref().ok_or(ParticipantError::NotChecked)?;
+        Ok((self.instance.share_id(self.index), share.to_secret(), G::encode(&share.public()).as_ref().to_vec()))
+    }
+
+    /// The share as one of a signing root, before `Switched`.
+    pub(super) fn signing_share(&self) -> Result<SigningShare<G>, ParticipantError> {
+        let (id, share, vk) = self.checked()?;
+        SigningShare::new(id, share, &vk).ok_or(ParticipantError::NotAShare(PrfError::NotAShare(self.index)))
+    }
+
     /// The share, once `Switched` is valid. Everything else of the run is wiped.
     ///
     /// # Errors
@@ -158,6 +174,26 @@ impl<G: Group> Outcome<G> {
     #[must_use]
     pub fn share(&self) -> &Secret<32> {
         &self.share
+    }
+}
+
+impl Participant<Ristretto255> {
+    /// The share as one of root `prf`, before `Switched`.
+    pub(super) fn prf_share(&self) -> Result<PrfShare, ParticipantError> {
+        let (id, share, vk) = self.checked()?;
+        Ok(PrfShare::new(id.index, id.generation, id.epoch, share, &vk)?)
+    }
+}
+
+impl<G: Group> Outcome<G> {
+    /// The share of a signing root, in locked memory.
+    ///
+    /// # Errors
+    /// [`ParticipantError::NotAShare`], which a checked run does not give.
+    pub(super) fn into_signing_share(self) -> Result<SigningShare<G>, ParticipantError> {
+        let not = ParticipantError::NotAShare(PrfError::NotAShare(self.index));
+        let vk = self.sharing.verification_key(self.index).map(G::encode).ok_or(not.clone())?;
+        SigningShare::new(self.instance.share_id(self.index), self.share, vk.as_ref()).ok_or(not)
     }
 }
 

@@ -92,6 +92,7 @@ impl Make for State {
             attempt: Make::make(s),
             attempts: Make::make(s),
             roots: s.map(1),
+            ceremonies: s.map(1),
             governance: Make::make(s),
             apps: s.map(2),
             policies: s.map(2),
