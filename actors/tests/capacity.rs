@@ -16,6 +16,7 @@ use dstack_protocol::release::Go;
 use dstack_protocol::{Epoch, Generation, NodeIndex, Refusal, RefusalCode, Wire as _};
 use dstack_release::AttributedAsk;
 use dstack_release::clearance::{Clearance, HolderView, clear};
+use dstack_threshold::share::ShareId;
 use support::client::{Client, open};
 use support::cluster::{Cluster, copy};
 use support::{run, until};

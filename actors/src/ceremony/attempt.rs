@@ -24,7 +24,9 @@ use crate::ports::{random_secret, read};
 pub(super) async fn take_part(parts: &Parts, mine: &mut Option<Mine>, seen: &Seen, open: &OpenAttempt) -> Result<(), Refusal> {
     let attempt = &open.row;
     let runs: Option<Vec<RootRun>> = open.runs.as_ref().and_then(|runs| runs.iter().map(Replay::run).collect());
-    if parts.log.leads() && let Some(step) = leaders_step(open, runs.as_deref()) {
+    if parts.log.leads()
+        && let Some(step) = leaders_step(open, runs.as_deref())
+    {
         let join_id = attempt.open.join_id(&parts.cluster_id);
         return propose(parts, Command::Step(Step { kind: step, join_id })).await;
     }
@@ -150,12 +152,8 @@ async fn join(parts: &Parts, mine: &mut Option<Mine>, seen: &Seen, attempt: &Att
     if mine.as_ref().is_some_and(|own| own.attempt == attempt.open.attempt && own.joined) {
         return Ok(());
     }
-    let secrets: BTreeMap<RootTag, EncryptionKey> = attempt
-        .open
-        .roots
-        .iter()
-        .map(|root| Ok((*root, EncryptionKey::new(random_secret::<64>()?))))
-        .collect::<Result<_, Refusal>>()?;
+    let secrets: BTreeMap<RootTag, EncryptionKey> =
+        attempt.open.roots.iter().map(|root| Ok((*root, EncryptionKey::new(random_secret::<64>()?)))).collect::<Result<_, Refusal>>()?;
     let keys: Vec<(RootTag, [u8; 32])> = secrets.iter().map(|(root, key)| (*root, key.public())).collect();
     let report_data = report_data(parts, attempt, index, &parts.node_key.public(), (beacon_pos, &beacon), &keys);
     let evidence = evidence(parts, report_data).await?;

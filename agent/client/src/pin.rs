@@ -72,6 +72,11 @@ struct RawPin {
     pk_prf: String,
     #[serde(default)]
     generation: u32,
+    /// As `dstack cluster init` prints them; this client needs neither.
+    #[serde(default, rename = "ca_pub")]
+    _ca_pub: serde::de::IgnoredAny,
+    #[serde(default, rename = "id_pub")]
+    _id_pub: serde::de::IgnoredAny,
 }
 
 impl Pin {

@@ -45,6 +45,7 @@ pub(crate) fn router(services: Arc<Services>) -> Router {
         .route(PATH_BEACON, get(beacon))
         .route(PATH_RELEASE, post(release))
         .route(PATH_GENESIS_CERTIFICATE, get(genesis_certificate))
+        .route(&format!("{PATH_GENESIS_CERTIFICATE}/{{root}}"), get(genesis_certificate_of))
         .route(PATH_GOVERNANCE, post(governance))
         .route(&format!("{PATH_ACTION}/{{id}}"), get(action))
         .route(&format!("{PATH_POLICY}/{{app_id}}"), get(policy))
@@ -93,27 +94,40 @@ fn request_id(headers: &HeaderMap) -> String {
     text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(REQUEST_ID_CHARS_MAX).collect()
 }
 
+/// The certificate of root `prf`.
 async fn genesis_certificate(State(services): State<Arc<Services>>) -> Answer {
+    certify(&services, RootTag::Prf).await
+}
+
+async fn genesis_certificate_of(State(services): State<Arc<Services>>, Path(root): Path<String>) -> Answer {
+    let named = RootTag::ALL.into_iter().find(|tag| tag.name() == root);
+    let root = named.ok_or_else(|| Refusal::new(RefusalCode::UnknownMethod, "root `prf`, `ca` or `id`", root.clone()))?;
+    certify(&services, root).await
+}
+
+async fn certify(services: &Services, root: RootTag) -> Answer {
     let found = read(&*services.log, |state| {
-        let root = state.roots.get(&(Generation(0), RootTag::Prf))?;
+        let root = state.roots.get(&(Generation(0), root))?;
         Some((root.public_key.0.clone(), root.transcript))
     })?;
-    let not_ready = || Refusal::new(RefusalCode::NotReady, "root `prf` in force", "the key generation is not complete").retry_after(500);
+    let not_ready = || {
+        let expected = format!("root `{}` in force", root.name());
+        Refusal::new(RefusalCode::NotReady, expected, "the key generation is not complete").retry_after(500)
+    };
     let (public_key, transcript) = found.ok_or_else(not_ready)?;
     // Kept for a while, made by one at a time: the device is slow, and anybody may ask.
-    let mut kept = services.genesis_certificate.lock().await;
-    if let Some((_, bytes)) = kept.as_ref().filter(|(made, _)| made.elapsed() < CERTIFICATE_KEPT) {
+    let mut kept = services.genesis_certificates.lock().await;
+    if let Some((_, bytes)) = kept.get(&root).filter(|(made, _)| made.elapsed() < CERTIFICATE_KEPT) {
         return Ok(Encoded(bytes.clone()));
     }
-    let report_data = binding::genesis_certificate(services.birth.cluster_id(), Generation(0), RootTag::Prf, &public_key, &transcript);
+    let report_data = binding::genesis_certificate(services.birth.cluster_id(), Generation(0), root, &public_key, &transcript);
     let device = Arc::clone(&services.evidence);
     let evidence = tokio::task::spawn_blocking(move || device.evidence(report_data)).await;
     let failed = |what: String| Refusal::new(RefusalCode::Internal, "evidence from this node's device", what);
     let evidence = evidence.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
-    let certificate =
-        GenesisCertificate { seat: services.seat, generation: Generation(0), root: RootTag::Prf, public_key, transcript, evidence };
+    let certificate = GenesisCertificate { seat: services.seat, generation: Generation(0), root, public_key, transcript, evidence };
     let bytes = certificate.encode();
-    *kept = Some((std::time::Instant::now(), bytes.clone()));
+    kept.insert(root, (std::time::Instant::now(), bytes.clone()));
     Ok(Encoded(bytes))
 }
 

@@ -86,8 +86,8 @@ pub(crate) struct Services {
     pub(crate) trust: Trust,
     /// This node's device.
     pub(crate) evidence: Arc<dyn Evidence>,
-    /// The genesis certificate last made, encoded.
-    pub(crate) genesis_certificate: tokio::sync::Mutex<Option<(std::time::Instant, Vec<u8>)>>,
+    /// The genesis certificate last made for each root, encoded.
+    pub(crate) genesis_certificates: tokio::sync::Mutex<BTreeMap<RootTag, (std::time::Instant, Vec<u8>)>>,
     /// A holder's side.
     pub(crate) holder: Arc<Holder>,
     /// A coordinator's side.
@@ -131,15 +131,20 @@ impl Services {
         Err(Refusal::new(RefusalCode::NoCert, "a head certificate of this node's snapshot", "none yet").retry_after(500))
     }
 
-    /// Why this node holds no share of the root in force and will not find one by itself; `None` where it does or there is no root.
+    /// Why this node holds no share of root `prf` and will not find one by itself; `None` where it does or the root is not in force.
     pub(crate) fn share_lost(&self) -> Option<&'static str> {
+        self.share_lost_of(RootTag::Prf)
+    }
+
+    /// As [`Services::share_lost`], of any root.
+    pub(crate) fn share_lost_of(&self, root: RootTag) -> Option<&'static str> {
         let (seat, key) = (self.seat, self.node_key);
         let holds = read(&*self.log, |state| {
-            let root = state.roots.get(&(Generation(0), RootTag::Prf))?;
+            let root = state.roots.get(&(Generation(0), root))?;
             let own = state.seats.get(&seat).filter(|row| row.node_key == key)?;
             Some(root.vks.contains_key(&own.index))
         });
-        if self.holder.shares().in_use().is_some() || holds.ok().flatten() != Some(false) {
+        if self.holder.shares().in_use_of(root).is_some() || holds.ok().flatten() != Some(false) {
             return None;
         }
         Some(if self.seals {
@@ -476,7 +481,7 @@ fn assemble(
         others,
         trust: trust.clone(),
         evidence: identity.evidence(),
-        genesis_certificate: tokio::sync::Mutex::default(),
+        genesis_certificates: tokio::sync::Mutex::default(),
         holder,
         coordinator,
         heads,
@@ -488,15 +493,15 @@ fn assemble(
     })
 }
 
-/// Appends a dealer constant to the file that the memory-search test names.
+/// Appends a dealer constant, after the name of its root, to the file that the memory-search test names.
 #[cfg(feature = "insecure-test-export")]
 #[expect(clippy::disallowed_methods, reason = "a test's channel, not configuration")]
-fn insecure_export(constant: &[u8; 32]) {
+fn insecure_export(root: RootTag, constant: &[u8; 32]) {
     use std::io::Write as _;
     let Ok(path) = std::env::var("DSTACK_INSECURE_EXPORT_FILE") else { return };
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
     if let Ok(mut file) = file {
-        let _test_will_notice = writeln!(file, "{}", hex::encode(constant));
+        let _test_will_notice = writeln!(file, "{} {}", root.name(), hex::encode(constant));
     }
 }
 

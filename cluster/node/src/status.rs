@@ -145,6 +145,7 @@ pub(crate) fn json(services: &Services) -> Value {
         },
         "share": share.map(|share| json!({ "index": share.index.0, "generation": share.generation.0, "epoch": share.epoch.0 })),
         "share_lost": services.share_lost(),
+        "shares": shares_json(services),
         "seals": services.seals,
         "certified_size": services.heads.certified_size(),
         "fork": services.heads.watch_fork().borrow().clone(),
@@ -152,6 +153,20 @@ pub(crate) fn json(services: &Services) -> Value {
         "collateral": collateral_json(services),
         "state": applied,
     })
+}
+
+/// Of each root: whether this node's share is in use, and why not where it is gone.
+fn shares_json(services: &Services) -> Value {
+    let of = |root: RootTag| {
+        let share = services.holder.shares().in_use_of(root);
+        let row = json!({
+            "index": share.map(|share| share.index.0),
+            "epoch": share.map(|share| share.epoch.0),
+            "lost": services.share_lost_of(root),
+        });
+        (root.name().to_owned(), row)
+    };
+    Value::Object(RootTag::ALL.into_iter().map(of).collect())
 }
 
 fn standing_json((subject, standing): (Subject, TcbStanding)) -> Value {
@@ -200,7 +215,7 @@ fn collateral_json(services: &Services) -> Value {
 }
 
 fn state_json(state: &State, services: &Services) -> Value {
-    let root = state.roots.get(&(Generation(0), RootTag::Prf));
+    let public_key = |root| state.roots.get(&(Generation(0), root)).map(|row| hex::encode(&row.public_key.0));
     let now = (services.now)();
     json!({
         "formation": formation_name(view::formation(Some(state))),
@@ -214,7 +229,9 @@ fn state_json(state: &State, services: &Services) -> Value {
         "certificate_quorum": Genesis::certificate_quorum(state.seats.len(), state.genesis.f),
         "seats": state.seats.iter().map(|(seat, row)| json!({ "seat": seat.0, "index": row.index.0, "incarnation": row.incarnation })).collect::<Vec<_>>(),
         "epoch": state.epoch.0,
-        "pk_prf": root.map(|root| hex::encode(&root.public_key.0)),
+        "pk_prf": public_key(RootTag::Prf),
+        "ca_pub": public_key(RootTag::Ca),
+        "id_pub": public_key(RootTag::Id),
         "ceremony_attempts": state.attempts,
         "ceremony_open": state.attempt.as_ref().map(|attempt| attempt.open.attempt),
         "apps": state.apps.len(),

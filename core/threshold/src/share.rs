@@ -184,6 +184,17 @@ pub fn group_name(root: RootTag, ca: CaAlgorithm) -> &'static str {
     }
 }
 
+/// Whether `bytes` are a public key of `root`: canonical, in the group, not the identity.
+#[must_use]
+pub fn is_public_key(root: RootTag, ca: CaAlgorithm, bytes: &[u8]) -> bool {
+    match (root, ca) {
+        (RootTag::Prf, _) => Ristretto255::decode(bytes).is_some(),
+        (RootTag::Ca, CaAlgorithm::Ed25519) => Edwards25519::decode(bytes).is_some(),
+        (RootTag::Ca, CaAlgorithm::P256) => NistP256::decode(bytes).is_some(),
+        (RootTag::Id, _) => Secp256k1::decode(bytes).is_some(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -196,6 +196,11 @@ struct Pin {
     cluster_id: String,
     pk_prf: String,
     generation: u32,
+    /// Public keys of roots `ca` and `id`: not measured, since a guest needs to trust `pk_prf` alone.
+    #[serde(default)]
+    ca_pub: Option<String>,
+    #[serde(default)]
+    id_pub: Option<String>,
 }
 
 impl Pin {
@@ -204,6 +209,12 @@ impl Pin {
         let pin: Self = serde_json::from_slice(&files::read(path, 4096)?).map_err(|error| bad(error.to_string()))?;
         for value in [&pin.cluster_id, &pin.pk_prf] {
             args::hash(value).map_err(&bad)?;
+        }
+        for (name, key) in [("ca_pub", &pin.ca_pub), ("id_pub", &pin.id_pub)] {
+            // Read by others; a pin that is damaged there is damaged.
+            if key.as_ref().is_some_and(|key| !matches!(key.len(), 64 | 66) || hex::decode(key).is_err()) {
+                return Err(bad(format!("{name} is no public key")));
+            }
         }
         if pin.generation != 0 {
             return Err(bad(format!("generation {} is not one that this build pins", pin.generation)));

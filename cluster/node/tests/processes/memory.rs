@@ -1,6 +1,6 @@
-//! No process memory ever holds the root (threshold.md §10, 7). The node is a build that exports each dealer's constant to this test and
-//! to nobody else; their sum is the root. Every node's memory is searched for it in all encodings, while the cluster forms and during
-//! 100 releases. What is known to be there is found by the same search.
+//! No process memory ever holds a root (threshold.md §10, 7). The node is a build that exports each dealer's constants to this test and
+//! to nobody else; their sums are the three roots. Every node's memory is searched for them in all encodings, while the cluster forms
+//! and during 100 releases. What is known to be there is found by the same search.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
-use curve25519_dalek::{RistrettoPoint, Scalar};
+use dstack_protocol::RootTag;
 use dstack_testkit::cluster::{Binaries, Cluster, ClusterError, ClusterSpec, FORMING, MachineKind, until};
+use dstack_threshold::group::{Edwards25519, Group, Ristretto255, Secp256k1};
 use memchr::memmem::Finder;
 
 use crate::workload::{Workload, check_values, registered, runtime, wishes};
@@ -17,7 +18,7 @@ use crate::workload::{Workload, check_values, registered, runtime, wishes};
 const RELEASES: usize = 100;
 
 #[test]
-fn no_memory_holds_the_root() {
+fn no_memory_holds_a_root() {
     let Some(program) = exporting_node() else { return };
     let canary = hex::encode(random());
     let spec = ClusterSpec {
@@ -32,17 +33,17 @@ fn no_memory_holds_the_root() {
     }
     cluster.start_all().unwrap();
 
-    // Genesis: from the moment the three constants are known, again and again until the root is in force.
-    let root = until("the dealers' constants", FORMING, || {
+    // Genesis: from the moment the constants are known, again and again until the roots are in force.
+    let roots = until("the dealers' constants", FORMING, || {
         cluster.check_running()?;
-        root_of(&exports).ok_or_else(|| ClusterError::Unexpected { from: "exports".to_owned(), got: "not all three".to_owned() })
+        roots_of(&exports).ok_or_else(|| ClusterError::Unexpected { from: "exports".to_owned(), got: "not all nine".to_owned() })
     })
     .unwrap();
-    let needles = Needles::of(&root);
+    let needles = Needles::of(&roots);
     needles.find_themselves();
     let pids: Vec<u32> = (1..=3).map(|seat| cluster.node(seat).pid().unwrap()).collect();
     let mut searches = 0;
-    until("the root to be in force", FORMING, || {
+    until("the roots to be in force", FORMING, || {
         assert_eq!(needles.search(&pids), [], "during genesis");
         searches += 1;
         cluster.check_running()?;
@@ -54,10 +55,13 @@ fn no_memory_holds_the_root() {
     })
     .unwrap();
     assert!(searches > 0);
-    // It is the root: its public key is the cluster's.
-    let pk_prf = cluster.node(1).status().unwrap()["state"]["pk_prf"].as_str().unwrap().to_owned();
-    assert_eq!(root_of(&exports), Some(root), "another attempt replaced the one that was searched for");
-    assert_eq!(hex::encode(RistrettoPoint::mul_base(&root).compress().as_bytes()), pk_prf);
+    // They are the roots: their public keys are the cluster's.
+    let state = cluster.node(1).status().unwrap()["state"].clone();
+    let pk_prf = state["pk_prf"].as_str().unwrap().to_owned();
+    assert_eq!(roots_of(&exports).as_ref(), Some(&roots), "another attempt replaced the one that was searched for");
+    for (root, member) in roots.iter().zip(["pk_prf", "ca_pub", "id_pub"]) {
+        assert_eq!(state[member], hex::encode(&root.public_key), "{member}");
+    }
 
     cluster.init().unwrap();
     cluster.wait_ready(FORMING).unwrap();
@@ -95,26 +99,32 @@ fn no_memory_holds_the_root() {
         ("cluster id", hex::decode(&cluster.cluster_id).unwrap()),
         ("public key", hex::decode(&pk_prf).unwrap()),
     ] {
-        let known = Needles { named: BTreeMap::from([(what, bytes)]) };
+        let known = Needles { named: BTreeMap::from([(what.to_owned(), bytes)]) };
         assert_eq!(known.search(&pids).len(), 3, "{what} is in every node's memory and was not found");
     }
 }
 
 /// Byte patterns to look for, by name.
 struct Needles {
-    named: BTreeMap<&'static str, Vec<u8>>,
+    named: BTreeMap<String, Vec<u8>>,
 }
 
 impl Needles {
-    /// A scalar in every form that code may hold it in.
-    fn of(root: &Scalar) -> Self {
-        let le = root.to_bytes();
+    /// Scalars in every form that code may hold them in.
+    fn of(roots: &[Root]) -> Self {
+        let named = |root: &Root| {
+            let name = root.tag.name();
+            Self::forms(root).into_iter().map(move |(form, bytes)| (format!("{name}: {form}"), bytes))
+        };
+        Self { named: roots.iter().flat_map(named).collect() }
+    }
+
+    fn forms(root: &Root) -> Vec<(&'static str, Vec<u8>)> {
+        let [le, times_256, times_260, times_261] = root.forms;
         let mut be = le;
         be.reverse();
-        // Montgomery forms of curve25519-dalek's 64-bit and 32-bit backends: R = 2^260, 2^261.
-        let montgomery = |bits: usize| (0..bits).fold(*root, |scalar, _| scalar + scalar);
         let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD_NO_PAD.encode(bytes).into_bytes();
-        let named = BTreeMap::from([
+        vec![
             ("LE, first half", le[..16].to_vec()),
             ("LE, second half", le[16..].to_vec()),
             ("BE, first half", be[..16].to_vec()),
@@ -127,13 +137,13 @@ impl Needles {
             ("base64 of BE", base64(&be[..30])),
             ("five limbs of 52 bits", limbs(&le, 52, 5)),
             ("nine limbs of 29 bits", limbs(&le, 29, 9)),
-            ("Montgomery, 52 bits", limbs(&montgomery(260).to_bytes(), 52, 5)),
-            ("Montgomery, 29 bits", limbs(&montgomery(261).to_bytes(), 29, 9)),
-            ("Montgomery, LE", montgomery(260).to_bytes().to_vec()),
+            ("Montgomery, 64 bits", times_256.to_vec()),
+            ("Montgomery, 52 bits", limbs(&times_260, 52, 5)),
+            ("Montgomery, 29 bits", limbs(&times_261, 29, 9)),
+            ("Montgomery, LE", times_260.to_vec()),
             ("signed digits of radix 16", radix_16(&le)),
             ("debug text of bytes", format!("{le:?}").trim_matches(['[', ']']).as_bytes().to_vec()),
-        ]);
-        Self { named }
+        ]
     }
 
     /// Every needle is found in this process, where all of them are: the search works for each.
@@ -143,11 +153,11 @@ impl Needles {
     }
 
     /// Names of what was found, with the process.
-    fn search(&self, pids: &[u32]) -> Vec<(u32, &'static str)> {
-        let finders: Vec<(&'static str, Finder<'_>)> = self.named.iter().map(|(name, bytes)| (*name, Finder::new(bytes))).collect();
+    fn search(&self, pids: &[u32]) -> Vec<(u32, &str)> {
+        let finders: Vec<(&str, Finder<'_>)> = self.named.iter().map(|(name, bytes)| (name.as_str(), Finder::new(bytes))).collect();
         let mut found = Vec::new();
         for pid in pids {
-            let mut here: Vec<&'static str> = Vec::new();
+            let mut here: Vec<&str> = Vec::new();
             for area in writable_areas(*pid) {
                 here.extend(finders.iter().filter(|(_, finder)| finder.find(&area).is_some()).map(|(name, _)| *name));
             }
@@ -202,15 +212,48 @@ fn writable_areas(pid: u32) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// Sum of the latest constant of every dealer; `None` until all are there.
-fn root_of(exports: &[PathBuf]) -> Option<Scalar> {
-    let constant = |path: &PathBuf| {
-        let text = std::fs::read_to_string(path).ok()?;
-        let line = text.lines().last().filter(|_| text.ends_with('\n'))?;
-        let bytes: [u8; 32] = hex::decode(line).ok()?.try_into().ok()?;
-        Option::<Scalar>::from(Scalar::from_canonical_bytes(bytes))
+/// A root secret, which only this test ever knows.
+#[derive(PartialEq, Eq)]
+struct Root {
+    tag: RootTag,
+    public_key: Vec<u8>,
+    /// The number, and it times 2^256, 2^260 and 2^261: the forms that arithmetic of 64, 52 and 29 bits a limb works on. Little-endian.
+    forms: [[u8; 32]; 4],
+}
+
+impl std::fmt::Debug for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Root").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+/// Sums of the latest constants of every dealer; `None` until all are there.
+fn roots_of(exports: &[PathBuf]) -> Option<Vec<Root>> {
+    let texts: Vec<String> = exports.iter().map(std::fs::read_to_string).collect::<Result<_, _>>().ok()?;
+    Some(vec![
+        root_of::<Ristretto255>(RootTag::Prf, &texts)?,
+        root_of::<Edwards25519>(RootTag::Ca, &texts)?,
+        root_of::<Secp256k1>(RootTag::Id, &texts)?,
+    ])
+}
+
+fn root_of<G: Group>(tag: RootTag, exports: &[String]) -> Option<Root> {
+    let constant = |text: &String| {
+        let whole = text.lines().filter(|_| text.ends_with('\n'));
+        let line = whole.filter_map(|line| line.strip_prefix(tag.name())).next_back()?;
+        G::decode_scalar(&hex::decode(line.trim()).ok()?.try_into().ok()?)
     };
-    exports.iter().map(constant).sum()
+    let constants: Vec<G::Scalar> = exports.iter().map(constant).collect::<Option<_>>()?;
+    let root = constants.into_iter().fold(G::scalar_from_u64(0), |sum, constant| sum + constant);
+    let big_endian = G::encode_scalar(&G::scalar_from_u64(1))[31] == 1;
+    let times = |bits: usize| {
+        let mut bytes = G::encode_scalar(&(0..bits).fold(root, |scalar, _| scalar + scalar));
+        if big_endian {
+            bytes.reverse();
+        }
+        bytes
+    };
+    Some(Root { tag, public_key: G::encode(&G::mul_base(&root)).as_ref().to_vec(), forms: [0, 256, 260, 261].map(times) })
 }
 
 fn random() -> [u8; 32] {

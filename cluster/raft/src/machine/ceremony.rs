@@ -187,8 +187,7 @@ fn join(state: &State, cluster_id: &ClusterId, attempt: &mut AttemptRow, message
 
 /// A message of one root's run, which it names by `inst`.
 fn run(state: &State, cluster_id: &ClusterId, attempt: &mut AttemptRow, message: &Message) -> Result<(), RefusalCode> {
-    let replays: Option<Vec<Replay>> =
-        attempt.open.roots.iter().map(|root| Replay::of(state, cluster_id, attempt, *root)).collect();
+    let replays: Option<Vec<Replay>> = attempt.open.roots.iter().map(|root| Replay::of(state, cluster_id, attempt, *root)).collect();
     let named = |replay: &&Replay| inst(cluster_id, &replay.open, replay.root, &replay.holders) == message.inst;
     let replays = replays.ok_or(RefusalCode::OutOfOrder)?;
     let replay = replays.iter().find(named).ok_or(RefusalCode::UnknownInstance)?;

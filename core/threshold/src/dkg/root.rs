@@ -70,13 +70,7 @@ impl RootRun {
     ///
     /// # Errors
     /// [`InstanceError`].
-    pub fn new(
-        cluster_id: &ClusterId,
-        open: &Open,
-        root: RootTag,
-        ca: CaAlgorithm,
-        holders: &[InstHolder],
-    ) -> Result<Self, InstanceError> {
+    pub fn new(cluster_id: &ClusterId, open: &Open, root: RootTag, ca: CaAlgorithm, holders: &[InstHolder]) -> Result<Self, InstanceError> {
         Ok(match (root, ca) {
             (RootTag::Prf, _) => Self::Prf(Ceremony::new(Instance::new(cluster_id, open, root, holders)?)),
             (RootTag::Ca, CaAlgorithm::Ed25519) => Self::CaEd25519(Ceremony::new(Instance::new(cluster_id, open, root, holders)?)),
