@@ -1,0 +1,66 @@
+//! What an authority is told of a guest. Owns: the members and their text. Never: a value that was not verified.
+//! Source: KMS API reference §9.2; attestation reference §7.
+
+use dstack_attest::VerifiedIdentity;
+use dstack_protocol::Platform;
+use serde::Serialize;
+
+/// The request body of `bootAuth/*`: camelCase, byte values in lower-case hex without a prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BootInfo {
+    /// dstack's name of the platform.
+    pub tee_variant: &'static str,
+    /// 32 bytes.
+    pub mr_aggregated: String,
+    /// 32 bytes, or empty where the evidence proves none.
+    pub os_image_hash: String,
+    /// 32 bytes.
+    pub mr_system: String,
+    /// 20 bytes.
+    pub app_id: String,
+    /// 32 bytes.
+    pub compose_hash: String,
+    /// 20 bytes or empty.
+    pub instance_id: String,
+    /// 32 bytes, a digest on every platform: the raw chip id, as upstream sends it for SEV-SNP, is refused by its own authorities.
+    pub device_id: String,
+    /// Hex of a JSON text, or empty.
+    pub key_provider_info: String,
+    /// Intel's text; empty in a Nitro enclave.
+    pub tcb_status: &'static str,
+    /// Advisories behind the status.
+    pub advisory_ids: Vec<String>,
+}
+
+impl BootInfo {
+    /// Of a verified guest; `None` without an app id, for which no authority can decide, and on a platform that dstack has no name for.
+    #[must_use]
+    pub fn of(identity: &VerifiedIdentity) -> Option<Self> {
+        let tee_variant = match identity.platform() {
+            Platform::Tdx => "dstack-tdx",
+            Platform::GcpTdx => "dstack-gcp-tdx",
+            Platform::Nitro => "dstack-nitro-enclave",
+            Platform::NitroTpm => "dstack-aws-nitro-tpm",
+            Platform::SevSnp => "dstack-amd-sev-snp",
+            Platform::AzureTdx => return None,
+        };
+        let tcb_status = match identity.platform() {
+            Platform::NitroTpm => "UpToDate",
+            _ => identity.tcb_status().name(),
+        };
+        Some(Self {
+            tee_variant,
+            mr_aggregated: hex::encode(identity.mr_aggregated()),
+            os_image_hash: identity.os_image_hash().map(hex::encode).unwrap_or_default(),
+            mr_system: hex::encode(identity.mr_system()),
+            app_id: hex::encode(identity.app_id()?.0),
+            compose_hash: identity.compose_hash().map(hex::encode).unwrap_or_default(),
+            instance_id: hex::encode(identity.instance_id()),
+            device_id: hex::encode(identity.device_id()),
+            key_provider_info: hex::encode(identity.key_provider()),
+            tcb_status,
+            advisory_ids: identity.advisory_ids().to_vec(),
+        })
+    }
+}
