@@ -48,6 +48,19 @@ fn signed(algorithm: &'static EcdsaSigningAlgorithm) -> Signed {
     (key.public_key().as_ref().to_vec(), message, signature.as_ref().to_vec())
 }
 
+/// P-256 verifications and nothing else.
+pub(crate) struct EcdsaP256(Signed);
+
+impl EcdsaP256 {
+    pub(crate) fn new() -> Self {
+        Self(signed(&ECDSA_P256_SHA256_ASN1_SIGNING))
+    }
+
+    pub(crate) fn verify_each(&self, count: usize) {
+        verify_each(&ECDSA_P256_SHA256_ASN1, &self.0, count);
+    }
+}
+
 fn verify_each(algorithm: &'static EcdsaVerificationAlgorithm, (key, message, signature): &Signed, count: usize) {
     for _ in 0..count {
         UnparsedPublicKey::new(algorithm, key).verify(message, signature).unwrap();

@@ -6,6 +6,7 @@
 mod attest;
 mod audit;
 mod raft;
+mod ratios;
 mod ratls;
 mod storage;
 mod threshold;
@@ -30,6 +31,9 @@ fn main() {
     raft::all(&mut cpu);
     if std::env::args().any(|argument| argument == "--bench") {
         println!("\n{}\n{}", report::table(&folder()), report::over_ecdsa(&folder()));
+        if std::env::args().skip(1).all(|argument| argument.starts_with("--") || argument.starts_with("attest")) {
+            println!("{}", ratios::table());
+        }
     }
 }
 

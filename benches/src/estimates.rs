@@ -112,14 +112,8 @@ pub const ESTIMATES: &[Estimate] = &[
     cpu("raft/apply_intents/128", 1200, "128 times"),
 ];
 
-/// What cannot be done without its signature verifications, beside them: (benchmark, the verifications alone).
+/// What cannot be done without its signature verifications, beside them: (benchmark, the verifications alone). TDX has its own table.
 pub const OVER_ECDSA: &[(&str, &str)] = &[
-    ("attest/verify_tdx_cold/testkit", "attest/ecdsa_p256/10"),
-    ("attest/verify_tdx/testkit", "attest/ecdsa_p256/3"),
-    ("attest/verify_tdx_cold/real", "attest/ecdsa_p256/10"),
-    ("attest/verify_tdx/real", "attest/ecdsa_p256/3"),
-    ("attest/tdx_quote_cold/real", "attest/ecdsa_p256/10"),
-    ("attest/tdx_quote/real", "attest/ecdsa_p256/3"),
     ("attest/verify_nsm/testkit", "attest/ecdsa_p384/5"),
     ("attest/verify_nsm/real", "attest/ecdsa_p384/5"),
     ("attest/verify_snp/real", "attest/snp_signatures/3"),

@@ -1,5 +1,5 @@
-//! The table of attestation checks. Owns: reading the `Check` values of the attestation crate, their table in docs/attestation.md, and
-//! whether the negative test that each names exists. Never: runs a test; `xtask test` does.
+//! The tables of attestation checks and of dated parts. Owns: reading the `Check` and `DatedPart` values of the attestation crate, their
+//! tables in docs/attestation.md, and whether the negative test that each names exists. Never: runs a test; `xtask test` does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -19,6 +19,12 @@ const CLASSES: &str = "core/attest/src/class.rs";
 pub(crate) const PAGE: &str = "docs/attestation.md";
 const BEGIN: &str = "<!-- checks: made by `cargo xtask docs`; edit the source, not this table -->\n";
 const END: &str = "<!-- end of checks -->\n";
+/// Tests of evidence that take the testkit, which the attestation crate cannot.
+const TESTKIT_TESTS: &str = "chaos/testkit/tests";
+/// Where the dated parts are.
+const DATES: &str = "core/attest/src/times.rs";
+const DATES_BEGIN: &str = "<!-- dates: made by `cargo xtask docs`; edit the source, not this table -->\n";
+const DATES_END: &str = "<!-- end of dates -->\n";
 
 /// One `Check` as written in the source.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,10 +105,66 @@ fn rows_of(source: &str, classes: &BTreeMap<String, String>) -> anyhow::Result<V
     Ok(rows)
 }
 
-/// The page with its table made anew.
+/// The page with its tables made anew.
 pub(crate) fn page(root: &Path) -> anyhow::Result<String> {
     let page = fs::read_to_string(root.join(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
-    with_table(&page, &rows(root)?)
+    with_dates(&with_table(&page, &rows(root)?)?, &dates(root)?)
+}
+
+/// One `DatedPart` as written in the source.
+#[derive(Debug, PartialEq, Eq)]
+struct DateRow {
+    platform: String,
+    part: String,
+    early: String,
+    late: String,
+    test: String,
+}
+
+fn dates(root: &Path) -> anyhow::Result<Vec<DateRow>> {
+    let classes = class_texts(&fs::read_to_string(root.join(CLASSES)).with_context(|| format!("cannot read {CLASSES}"))?);
+    let source = fs::read_to_string(root.join(DATES)).with_context(|| format!("cannot read {DATES}"))?;
+    date_rows(&source, &classes).with_context(|| DATES.to_owned())
+}
+
+/// Every `DatedPart { platform: …, part: …, early: …, late: …, test: … }` of the table.
+fn date_rows(source: &str, classes: &BTreeMap<String, String>) -> anyhow::Result<Vec<DateRow>> {
+    let (_, table) = source.split_once("static DATED_PARTS").context("there is a table DATED_PARTS")?;
+    let mut rows = Vec::new();
+    for literal in table.split("DatedPart {").skip(1) {
+        let (literal, _) = literal.split_once('}').context("a dated part ends")?;
+        let mut fields = BTreeMap::new();
+        let mut words = tokens(literal).into_iter();
+        while let Some(name) = words.next() {
+            let Some(name) = name.plain().map(str::to_owned) else { bail!("a field of a dated part begins with its name") };
+            let value = match words.next().context("a dated part is cut short")? {
+                Token::Quoted(text) => text,
+                Token::Plain(_) => {
+                    let class = words.next().and_then(|word| word.plain().map(str::to_owned)).context("a class has a name")?;
+                    classes.get(&class).with_context(|| format!("no class {class}"))?.clone()
+                }
+            };
+            fields.insert(name, value);
+        }
+        let mut field =
+            |name: &str| fields.remove(name).filter(|text| !text.is_empty()).with_context(|| format!("a dated part has {name}"));
+        let (platform, part, early) = (field("platform")?, field("part")?, field("early")?);
+        rows.push(DateRow { platform, part, early, late: field("late")?, test: field("test")? });
+    }
+    match rows.is_empty() {
+        true => bail!("the table DATED_PARTS has no rows"),
+        false => Ok(rows),
+    }
+}
+
+fn with_dates(page: &str, rows: &[DateRow]) -> anyhow::Result<String> {
+    let (head, rest) = page.split_once(DATES_BEGIN).with_context(|| format!("{PAGE} has no line {DATES_BEGIN}"))?;
+    let (_, tail) = rest.split_once(DATES_END).with_context(|| format!("{PAGE} has no line {DATES_END}"))?;
+    let mut table = String::from("\n| platform | part | too early | too late | negative test |\n| --- | --- | --- | --- | --- |\n");
+    for DateRow { platform, part, early, late, test } in rows {
+        let _ = writeln!(table, "| {} | {} | `{early}` | `{late}` | `{test}` |", cell(platform), cell(part));
+    }
+    Ok(format!("{head}{DATES_BEGIN}{table}\n{DATES_END}{tail}"))
 }
 
 fn with_table(page: &str, rows: &[Row]) -> anyhow::Result<String> {
@@ -125,8 +187,15 @@ pub(crate) fn findings(root: &Path) -> anyhow::Result<Vec<String>> {
     for file in attest_sources(root)? {
         tests.extend(test_names(&fs::read_to_string(root.join(&file))?));
     }
-    let vectors = vectors(root)?;
     let mut findings = Vec::new();
+    let mut dated = tests.clone();
+    for file in files::sources(root)?.into_iter().filter(|file| file.starts_with(TESTKIT_TESTS)) {
+        dated.extend(test_names(&fs::read_to_string(root.join(&file))?));
+    }
+    for row in dates(root)?.iter().filter(|row| !dated.contains(row.test.as_str())) {
+        findings.push(format!("dates of {}, {}: names the test {}, which is none", row.platform, row.part, row.test));
+    }
+    let vectors = vectors(root)?;
     for row in &rows {
         match row.test.strip_prefix("vector:") {
             Some(id) => findings.extend(vectors.as_ref().and_then(|vectors| vector_finding(row, id, vectors.get(id)))),
@@ -210,6 +279,19 @@ mod tests {
         assert!(page.contains("| `x.signature` | a \\| b | s, 1 | `sig.body`, `chain.invalid` | `flipped` |"), "{page}");
         assert!(page.starts_with("head\n") && page.ends_with("tail\n") && !page.contains("stale"));
         assert_eq!(with_table(&page, &rows).unwrap(), page, "the same table again");
+    }
+
+    #[test]
+    fn reads_a_dated_part_and_writes_its_row() {
+        let source = "struct DatedPart { x }\npub static DATED_PARTS: &[DatedPart] = &[\n    DatedPart {\n        platform: \"x\",\n        \
+                      part: \"list\",\n        early: Class::SigBody,\n        late: Class::ChainInvalid,\n        test: \"both\",\n    },\n];\n";
+        let rows = date_rows(source, &classes()).unwrap();
+        let page = with_dates(&format!("head\n{DATES_BEGIN}stale\n{DATES_END}tail\n"), &rows).unwrap();
+        assert!(page.contains("| x | list | `sig.body` | `chain.invalid` | `both` |\n"), "{page}");
+        assert!(page.starts_with("head\n") && page.ends_with("tail\n") && !page.contains("stale"));
+        assert!(date_rows(&source.replace("SigBody", "SigFoot"), &classes()).is_err());
+        assert!(date_rows(&source.replace("\"both\"", "\"\""), &classes()).is_err());
+        assert!(date_rows("static DATED_PARTS: &[DatedPart] = &[];", &classes()).is_err());
     }
 
     #[test]

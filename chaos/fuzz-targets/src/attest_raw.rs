@@ -1,6 +1,7 @@
 //! The parsers of evidence over one and the same bytes, without a selecting byte: published evidence of real machines serves as corpus as
 //! it is, from where it lies.
 
+use dstack_attest::azure;
 use dstack_attest::eventlog::{self, ccel};
 use dstack_attest::tdx::Quote;
 use dstack_attest::wire::{AppInfo, Attestation};
@@ -18,7 +19,8 @@ pub(crate) fn run(bytes: &[u8]) {
     let _ = verify(bytes, &VerifyContext { now: NOW, roots: &roots, collateral: &none, tcb: &tcb });
     let _ = dstack_attest::nitro::verify(bytes, &roots, NOW);
     drop(Quote::parse(bytes));
-    drop(CollateralBundle::parse(bytes));
+    drop(azure::claimed_report(bytes));
+    drop(CollateralBundle::parse_any(bytes));
     drop(CertificateClaims::read(bytes));
     drop(ccel::replay(bytes));
     drop(eventlog::prove_json(bytes, &[[0; 48]; 4]));

@@ -2,6 +2,10 @@
 //! named, refused with the right class otherwise.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "../../../core/attest/tests/common/dates.rs"]
+mod dates;
+
+use dates::Dated;
 use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TcbStanding, TrustRoots, VerifiedIdentity, VerifyContext, verify};
 use dstack_protocol::{Platform, TcbStatus, UnixMillis};
 use dstack_secret::Secret;
@@ -244,6 +248,11 @@ fn refuses_revoked_platforms() {
         let bundle = bundle_json(&[roots.collateral(&spec).unwrap()]);
         let judge = Judge { collateral: CollateralBundle::parse(&bundle).unwrap(), ..Judge::of(&roots) };
         judge.refuses(&evidence, "chain.revoked");
+        // a chain that was right before is not so under a list that names it
+        let one = judge.collateral.tdx(&roots.platform("m").fmspc).unwrap();
+        let quote = enclave.quote(&enclave.report(), QuoteFormat::V4);
+        let remembered = dstack_attest::tdx::verify_quote_remembered(&quote, one, NOW.0, &judge.roots).unwrap();
+        assert_eq!(remembered.unwrap_err().class().as_str(), "chain.revoked");
     }
 }
 
@@ -287,4 +296,45 @@ fn a_tcb_recovery_warns_graces_and_refuses() {
     judge(graced().with_min_evaluation(21), NOW).refuses(&evidence, "policy.tcb_status");
     let allowing = TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]);
     assert_eq!(judge(allowing, until.plus_ms(DAY_MS)).verify(&evidence).unwrap().tcb_standing(), TcbStanding::Warn);
+}
+
+#[test]
+fn dates_of_tdx_evidence() {
+    let roots = roots(1);
+    let now_s = NOW.0 / 1000;
+    let short = Validity { from_s: now_s - 60, until_s: now_s + 60 };
+    let registers = guest().td_registers();
+    let evidence = |validity| {
+        let enclave = roots.quoting_enclave("m", roots.platform("m"), validity).unwrap();
+        let report = TdReport { mrtd: registers.mrtd, rtmr: registers.rtmr, report_data: REPORT_DATA, ..enclave.report() };
+        evidence::tdx(&enclave.quote(&report, QuoteFormat::V5Td15), &registers.events, &REPORT_DATA, "")
+    };
+    let spec = || CollateralSpec::new(roots.validity());
+    // One bundle for all times of a part, so that everything that is remembered is judged again at each.
+    let judge = |spec: &CollateralSpec, validity| {
+        let collateral = bundle_json(&[roots.collateral(spec).unwrap()]);
+        let (judge, evidence) =
+            (Judge { collateral: CollateralBundle::parse(&collateral).unwrap(), ..Judge::of(&roots) }, evidence(validity));
+        move |now| {
+            let context = VerifyContext { now, roots: &judge.roots, collateral: &judge.collateral, tcb: &judge.tcb };
+            verify(&evidence, &context).map(drop)
+        }
+    };
+    let moments_ms = (short.from_s * 1000, dates::end_of_second(short.until_s * 1000));
+    dates::hold(
+        "tdx",
+        &[
+            Dated { part: "certificate", moments_ms, judge: Box::new(judge(&spec(), short)) },
+            Dated {
+                part: "revocation list",
+                moments_ms,
+                judge: Box::new(judge(&CollateralSpec { crl_validity: short, ..spec() }, roots.validity())),
+            },
+            Dated {
+                part: "TCB info, QE identity",
+                moments_ms,
+                judge: Box::new(judge(&CollateralSpec { validity: short, ..spec() }, roots.validity())),
+            },
+        ],
+    );
 }

@@ -108,18 +108,10 @@ impl Found {
     }
 
     fn json(&mut self, bytes: &[u8]) -> Result<(), String> {
-        if let Ok(bundle) = CollateralBundle::parse(bytes) {
-            self.tdx.extend(bundle.tdx_platforms().clone());
-            self.certificates.extend(bundle.x509().certificates.iter().cloned());
-            self.crls.extend(bundle.x509().crls.iter().cloned());
-            return Ok(());
-        }
-        let one = TdxCollateral::parse(bytes).map_err(|error| format!("neither a bundle nor a platform's collateral: {error}"))?;
-        let info: serde_json::Value = serde_json::from_str(&one.tcb_info).map_err(|_| "its tcb info is no JSON".to_owned())?;
-        let mut fmspc = [0; 6];
-        let named = info.get("fmspc").and_then(serde_json::Value::as_str).unwrap_or_default();
-        hex::decode_to_slice(named, &mut fmspc).map_err(|_| "its tcb info names no fmspc".to_owned())?;
-        self.tdx.insert(fmspc, one);
+        let bundle = CollateralBundle::parse_any(bytes).map_err(|error| error.to_string())?;
+        self.tdx.extend(bundle.tdx_platforms().clone());
+        self.certificates.extend(bundle.x509().certificates.iter().cloned());
+        self.crls.extend(bundle.x509().crls.iter().cloned());
         Ok(())
     }
 

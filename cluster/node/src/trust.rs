@@ -187,6 +187,10 @@ impl Trust {
 fn identity(judge: &AttestJudge, evidence: &[u8], collateral_id: &[u8; 32], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, Refusal> {
     match guard::run(|| judge.identity_under(collateral_id, evidence, now)) {
         Ok(Ok(identity)) => Ok(identity),
+        Ok(Err(JudgeError::CollateralExpired { part, expired_at_ms, now_ms })) => {
+            let got = format!("{part} over since {expired_at_ms}, {} ms ago", now_ms.saturating_sub(expired_at_ms));
+            Err(Refusal::new(RefusalCode::CollateralExpired, "collateral inside its validity", got))
+        }
         Ok(Err(JudgeError::Evidence { class, detail })) => {
             Err(Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", format!("{class}: {detail}")))
         }

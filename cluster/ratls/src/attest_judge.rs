@@ -157,7 +157,12 @@ impl AttestJudge {
         let identity = verify_any(evidence, &VerifyContext { now, roots, collateral, tcb }).map_err(|error| {
             self.note_missing(&error);
             metrics::verdict("refused");
-            JudgeError::Evidence { class: error.class().as_str(), detail: error.to_string() }
+            match error {
+                AttestError::CollateralExpired { part, expired_at_ms, now_ms } => {
+                    JudgeError::CollateralExpired { part, expired_at_ms, now_ms }
+                }
+                error => JudgeError::Evidence { class: error.class().as_str(), detail: error.to_string() },
+            }
         })?;
         metrics::verdict("verified");
         let identity = Arc::new(identity);
@@ -250,11 +255,17 @@ impl fmt::Debug for AttestJudge {
 impl InForce {
     fn new(material: TrustMaterial, version: u64) -> Self {
         // Issue 2, item 4: whoever trusts a software root says so.
-        for root in material.roots.iter().filter(|root| root.is_software()) {
+        for root in material.roots.iter().filter(|root| root.is_software() && is_first(root.spki_sha256())) {
             tracing::warn!(root = hex::encode(root.spki_sha256()), "a software root is trusted: nothing under it is backed by hardware");
         }
         Self { material, version }
     }
+}
+
+/// Whether this process names this root for the first time: its judges, one for each kind of peer, trust the same ones.
+fn is_first(spki_sha256: &[u8; 32]) -> bool {
+    static NAMED: Mutex<BTreeSet<[u8; 32]>> = Mutex::new(BTreeSet::new());
+    NAMED.lock().unwrap_or_else(PoisonError::into_inner).insert(*spki_sha256)
 }
 
 /// Evidence as threshold.md §2.2 writes it: a versioned attestation, or `"DKMS-V1-LEGACY" ‖ lp4(quote) ‖ lp4(event log)`.

@@ -72,6 +72,16 @@ pub enum JudgeError {
         /// Its message.
         detail: String,
     },
+    /// Collateral of the bundle is over. Ours to fix: pin fresh collateral. (A document that is over is evidence that is refused.)
+    #[error("{part} expired at {expired_at_ms}, judged at {now_ms} (unix ms)")]
+    CollateralExpired {
+        /// What is over.
+        part: &'static str,
+        /// Since when.
+        expired_at_ms: u64,
+        /// Time of judgement.
+        now_ms: u64,
+    },
     /// The bundle that the log names is not at hand. Ours: this node is behind, or its state is damaged.
     #[error("no collateral bundle {id} at hand")]
     CollateralMissing {
@@ -114,6 +124,7 @@ impl JudgeError {
             Self::SessionNotAllowed { .. } => "judge.session_not_allowed",
             Self::UnknownBeacon { .. } => "judge.unknown_beacon",
             Self::Evidence { .. } => "judge.evidence",
+            Self::CollateralExpired { .. } => "judge.collateral_expired",
             Self::CollateralMissing { .. } => "judge.collateral_missing",
             Self::CollateralTooOld { .. } => "judge.collateral_too_old",
             Self::NotAccepted { .. } => "judge.not_accepted",

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AttestError, TrustRoots, X509Pool,
-    tdx::{self, CheckedCollateral, CollateralDates, CollateralFacts},
+    tdx::{self, CheckedCollateral, CollateralDates, CollateralFacts, PckChains},
     x509pool::RawPool,
 };
 
@@ -68,6 +68,8 @@ pub struct CollateralBundle {
     x509: X509Pool,
     /// What was found in a platform's collateral when it was first needed. No verdict depends on it.
     checked: BTreeMap<[u8; 6], OnceLock<CheckedCollateral>>,
+    /// PCK chains of the quotes accepted with it; clones share them. No verdict depends on it.
+    pck_chains: Arc<PckChains>,
 }
 
 impl PartialEq for CollateralBundle {
@@ -112,7 +114,7 @@ impl CollateralBundle {
         }
         let x509 = raw.x509.map(RawPool::pool).transpose()?.unwrap_or_default();
         let checked = tdx.keys().map(|fmspc| (*fmspc, OnceLock::new())).collect();
-        Ok(Self { bytes: json.to_vec(), id: collateral_id(json), tdx, x509, checked })
+        Ok(Self { bytes: json.to_vec(), id: collateral_id(json), tdx, x509, checked, pck_chains: Arc::default() })
     }
 
     /// The bundle of these parts, in the one text that stands for them: members in order, no white space.
@@ -140,7 +142,8 @@ impl CollateralBundle {
     #[must_use]
     pub fn empty() -> Self {
         let bytes = br#"{"format":1,"tdx":{}}"#;
-        Self { bytes: bytes.to_vec(), id: collateral_id(bytes), tdx: BTreeMap::new(), x509: X509Pool::default(), checked: BTreeMap::new() }
+        let (bytes, id) = (bytes.to_vec(), collateral_id(bytes));
+        Self { bytes, id, tdx: BTreeMap::new(), x509: X509Pool::default(), checked: BTreeMap::new(), pck_chains: Arc::default() }
     }
 
     /// The bytes it was read from.
@@ -206,6 +209,42 @@ impl CollateralBundle {
         let checked = self.checked.get(fmspc).ok_or_else(|| AttestError::CollateralMissing { fmspc: hex::encode(fmspc) })?;
         Ok(checked.get_or_init(|| CheckedCollateral::new(Arc::new(collateral.clone()), roots)))
     }
+
+    /// The chains of quotes that were accepted with this bundle.
+    pub(crate) fn pck_chains(&self) -> &PckChains {
+        &self.pck_chains
+    }
+
+    /// This collateral as a bundle of one platform, for the tools that are given files; `fmspc` is what its TCB info names.
+    fn of_one(one: &TdxCollateral) -> Result<Self, AttestError> {
+        #[derive(Deserialize)]
+        struct Named {
+            fmspc: String,
+        }
+        let unnamed = AttestError::Field { field: "tcb_info", why: "names no fmspc of 12 hex digits" };
+        let named: Named = serde_json::from_str(&one.tcb_info).map_err(|_| unnamed.clone())?;
+        let mut fmspc = [0; 6];
+        hex::decode_to_slice(named.fmspc, &mut fmspc).map_err(|_| unnamed)?;
+        Self::compose(&BTreeMap::from([(fmspc, one.clone())]), &X509Pool::default())
+    }
+
+    /// Reads a bundle, or one TDX platform's collateral as publishers keep it, which becomes a bundle of that platform. Which of both it
+    /// is, is told by its members; nothing is verified.
+    /// # Errors
+    /// Of a bundle those of [`Self::parse`], of one platform's object those of [`TdxCollateral::parse`], and [`AttestError::Field`] where
+    /// its TCB info names no platform.
+    pub fn parse_any(json: &[u8]) -> Result<Self, AttestError> {
+        #[derive(Deserialize)]
+        struct Members {
+            tcb_info: Option<serde::de::IgnoredAny>,
+        }
+        capped(json, "collateral", BUNDLE_BYTES_MAX)?;
+        match serde_json::from_slice(json) {
+            Ok(Members { tcb_info: Some(_) }) => Self::of_one(&TdxCollateral::parse(json)?),
+            Ok(Members { tcb_info: None }) => Self::parse(json),
+            Err(_) => Err(AttestError::Malformed { part: "collateral", why: "neither a bundle nor one platform's object" }),
+        }
+    }
 }
 
 const fn capped(json: &[u8], part: &'static str, limit_bytes: usize) -> Result<(), AttestError> {
@@ -256,6 +295,22 @@ mod tests {
         assert!(CollateralBundle::parse(br#"{"format":1,"tdx":{},"x509":{"certificates":[]}}"#).is_err());
         assert!(CollateralBundle::parse(br#"{"format":1,"tdx":{},"x509":{"certificates":["3000","3000"],"crls":[]}}"#).is_err());
         assert_eq!(CollateralBundle::parse(CollateralBundle::empty().bytes()), Ok(CollateralBundle::empty()));
+    }
+
+    #[test]
+    fn one_platforms_object_reads_as_a_bundle_of_it() {
+        let one = ONE.replace(r#""tcb_info":"{}""#, r#""tcb_info":"{\"fmspc\":\"00806F050000\"}""#);
+        let bundle = CollateralBundle::parse_any(one.as_bytes()).unwrap();
+        assert_eq!(bundle.tdx(&[0, 0x80, 0x6f, 5, 0, 0]), TdxCollateral::parse(one.as_bytes()).as_ref().map_err(Clone::clone));
+        assert!(bundle.is_canonical());
+        assert_eq!(CollateralBundle::parse_any(bundle.bytes()), Ok(bundle));
+        let unnamed = AttestError::Field { field: "tcb_info", why: "names no fmspc of 12 hex digits" };
+        assert_eq!(CollateralBundle::parse_any(ONE.as_bytes()), Err(unnamed.clone()));
+        assert_eq!(CollateralBundle::parse_any(one.replace("00806F", "80").as_bytes()), Err(unnamed));
+        let refused = |json: &[u8]| CollateralBundle::parse_any(json).unwrap_err().class().as_str();
+        assert_eq!(refused(one.replace("root_ca_crl", "crl").as_bytes()), "parse.malformed");
+        assert_eq!((refused(b"[]"), refused(b"{}"), refused(b"\xff")), ("parse.malformed", "parse.malformed", "parse.malformed"));
+        assert_eq!(refused(&vec![b' '; BUNDLE_BYTES_MAX + 1]), "parse.length");
     }
 
     #[test]

@@ -180,7 +180,17 @@ pub enum AttestError {
         /// The time of judgement.
         now_ms: u64,
     },
-    /// Evidence or collateral is past its time. Collateral: ours to fix by a refresh; a document: ask for a fresh one.
+    /// A document is past its time. Peer's fault: ask for a fresh one.
+    #[error("{part}: expired at {expired_at_ms}, now {now_ms}")]
+    DocumentExpired {
+        /// Which part.
+        part: &'static str,
+        /// Its last moment.
+        expired_at_ms: u64,
+        /// The time of judgement.
+        now_ms: u64,
+    },
+    /// Collateral is past its time. Ours to fix by a refresh.
     #[error("{part}: expired at {expired_at_ms}, now {now_ms}")]
     CollateralExpired {
         /// Which part.
@@ -385,7 +395,7 @@ impl AttestError {
             Self::Revoked { .. } => Class::ChainRevoked,
             Self::CertExpired { .. } => Class::TimeCertExpired,
             Self::NotYetValid { .. } => Class::TimeNotYetValid,
-            Self::CollateralExpired { .. } => Class::TimeCollateralExpired,
+            Self::DocumentExpired { .. } | Self::CollateralExpired { .. } => Class::TimeCollateralExpired,
             Self::CollateralSignature { .. } => Class::CollateralSignature,
             Self::CollateralMismatch { .. } | Self::CollateralMissing { .. } | Self::CrlMissing { .. } | Self::VekMissing { .. } => {
                 Class::CollateralMismatch

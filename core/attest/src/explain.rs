@@ -45,7 +45,9 @@ impl AttestError {
                 (format!("a {chain} no longer than its certificates allow"), format!("{count} certificates"))
             }
             Self::Revoked { chain, serial } => (format!("no revoked certificate in the {chain}"), format!("serial {serial}, revoked")),
-            Self::CertExpired { part, expired_at_ms, now_ms } | Self::CollateralExpired { part, expired_at_ms, now_ms } => {
+            Self::CertExpired { part, expired_at_ms, now_ms }
+            | Self::DocumentExpired { part, expired_at_ms, now_ms }
+            | Self::CollateralExpired { part, expired_at_ms, now_ms } => {
                 (format!("{part} in force at {}", time(*now_ms)), format!("it ended at {}", time(*expired_at_ms)))
             }
             Self::NotYetValid { part, valid_from_ms, now_ms } => {

@@ -28,7 +28,8 @@ pub(crate) fn certificates(text: &[u8], chain: &'static str) -> Result<Vec<Vec<u
         }
         let body = rest.strip_prefix(BEGIN).ok_or_else(|| malformed("no certificate begins where one should"))?;
         let (base64, after) = body.split_once(END).ok_or_else(|| malformed("a certificate does not end"))?;
-        let joined: String = base64.split_ascii_whitespace().collect();
+        let mut joined = String::with_capacity(base64.len());
+        joined.extend(base64.split_ascii_whitespace());
         certificates.push(STANDARD.decode(joined).map_err(|_| malformed("a certificate is not base64"))?);
         rest = after.trim_ascii_start();
     }

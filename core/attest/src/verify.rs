@@ -123,17 +123,21 @@ fn verify_td(
     let [_, _, _, rtmr3] = &body.rtmr;
     let speaks = td.event_log.iter().any(|event| event.imr == eventlog::RUNTIME_REGISTER);
     let logged = speaks.then(|| eventlog::prove_log(&td.event_log, &body.rtmr));
-    let events = match &logged {
-        Some(Ok(logged)) if logged.all() == attestation.runtime_events => logged.clone(),
-        _ => eventlog::prove(&attestation.runtime_events, rtmr3)?,
+    let events = match logged {
+        Some(Ok(logged)) if logged.all() == attestation.runtime_events => {
+            trace.enter(&tdx::EVENT_LOG);
+            logged
+        }
+        logged => {
+            let events = eventlog::prove(&attestation.runtime_events, rtmr3)?;
+            // What the log says has to be what is replayed, or two readers see two guests; a log without runtime events says nothing.
+            trace.enter(&tdx::EVENT_LOG);
+            if logged.transpose()?.is_some_and(|logged| logged != events) {
+                return Err(AttestError::ReplayMismatch { register: eventlog::RUNTIME_REGISTER });
+            }
+            events
+        }
     };
-    // What the log says has to be what is replayed, or two readers see two guests; a log without runtime events says nothing.
-    trace.enter(&tdx::EVENT_LOG);
-    if let Some(logged) = logged
-        && logged? != events
-    {
-        return Err(AttestError::ReplayMismatch { register: eventlog::RUNTIME_REGISTER });
-    }
     trace.enter(&tdx::TCB_POLICY);
     let standing = context.tcb.judge(&verified.tcb().facts(), context.now)?;
     Ok((verified, events, standing))

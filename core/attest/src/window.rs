@@ -120,7 +120,7 @@ impl Window {
                 let expired_at_ms = made_at_ms.saturating_add(age_ms_max);
                 self.earliest_expiry_ms = self.earliest_expiry_ms.min(expired_at_ms);
                 if now_ms > expired_at_ms {
-                    return Err(AttestError::CollateralExpired { part, expired_at_ms, now_ms });
+                    return Err(AttestError::DocumentExpired { part, expired_at_ms, now_ms });
                 }
             }
         }
@@ -196,7 +196,7 @@ mod tests {
         let at = |now_ms| Window::at(now_ms).document(made_at, 3_600_000, 300_000, "test");
         assert_eq!((at(made_at + 3_600_000), at(made_at - 300_000)), (Ok(()), Ok(())));
         let (expired_at_ms, now_ms) = (made_at + 3_600_000, made_at + 3_600_001);
-        assert_eq!(at(now_ms), Err(AttestError::CollateralExpired { part: "test", expired_at_ms, now_ms }));
+        assert_eq!(at(now_ms), Err(AttestError::DocumentExpired { part: "test", expired_at_ms, now_ms }));
         let (valid_from_ms, now_ms) = (made_at - 300_000, made_at - 300_001);
         assert_eq!(at(now_ms), Err(AttestError::NotYetValid { part: "test", valid_from_ms, now_ms }));
         assert!(Window::at(0).document(u64::MAX, 3_600_000, 300_000, "test").is_err());

@@ -2,12 +2,23 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
+#[path = "common/dates.rs"]
+mod dates;
 
+use std::collections::BTreeMap;
+
+use aws_lc_rs::encoding::AsDer as _;
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use dates::Dated;
 use dstack_attest::azure::{self, Parts, VerifiedVm};
 use dstack_attest::tpm::{Bank, PcrValues};
-use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TdxCollateral, Trace, TrustRoots, VerifyContext};
+use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TdxCollateral, Trace, TrustRoots, VerifyContext, X509Pool};
 use dstack_protocol::UnixMillis;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, SerialNumber,
+};
 use serde_json::Value;
 
 /// The parts, owned, so that a test can change one.
@@ -23,6 +34,8 @@ struct Evidence {
     collateral: Vec<u8>,
     now: UnixMillis,
     roots: TrustRoots,
+    /// Lists of the bundle.
+    lists: Vec<Vec<u8>>,
 }
 
 fn certificates(pem: &[u8]) -> Vec<Vec<u8>> {
@@ -46,6 +59,7 @@ fn real() -> Option<Evidence> {
         collateral: file("collateral"),
         now: UnixMillis(common::millis(vector["valid_at"].as_str().unwrap())),
         roots: TrustRoots::production(),
+        lists: Vec::new(),
     })
 }
 
@@ -64,7 +78,8 @@ impl Evidence {
             ak_certificate: self.ak_certificate.as_deref(),
             ak_intermediates: &self.ak_intermediates,
         };
-        let (collateral, tcb) = (CollateralBundle::empty(), TcbPolicy::default());
+        let pool = X509Pool::new(Vec::new(), self.lists.clone()).unwrap();
+        let (collateral, tcb) = (CollateralBundle::compose(&BTreeMap::new(), &pool).unwrap(), TcbPolicy::default());
         let context = VerifyContext { now: self.now, roots: &self.roots, collateral: &collateral, tcb: &tcb };
         let trace = Trace::new();
         let result = azure::verify(&parts, &TdxCollateral::parse(&self.collateral).unwrap(), &context, &trace);
@@ -86,6 +101,8 @@ fn a_real_vm_is_known_by_its_pcrs() {
     assert_eq!(vm.vm_configuration().unwrap()["secure-boot"], true);
     assert_eq!(vm.require_nonce(&[0; 32]), Ok(()));
     assert_eq!(vm.require_nonce(&[1; 32]), Err(AttestError::Nonce));
+    let claimed = azure::claimed_report(&evidence.hcl_report).unwrap();
+    assert_eq!(claimed.vm_configuration.as_ref(), vm.vm_configuration());
     let bare = Evidence { ak_certificate: None, ..evidence };
     assert!(!bare.verify().unwrap().is_certified());
 }
@@ -164,4 +181,71 @@ fn the_certificate_is_of_the_key_that_the_quote_binds() {
     let other = Evidence { roots, ak_certificate, ..evidence };
     let error = other.verify().unwrap_err();
     assert_eq!(error, AttestError::TpmQuote);
+}
+
+/// An RSA key as rcgen takes it.
+fn rsa_key() -> KeyPair {
+    let key = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    let pkcs8: aws_lc_rs::encoding::Pkcs8V1Der<'_> = key.as_der().unwrap();
+    KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8.as_ref().to_vec().into(), &PKCS_RSA_SHA256).unwrap()
+}
+
+#[test]
+fn dates_of_azure_evidence() {
+    let Some(evidence) = real() else { return };
+    // A certificate of another key under a root of ours: its path is judged first, and then the key is not the bound one.
+    let around = |ms: u64| std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+    let now_ms = evidence.now.0;
+    let hour_ms = 3_600_000;
+    let (first_ms, last_ms) = (now_ms - hour_ms, now_ms + hour_ms);
+    let params = |name: &str, is_ca: IsCa, usages: &[KeyUsagePurpose], days: u64| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let ms = days * 86_400_000;
+        (params.not_before, params.not_after) = (around(now_ms - ms).into(), around(now_ms + ms).into());
+        (params.is_ca, params.key_usages) = (is_ca, usages.to_vec());
+        params
+    };
+    let root_usages = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let (root_params, root_key) = (params("root", IsCa::Ca(BasicConstraints::Unconstrained), &root_usages, 3000), rsa_key());
+    let root = root_params.self_signed(&root_key).unwrap().der().to_vec();
+    let issuer = Issuer::from_params(&root_params, &root_key);
+    let mut leaf = params("ak", IsCa::NoCa, &[KeyUsagePurpose::DigitalSignature], 2000);
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 3])];
+    let leaf_key = rsa_key();
+    let mut short = leaf.clone();
+    (short.not_before, short.not_after) = (around(first_ms).into(), around(last_ms).into());
+    let list = CertificateRevocationListParams {
+        this_update: around(first_ms).into(),
+        next_update: around(last_ms).into(),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&issuer).unwrap().der().to_vec();
+    let certified = |params: &CertificateParams, lists: Vec<Vec<u8>>| Evidence {
+        ak_certificate: Some(params.signed_by(&leaf_key, &issuer).unwrap().der().to_vec()),
+        roots: TrustRoots::production().with_software_root(&root).unwrap(),
+        lists,
+        ..evidence.clone()
+    };
+    let at = |evidence: &Evidence, now| match (Evidence { now, ..evidence.clone() }).verify() {
+        Err(AttestError::TpmQuote) => Ok(()),
+        other => other.map(drop),
+    };
+    let (short, listed) = (certified(&short, Vec::new()), certified(&leaf, vec![list]));
+    let moments_ms = (first_ms, dates::end_of_second(last_ms));
+    dates::hold(
+        "azure",
+        &[
+            Dated { part: "certificate of the attestation key", moments_ms, judge: Box::new(|now| at(&short, now)) },
+            Dated { part: "revocation list of its issuer", moments_ms, judge: Box::new(|now| at(&listed, now)) },
+            Dated {
+                part: "collateral of the TD",
+                moments_ms: common::moments_ms(&evidence.collateral),
+                judge: Box::new(|now| Evidence { now, ak_certificate: None, ..evidence.clone() }.verify().map(drop)),
+            },
+        ],
+    );
 }

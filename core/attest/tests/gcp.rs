@@ -2,14 +2,19 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
+#[path = "common/dates.rs"]
+mod dates;
+
+use std::collections::BTreeMap;
 
 use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use dates::Dated;
 use dstack_attest::{
-    AttestError, CollateralBundle, TcbPolicy, Trace, TrustRoots, VerifyContext,
+    AttestError, CollateralBundle, TcbPolicy, Trace, TrustRoots, VerifyContext, X509Pool,
     eventlog::tpm::replay_runtime,
     gcp::{self, VerifiedVtpm},
     tpm::Bank,
@@ -18,8 +23,8 @@ use dstack_attest::{
 };
 use dstack_protocol::{Platform, UnixMillis};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, SerialNumber, date_time_ymd,
 };
 use sha2::{Digest, Sha256};
 
@@ -42,6 +47,8 @@ struct Half {
     platform: TpmPlatform,
     tcb: TcbPolicy,
     trusted: Vec<u8>,
+    /// Lists of the bundle.
+    lists: Vec<Vec<u8>>,
 }
 
 fn params(name: &str, is_ca: IsCa, usages: &[KeyUsagePurpose]) -> CertificateParams {
@@ -62,12 +69,25 @@ fn extended(digests: &[[u8; 32]]) -> Vec<u8> {
 
 impl Half {
     fn new(td_quote: &[u8], events: Vec<RuntimeEvent>) -> Self {
-        let root_params = params("root", IsCa::Ca(BasicConstraints::Unconstrained), &[KeyUsagePurpose::KeyCertSign]);
+        Self::dated(td_quote, events, |_, _| {})
+    }
+
+    /// As [`Self::new`], with other dates of the key's certificate, or of a list of its issuer, which is then in the bundle.
+    fn dated(
+        td_quote: &[u8],
+        events: Vec<RuntimeEvent>,
+        change: impl FnOnce(&mut CertificateParams, &mut Option<CertificateRevocationListParams>),
+    ) -> Self {
+        let usages = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root_params = params("root", IsCa::Ca(BasicConstraints::Unconstrained), &usages);
         let root_key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
         let root = root_params.self_signed(&root_key).unwrap().der().to_vec();
         let ak_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let leaf = params("ak", IsCa::NoCa, &[KeyUsagePurpose::DigitalSignature]);
-        let ak_cert = leaf.signed_by(&ak_key, &Issuer::from_params(&root_params, &root_key)).unwrap().der().to_vec();
+        let (mut leaf, mut list) = (params("ak", IsCa::NoCa, &[KeyUsagePurpose::DigitalSignature]), None);
+        change(&mut leaf, &mut list);
+        let issuer = Issuer::from_params(&root_params, &root_key);
+        let ak_cert = leaf.signed_by(&ak_key, &issuer).unwrap().der().to_vec();
+        let lists = list.map(|list| list.signed_by(&issuer).unwrap().der().to_vec()).into_iter().collect();
         let boot = [[1; 32], [2; 32], [3; 32], [4; 32]];
         let pcr2 = extended(&boot);
         Self {
@@ -82,6 +102,7 @@ impl Half {
             config: String::new(),
             platform: TpmPlatform::Gcp,
             tcb: TcbPolicy::default(),
+            lists,
         }
     }
 
@@ -108,9 +129,14 @@ impl Half {
     }
 
     fn judge_quote(&self, quote: &TpmQuote, trace: &Trace) -> Result<VerifiedVtpm, AttestError> {
+        self.judge_at(quote, NOW, trace)
+    }
+
+    fn judge_at(&self, quote: &TpmQuote, now: UnixMillis, trace: &Trace) -> Result<VerifiedVtpm, AttestError> {
         let roots = TrustRoots::none().with_software_root(&self.trusted).unwrap();
-        let collateral = CollateralBundle::empty();
-        let context = VerifyContext { now: NOW, roots: &roots, collateral: &collateral, tcb: &self.tcb };
+        let pool = X509Pool::new(Vec::new(), self.lists.clone()).unwrap();
+        let collateral = CollateralBundle::compose(&BTreeMap::new(), &pool).unwrap();
+        let context = VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &self.tcb };
         gcp::verify(TD_QUOTE, quote, &self.events, &self.config, &context, trace)
     }
 
@@ -302,6 +328,57 @@ fn both_halves_make_an_identity_and_neither_alone() {
     assert_eq!(verify(&evidence(TpmQuote::default()).encode(), &context).unwrap_err().class().as_str(), "parse.field");
     let other = Half { extra_data: vec![1; 32], ..half };
     assert_eq!(verify(&evidence(other.quote()).encode(), &context), Err(AttestError::TpmQuote));
+}
+
+/// Evidence of both halves: a real TD's, and ours.
+fn whole(quote: &[u8], vector: &serde_json::Value, tpm: TpmQuote) -> Vec<u8> {
+    let report_data = hex::decode(vector["identity"]["report_data"].as_str().unwrap()).unwrap().try_into().unwrap();
+    let platform = PlatformEvidence::GcpTdx(TdxEvidence { quote: quote.to_vec(), event_log: Vec::new() }, tpm);
+    Attestation { platform, report_data, runtime_events: Vec::new(), config: String::new(), report_data_payload: None }.encode()
+}
+
+#[test]
+fn dates_of_google_evidence() {
+    let Some(vectors) = common::vectors() else { return };
+    let events = || vec![event("app-id", &[7; 20])];
+    let at = |half: &Half, now| half.judge_at(&half.quote(), now, &Trace::new()).map(drop);
+    let (may, june) = (1_777_593_600_000, 1_780_272_000_000);
+    let months = (date_time_ymd(2026, 5, 1), date_time_ymd(2026, 6, 1));
+    let key = Half::dated(TD_QUOTE, events(), |leaf, _| (leaf.not_before, leaf.not_after) = months);
+    let listed = Half::dated(TD_QUOTE, events(), |_, list| {
+        *list = Some(CertificateRevocationListParams {
+            this_update: months.0,
+            next_update: months.1,
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        });
+    });
+    let vector = vectors.of("gcp-tdx").find(|vector| vector["id"] == "gcp-tdx-2026-06").unwrap();
+    let (quote, collateral) = (vectors.file(vector, "quote"), vectors.file(vector, "collateral"));
+    let half = Half::new(&quote, Vec::new());
+    let evidence = whole(&quote, vector, half.quote());
+    let bundle = common::bundle(vector["identity"]["fmspc"].as_str().unwrap(), &collateral);
+    let roots = TrustRoots::production().with_software_root(&half.root).unwrap();
+    let tcb = TcbPolicy::allowing(&dstack_protocol::TcbStatus::ALL);
+    let judge_whole = |now| verify(&evidence, &VerifyContext { now, roots: &roots, collateral: &bundle, tcb: &tcb }).map(drop);
+    dates::hold(
+        "gcp",
+        &[
+            Dated {
+                part: "certificate of the attestation key",
+                moments_ms: (may, dates::end_of_second(june)),
+                judge: Box::new(|now| at(&key, now)),
+            },
+            Dated {
+                part: "revocation list of its issuer",
+                moments_ms: (may, dates::end_of_second(june)),
+                judge: Box::new(|now| at(&listed, now)),
+            },
+            Dated { part: "collateral of the TD", moments_ms: common::moments_ms(&collateral), judge: Box::new(judge_whole) },
+        ],
+    );
 }
 
 proptest::proptest! {

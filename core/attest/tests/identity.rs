@@ -235,6 +235,9 @@ fn checked_collateral_and_the_second_implementation_agree_on_changed_bytes() {
         let fresh = tdx::verify_quote(&quote, &changed, now_ms, &roots);
         let checked = tdx::CheckedCollateral::new(std::sync::Arc::new(changed.clone()), &roots);
         prop_assert_eq!(&tdx::verify_quote_checked(&quote, &checked, now_ms, &roots), &fresh);
+        if let Some(remembered) = tdx::verify_quote_remembered(&quote, &changed, now_ms, &roots) {
+            prop_assert_eq!(&remembered, &fresh);
+        }
         if let Ok(verified) = &fresh {
             prop_assert_eq!(tdx::second_opinion(&quote, &changed, now_ms, &roots, verified), Ok(()));
         }

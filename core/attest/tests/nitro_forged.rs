@@ -2,10 +2,14 @@
 //! Every signature is real: what is refused is refused for the rule named.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "common/dates.rs"]
+mod dates;
+
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ciborium::Value;
+use dates::Dated;
 use dstack_attest::eventlog::replay_runtime;
 use dstack_attest::nitro::{self, VerifiedDocument};
 use dstack_attest::wire::{Attestation, EventVersion, PlatformEvidence, RuntimeEvent};
@@ -272,6 +276,41 @@ fn age_is_judged_after_the_signature() {
     assert_eq!(stale.class().as_str(), "time.collateral_expired");
     let early = Forge::new().with("timestamp", Value::Integer((NOW.0 + 300_001).into())).judge().unwrap_err();
     assert_eq!(early.class().as_str(), "time.not_yet_valid");
+}
+
+/// Documents of either kind: a leaf that holds for two minutes around the document, and the document itself.
+#[track_caller]
+fn documents_hold(platform: &str, kind: fn(Forge) -> Forge, judge: VerifyDocument) {
+    // Dates of certificates name seconds, so the last one counts whole.
+    let minute_ms = 60_000;
+    let mut short = kind(Forge::new());
+    let at = |ms: u64| date_time_ymd(2026, 2, 1) + std::time::Duration::from_millis(ms - NOW.0);
+    (short.leaf.not_before, short.leaf.not_after) = (at(NOW.0 + minute_ms), at(NOW.0 + 2 * minute_ms));
+    let (short, long) = (short.make(), kind(Forge::new()).make());
+    let judged = |(message, roots): &(Vec<u8>, TrustRoots), now| judge(message, roots, now).map(drop);
+    dates::hold(
+        platform,
+        &[
+            Dated {
+                part: "certificate",
+                moments_ms: (NOW.0 + minute_ms, dates::end_of_second(NOW.0 + 2 * minute_ms)),
+                judge: Box::new(|now| judged(&short, now)),
+            },
+            Dated { part: "document", moments_ms: (NOW.0 - 300_000, NOW.0 + 3_600_000), judge: Box::new(|now| judged(&long, now)) },
+        ],
+    );
+}
+
+type VerifyDocument = fn(&[u8], &TrustRoots, UnixMillis) -> Result<VerifiedDocument, AttestError>;
+
+#[test]
+fn dates_of_enclave_documents() {
+    documents_hold("nitro", |forge| forge, nitro::verify);
+}
+
+#[test]
+fn dates_of_tpm_documents() {
+    documents_hold("nitro-tpm", Forge::of_tpm, nitro::tpm::verify);
 }
 
 #[test]

@@ -2,10 +2,14 @@
 //! because nobody has AMD's keys to sign a bad one.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "common/dates.rs"]
+mod dates;
+
 use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair},
 };
+use dates::Dated;
 use dstack_attest::snp::{self, host_data};
 use dstack_attest::wire::{Attestation, PlatformEvidence};
 use dstack_attest::{
@@ -394,4 +398,31 @@ fn no_evidence_cut_short_passes() {
     let amd = TrustRoots::production();
     let context = VerifyContext { roots: &amd, ..context };
     assert_eq!(dstack_attest::verify(&whole, &context), Err(AttestError::UntrustedRoot { chain: "amd certificate chain" }));
+}
+
+#[test]
+fn dates_of_snp_evidence() {
+    let (year_2025, year_2026, year_2027, year_2035) = (1_735_689_600_000, 1_767_225_600_000, 1_798_761_600_000, 2_051_222_400_000);
+    let judge = |lists: Vec<Vec<u8>>, now| {
+        let mut guest = Guest::new();
+        guest.tcb = guest.tcb.accepting_missing_crl();
+        guest.pool.1 = lists;
+        guest.now = now;
+        guest.verify().map(drop)
+    };
+    dates::hold(
+        "snp",
+        &[
+            Dated {
+                part: "certificate",
+                moments_ms: (year_2025, dates::end_of_second(year_2035)),
+                judge: Box::new(|now| judge(Vec::new(), now)),
+            },
+            Dated {
+                part: "revocation list",
+                moments_ms: (year_2026, dates::end_of_second(year_2027)),
+                judge: Box::new(|now| judge(vec![CRL.to_vec()], now)),
+            },
+        ],
+    );
 }

@@ -68,7 +68,7 @@ codes! {
     21 NeedEvidence "NEED_EVIDENCE" true "a holder judges evidence itself" "send the evidence with the ask";
     22 EvidenceHash "EVIDENCE_HASH" false "a request names the evidence it comes with" "use the hash of the evidence in the client certificate";
     23 SoftwareRoot "SOFTWARE_ROOT" false "a software root is trusted only where the genesis document names it" "use evidence of hardware, or a cluster made for tests";
-    24 CollateralExpired "COLLATERAL_EXPIRED" false "collateral is inside its validity" "operators pin fresh collateral";
+    24 CollateralExpired "COLLATERAL_EXPIRED" false "collateral is inside its validity" "pin fresh collateral: `dstack collateral import`, or let the nodes reach its publishers";
     25 InternalParser "INTERNAL_PARSER" false "a parser's fault refuses one request, never the process" "report the input; it is counted and alarmed";
     26 CollateralTooOld "COLLATERAL_TOO_OLD" false "no release rests on collateral beyond its hard maximum age" "pin fresh collateral: `dstack collateral import`, or let the nodes reach its publishers";
     27 CollateralChanged "COLLATERAL_CHANGED" true "evidence is judged with the collateral that the intent's row names" "retry: the holder judges again with that bundle";

@@ -10,8 +10,10 @@ use anyhow::{Context as _, bail};
 use super::step::Step;
 use crate::shell::Shell;
 
-/// The machine's own description of the archive.
+/// The machine's own description of the archive, as images and installers of Debian 12 and later write it.
 const SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";
+/// The older form, one line an archive: what debootstrap and machines upgraded from before have.
+const SOURCES_LIST: &str = "/etc/apt/sources.list";
 
 /// See the module text.
 pub(super) struct View {
@@ -21,7 +23,9 @@ pub(super) struct View {
 impl View {
     /// Reads the lists of `suite`; `kind` is `deb` or `deb-src`.
     pub(super) fn of(step: &Step, folder: &Path, kind: &str, suite: &str) -> anyhow::Result<Self> {
-        let own = fs::read_to_string(SOURCES).with_context(|| format!("this needs Debian with {SOURCES}"))?;
+        let list = || fs::read_to_string(SOURCES_LIST).ok().as_deref().and_then(entry_of_list);
+        let own = fs::read_to_string(SOURCES).ok().or_else(list);
+        let own = own.with_context(|| format!("this needs Debian with {SOURCES} or a `deb` line in {SOURCES_LIST}"))?;
         let view = Self { folder: folder.join("apt") };
         for below in ["parts", "state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(view.folder.join(below))?;
@@ -60,6 +64,19 @@ pub(super) fn codename(shell: &Shell) -> anyhow::Result<String> {
     }
 }
 
+/// The first archive of the one-line form, written as an entry; its key, where it names one.
+fn entry_of_list(list: &str) -> Option<String> {
+    let line = list.lines().find_map(|line| line.trim().strip_prefix("deb ").or_else(|| line.trim().strip_prefix("deb\t")))?.trim();
+    let (options, rest) = match line.strip_prefix('[') {
+        Some(line) => line.split_once(']')?,
+        None => ("", line),
+    };
+    let uri = rest.split_whitespace().next()?;
+    let key = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by="));
+    let key = key.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+    Some(format!("Types: deb\nURIs: {uri}\nSuites: any\nComponents: main\n{key}"))
+}
+
 /// The first entry of the machine's sources (archive and key), for another kind and suite.
 fn entry(own: &str, kind: &str, suite: &str) -> anyhow::Result<String> {
     let first = own.split("\n\n").find(|entry| entry.lines().any(|line| line.starts_with("URIs:"))).context("no archive in it")?;
@@ -83,5 +100,15 @@ mod tests {
         let expected = "Types: deb-src\nURIs: http://archive/debian\nSuites: b\nComponents: main\nSigned-By: /k.gpg\n";
         assert_eq!(entry(own, "deb-src", "b").unwrap(), expected);
         assert!(entry("", "deb", "b").is_err());
+    }
+
+    #[test]
+    fn the_one_line_form_is_read_as_well() {
+        let list = "# deb http://old/debian a main\ndeb-src http://archive/debian a main\ndeb [arch=amd64 signed-by=/k.gpg] http://archive/debian a main\n";
+        let expected = "Types: deb-src\nURIs: http://archive/debian\nSuites: b\nComponents: main\nSigned-By: /k.gpg\n";
+        assert_eq!(entry(&entry_of_list(list).unwrap(), "deb-src", "b").unwrap(), expected);
+        let plain = entry(&entry_of_list("deb http://archive/debian a main").unwrap(), "deb", "b").unwrap();
+        assert_eq!(plain, "Types: deb\nURIs: http://archive/debian\nSuites: b\nComponents: main\n");
+        assert_eq!((entry_of_list(""), entry_of_list("deb "), entry_of_list("deb [x")), (None, None, None));
     }
 }

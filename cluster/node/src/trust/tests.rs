@@ -5,7 +5,7 @@ use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::{Platform, binding};
 use dstack_tee::Device as _;
 use dstack_testkit::tdx::{CollateralSpec, bundle_json};
-use dstack_testkit::{Machine, Measured, SoftwareRoots};
+use dstack_testkit::{Machine, Measured, SoftwareRoots, Validity};
 use tempfile::TempDir;
 
 use super::*;
@@ -127,6 +127,22 @@ fn nodes_pass_a_tcb_recovery_within_the_grace() {
     assert_eq!(w.judged(1, &w.cluster.machines[0]), Err(RefusalCode::TcbNotAllowed));
     w.trust.node_tcb = TcbPolicy::default().with_grace_ms(30 * DAY_MS).refusing_advisories(&["SOFTWARE-SA-00009".to_owned()]);
     assert_eq!(w.judged(1, &w.cluster.machines[0]), Err(RefusalCode::TcbAdvisoryRefused));
+}
+
+#[test]
+fn collateral_that_is_over_is_named_as_the_reason() {
+    let w = World::new();
+    let now_s = system_now().0 / 1000;
+    let past = Validity { from_s: now_s - 7200, until_s: now_s - 3600 };
+    let spec = CollateralSpec { crl_validity: past, ..CollateralSpec::new(w.cluster.roots.validity()) };
+    let over = bundle_json(&[w.cluster.roots.collateral(&spec).unwrap()]);
+    let roots = TrustRoots::production().with_software_root(w.cluster.roots.tdx_root_der()).unwrap();
+    let collateral = CollateralBundle::parse(&over).unwrap();
+    w.trust.nodes.replace(TrustMaterial { roots, collateral, tcb: TcbPolicy::default() });
+    let evidence = w.cluster.machines[0].evidence([7; 64]).unwrap();
+    let refusal = w.trust.node_evidence(Seat(1), &evidence, &[7; 64], system_now()).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::CollateralExpired);
+    assert!(refusal.got.starts_with("root crl over since "), "{}", refusal.got);
 }
 
 #[test]

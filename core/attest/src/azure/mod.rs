@@ -125,6 +125,23 @@ impl VerifiedVm {
     }
 }
 
+/// What a paravisor's report says, before any of it is verified.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimedReport {
+    /// The attestation key: RSAPublicKey, DER.
+    pub key: Vec<u8>,
+    /// What the host says of the machine.
+    pub vm_configuration: Option<serde_json::Value>,
+}
+
+/// Reads a paravisor's report without verifying it.
+/// # Errors
+/// Parse and type classes only.
+pub fn claimed_report(hcl_report: &[u8]) -> Result<ClaimedReport, AttestError> {
+    let hcl::Bound { key, vm_configuration } = hcl::bound(hcl::runtime_data(hcl_report)?)?;
+    Ok(ClaimedReport { key, vm_configuration })
+}
+
 /// Verifies the parts under the collateral of the TD's platform. The TCB status and the nonce are for the caller to judge.
 /// # Errors
 /// One [`AttestError`] per reason; those of [`tdx::verify_quote`] for the quote.

@@ -54,7 +54,7 @@ fn judge_td(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> 
     let roots = roots(vector, contents)?;
     let collateral = TdxCollateral::parse(role(contents, "collateral")?);
     let difference = vector.identity.as_ref().and_then(|identity| facts::td_difference(identity, quote));
-    let verified = collateral.and_then(|collateral| thrice(quote, collateral, now_ms, &roots));
+    let verified = collateral.and_then(|collateral| every_way(quote, collateral, now_ms, &roots));
     let verified = match verified {
         Ok(verified) => verified,
         // An SGX quote is refused before its identity can be read; `identity` then speaks of another kind of report.
@@ -66,11 +66,15 @@ fn judge_td(vector: &Vector, contents: &Contents<'_>) -> Result<Judged, String> 
     Ok(Judged { result, tcb: Some(verified.tcb().clone()), difference })
 }
 
-/// Judged as the product does it, against collateral checked before and collateral checked now, and by the second implementation.
-fn thrice(quote: &[u8], collateral: TdxCollateral, now_ms: u64, roots: &TrustRoots) -> Result<tdx::VerifiedTd, AttestError> {
+/// Judged as the product does it, against collateral checked now, collateral checked before, and with the quote's chain remembered, and by
+/// the second implementation.
+fn every_way(quote: &[u8], collateral: TdxCollateral, now_ms: u64, roots: &TrustRoots) -> Result<tdx::VerifiedTd, AttestError> {
     let fresh = tdx::verify_quote(quote, &collateral, now_ms, roots);
     if let Ok(verified) = &fresh {
         tdx::second_opinion(quote, &collateral, now_ms, roots, verified)?;
+    }
+    if tdx::verify_quote_remembered(quote, &collateral, now_ms, roots).is_some_and(|remembered| remembered != fresh) {
+        return Err(AttestError::SecondVerifier { detail: "a remembered chain leads to another verdict".to_owned() });
     }
     let checked = tdx::verify_quote_checked(quote, &tdx::CheckedCollateral::new(Arc::new(collateral), roots), now_ms, roots);
     match checked == fresh {

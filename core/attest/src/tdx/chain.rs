@@ -52,7 +52,7 @@ pub(crate) fn root_of<'r>(
 }
 
 /// A certificate whose signature by a given root was seen to be right. Kept with the root it is right under.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Issued {
     signed: Vec<u8>,
     signature: Vec<u8>,
@@ -179,6 +179,19 @@ fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
     certificate.issuer().as_raw() == certificate.subject().as_raw()
 }
 
+/// The serial number of a certificate, as lists are asked for it and as it is shown.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Serial {
+    number: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl Serial {
+    pub(crate) fn of(certificate: &X509Certificate<'_>) -> Self {
+        Self { number: certificate.tbs_certificate.serial.to_bytes_be(), raw: certificate.raw_serial().to_vec() }
+    }
+}
+
 /// The serial numbers of a revocation list whose signature and time were checked, without leading zeros.
 #[derive(Debug, Clone)]
 pub(crate) struct RevocationList(HashSet<Vec<u8>>);
@@ -209,8 +222,13 @@ impl RevocationList {
 
     /// Refuses `certificate` when the list names it.
     pub(crate) fn check(&self, certificate: &X509Certificate<'_>, chain: &'static str) -> Result<(), AttestError> {
-        match self.0.contains(&certificate.tbs_certificate.serial.to_bytes_be()) {
-            true => Err(AttestError::Revoked { chain, serial: hex::encode(certificate.raw_serial()) }),
+        self.check_serial(&Serial::of(certificate), chain)
+    }
+
+    /// Refuses the certificate of this number when the list names it.
+    pub(crate) fn check_serial(&self, serial: &Serial, chain: &'static str) -> Result<(), AttestError> {
+        match self.0.contains(&serial.number) {
+            true => Err(AttestError::Revoked { chain, serial: hex::encode(&serial.raw) }),
             false => Ok(()),
         }
     }

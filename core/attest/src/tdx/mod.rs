@@ -9,6 +9,7 @@ mod checked;
 mod checks;
 mod clock;
 mod facts;
+mod known;
 mod pck;
 mod quote;
 mod second;
@@ -27,17 +28,20 @@ pub use checks::CHECKS;
 pub(crate) use checks::{EVENT_LOG, IDENTITY, REPORT_DATA, RUNTIME_EVENTS, TCB_POLICY};
 pub(crate) use clock::ms_of_rfc3339;
 pub use facts::{CollateralFacts, collateral_facts};
+pub(crate) use known::PckChains;
 pub use pck::PckPlatform;
 pub use quote::{QUOTE_BYTES_MAX, QeReport, Quote, ServiceTdEx, SignatureData, TdBody, TdBody15};
-pub use second::second_opinion;
+pub use second::{second_opinion, verify_quote_remembered};
 pub use tcb::{LevelVerdict, TcbVerdict};
 
 use self::{
     chain::RevocationList,
+    checked::Known,
     clock::{Recorded, Window},
+    known::PckChain,
     signed::{QeIdentityText, TcbInfoText},
 };
-use crate::{AttestError, CollateralBundle, TdxCollateral, Trace, TrustRoots, pem};
+use crate::{AttestError, CollateralBundle, Root, TdxCollateral, Trace, TrustRoots, pem};
 
 const PCK_CHAIN: &str = "pck certificate chain";
 pub(crate) const ROOT_CRL: &str = "root crl";
@@ -172,7 +176,8 @@ pub fn verify_quote_checked(
     judge(quote, &parse_all(&ders, PCK_CHAIN)?, Given::Checked(collateral), now_ms, roots, &trace)
 }
 
-/// As [`verify_quote`], with the collateral that `bundle` has for the platform named by the quote.
+/// As [`verify_quote`], with the collateral that `bundle` has for the platform named by the quote. Collateral is checked once, and so is
+/// the chain of a platform whose quote was accepted before.
 pub(crate) fn verify_bundled(
     bytes: &[u8],
     bundle: &CollateralBundle,
@@ -180,12 +185,25 @@ pub(crate) fn verify_bundled(
     roots: &TrustRoots,
     trace: &Trace,
 ) -> Result<VerifiedTd, AttestError> {
-    let (quote, ders) = open(bytes, trace)?;
+    trace.enter(&checks::QUOTE);
+    let quote = Quote::parse(bytes)?;
+    trace.enter(&checks::PCK_CHAIN_TEXT);
+    let chains = bundle.pck_chains();
+    if let Some(chain) = chains.find(quote.parts.pck_chain_pem)
+        && let Some(root) = chain.root_among(roots)
+        && let Ok(collateral) = bundle.checked_tdx(&chain.platform.fmspc, roots)
+        && let Some(known) = collateral.under(root)
+        && chain.is_below(known.pck_ca())
+    {
+        trace.enter(&checks::COLLATERAL);
+        return judge_known(quote, &chain, known, now_ms, root, trace);
+    }
+    let ders = pem::certificates(quote.parts.pck_chain_pem, PCK_CHAIN)?;
     let pck_chain = parse_all(&ders, PCK_CHAIN)?;
     let leaf = pck_chain.first().ok_or(AttestError::ChainInvalid { chain: PCK_CHAIN, why: "holds no certificate" })?;
     trace.enter(&checks::COLLATERAL);
     let collateral = bundle.checked_tdx(&PckPlatform::of(leaf, PCK_CHAIN)?.fmspc, roots)?;
-    judge(quote, &pck_chain, Given::Checked(collateral), now_ms, roots, trace)
+    judge(quote, &pck_chain, Given::Bundled(collateral, chains), now_ms, roots, trace)
 }
 
 /// Takes a quote apart, down to the DER of its certificates.
@@ -202,6 +220,8 @@ fn open<'q>(bytes: &'q [u8], trace: &Trace) -> Result<(Quote<'q>, Vec<Vec<u8>>),
 enum Given<'c> {
     Unchecked(&'c TdxCollateral),
     Checked(&'c CheckedCollateral),
+    /// With the memory for the quote's chain, if all of it turns out right.
+    Bundled(&'c CheckedCollateral, &'c PckChains),
 }
 
 fn judge(
@@ -217,12 +237,12 @@ fn judge(
     let root = chain::root_of(pck_chain, roots, PCK_CHAIN)?;
     let (collateral, known) = match given {
         Given::Unchecked(collateral) => (collateral, None),
-        Given::Checked(checked) => (checked.collateral(), checked.under(root)),
+        Given::Checked(checked) | Given::Bundled(checked, _) => (checked.collateral(), checked.under(root)),
     };
 
     trace.enter(&checks::PCK_PATH);
     let anchor = chain::certificate(root.der(), chain::ROOT)?;
-    let path = chain::verify_path(pck_chain, &anchor, known.map(checked::Known::pck_ca), PCK_CHAIN, &mut window)?;
+    let path = chain::verify_path(pck_chain, &anchor, known.map(Known::pck_ca), PCK_CHAIN, &mut window)?;
     let [leaf, intermediate] = path else {
         return Err(AttestError::PathLength { chain: PCK_CHAIN, count: path.len() });
     };
@@ -255,10 +275,68 @@ fn judge(
         QeIdentityText::verify(collateral, &anchor, root_crl, window)
     })?;
 
-    verify_signatures(&quote, leaf, trace)?;
+    let memory = match (given, same_ca) {
+        (Given::Bundled(_, chains), Some(_)) => Some((chains, quote.parts.pck_chain_pem)),
+        _ => None,
+    };
+    let pck = Pck { key: pck_key(leaf), platform: PckPlatform::of(leaf, PCK_CHAIN) };
+    let verified = judge_quote(quote, pck, tcb_info, qe_identity, &window, root, trace)?;
+    if let Some((chains, text)) = memory {
+        chains.keep(text, PckChain::of(leaf, intermediate, &anchor, root)?);
+    }
+    Ok(verified)
+}
+
+/// As [`judge`], of a chain that was verified before and collateral that was checked before: the same checks in the same order.
+fn judge_known(
+    quote: Quote<'_>,
+    chain: &PckChain,
+    known: &Known,
+    now_ms: u64,
+    root: &Root,
+    trace: &Trace,
+) -> Result<VerifiedTd, AttestError> {
+    let mut window = Window::at(now_ms);
+    trace.enter(&checks::PCK_ROOT);
+    trace.enter(&checks::PCK_PATH);
+    chain.at(&mut window)?;
+    trace.enter(&checks::ROOT_CRL);
+    let root_crl = known.root_crl.at(&mut window)?;
+    trace.enter(&checks::PCK_CRL);
+    let pck_crl = known.pck_crl.at(&mut window)?;
+    trace.enter(&checks::REVOCATION);
+    let [anchor, intermediate, leaf] = &chain.serials;
+    root_crl.check_serial(anchor, PCK_CHAIN)?;
+    root_crl.check_serial(intermediate, PCK_CHAIN)?;
+    pck_crl.check_serial(leaf, PCK_CHAIN)?;
+    trace.enter(&checks::TCB_INFO);
+    let tcb_info = known.tcb_info.at(&mut window)?;
+    trace.enter(&checks::QE_IDENTITY);
+    let qe_identity = known.qe_identity.at(&mut window)?;
+    let pck = Pck { key: Ok(&chain.key), platform: Ok(chain.platform.clone()) };
+    judge_quote(quote, pck, tcb_info, qe_identity, &window, root, trace)
+}
+
+/// What a quote needs of its PCK certificate; what it lacks refuses where it is needed.
+struct Pck<'p> {
+    key: Result<&'p [u8], AttestError>,
+    platform: Result<PckPlatform, AttestError>,
+}
+
+/// The quote itself, after its chain and the collateral.
+fn judge_quote(
+    quote: Quote<'_>,
+    pck: Pck<'_>,
+    tcb_info: &TcbInfoText,
+    qe_identity: &QeIdentityText,
+    window: &Window,
+    root: &Root,
+    trace: &Trace,
+) -> Result<VerifiedTd, AttestError> {
+    verify_signatures(&quote, pck.key, trace)?;
 
     trace.enter(&checks::PLATFORM);
-    let pck = PckPlatform::of(leaf, PCK_CHAIN)?;
+    let pck = pck.platform?;
     tcb_info.check_platform(&pck)?;
     trace.enter(&checks::QUOTING_ENCLAVE);
     qe_identity.check_enclave(&quote.parts.qe_report)?;
@@ -287,6 +365,12 @@ fn judge(
     })
 }
 
+/// The key of a PCK certificate.
+fn pck_key<'l>(leaf: &'l X509Certificate<'_>) -> Result<&'l [u8], AttestError> {
+    let other = || AttestError::Algorithm { part: PCK_CHAIN, got: leaf.public_key().algorithm.algorithm.to_id_string() };
+    chain::p256_point(leaf.public_key()).ok_or_else(other)
+}
+
 /// A part of the collateral: the known one if its dates hold, else the one that `check` makes.
 fn part<'p, T>(
     known: Option<&'p Recorded<T>>,
@@ -305,11 +389,9 @@ fn parse_all<'a>(ders: &'a [Vec<u8>], chain: &'static str) -> Result<Vec<X509Cer
 }
 
 /// PCK signs the QE report, the QE report binds the attestation key, the attestation key signs header and body.
-fn verify_signatures(quote: &Quote<'_>, leaf: &X509Certificate<'_>, trace: &Trace) -> Result<(), AttestError> {
+fn verify_signatures(quote: &Quote<'_>, pck_key: Result<&[u8], AttestError>, trace: &Trace) -> Result<(), AttestError> {
     trace.enter(&checks::QE_REPORT_SIGNATURE);
-    let pck_key = chain::p256_point(leaf.public_key())
-        .ok_or_else(|| AttestError::Algorithm { part: PCK_CHAIN, got: leaf.public_key().algorithm.algorithm.to_id_string() })?;
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pck_key)
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pck_key?)
         .verify(quote.parts.qe_report_bytes, &quote.parts.qe_report_signature)
         .map_err(|_| AttestError::QeReportSignature)?;
 

@@ -1,10 +1,13 @@
-//! The second opinion: `dcap-qvl` judges the same bytes under the same root, time and collateral. Owns: the comparison.
-//! Never: runs when a quote is judged (ADR 0011); tests and `check-manifest` ask for it.
+//! Other ways to the same verdict: `dcap-qvl` judges the same bytes under the same root, time and collateral; our own verifier judges them
+//! as if it had seen their chain before. Owns: the comparison. Never: runs when a quote is judged (ADR 0011, 0022); tests and
+//! `check-manifest` ask for it.
+
+use std::collections::BTreeMap;
 
 use dcap_qvl::{QuoteCollateralV3, TcbStatus as Status, verify::QuoteVerifier};
 
-use super::{LevelVerdict, PCK_CHAIN, Quote, VerifiedTd, chain, parse_all, tcb::ours};
-use crate::{AttestError, TdxCollateral, TrustRoots, pem};
+use super::{LevelVerdict, PCK_CHAIN, Quote, VerifiedTd, chain, clock::Recorded, known::PckChain, parse_all, tcb::ours, verify_bundled};
+use crate::{AttestError, CollateralBundle, TdxCollateral, Trace, TrustRoots, X509Pool, pem};
 
 /// Refuses unless `dcap-qvl` accepts the quote as well, of which [`super::verify_quote`] said `first`, and reports the same TCB,
 /// advisories, platform and TD.
@@ -46,6 +49,29 @@ pub fn second_opinion(
         true => Ok(()),
         false => Err(differs("td report")),
     }
+}
+
+/// Judges a quote whose chain is already remembered, whatever the rest of it is; the verdict has to be that of [`super::verify_quote`].
+/// `None` where the chain is none that could have been remembered: it does not hold at any time, or is not of a leaf and a CA.
+#[must_use]
+pub fn verify_quote_remembered(
+    bytes: &[u8],
+    collateral: &TdxCollateral,
+    now_ms: u64,
+    roots: &TrustRoots,
+) -> Option<Result<VerifiedTd, AttestError>> {
+    let quote = Quote::parse(bytes).ok()?;
+    let ders = pem::certificates(quote.parts.pck_chain_pem, PCK_CHAIN).ok()?;
+    let certificates = parse_all(&ders, PCK_CHAIN).ok()?;
+    let root = chain::root_of(&certificates, roots, PCK_CHAIN).ok()?;
+    let anchor = chain::certificate(root.der(), chain::ROOT).ok()?;
+    let path = Recorded::of(|window| chain::verify_path(&certificates, &anchor, None, PCK_CHAIN, window)).ok()?;
+    let [leaf, intermediate] = path.found() else { return None };
+    let remembered = PckChain::of(leaf, intermediate, &anchor, root).ok().filter(|_| !leaf.is_ca())?;
+    let tdx = BTreeMap::from([(remembered.platform.fmspc, collateral.clone())]);
+    let bundle = CollateralBundle::compose(&tdx, &X509Pool::default()).ok()?;
+    bundle.pck_chains().keep(quote.parts.pck_chain_pem, remembered);
+    Some(verify_bundled(bytes, &bundle, now_ms, roots, &Trace::new()))
 }
 
 fn collateral_of(collateral: &TdxCollateral) -> QuoteCollateralV3 {

@@ -4,8 +4,9 @@
 
 use std::path::PathBuf;
 
-use dstack_attest::CollateralBundle;
+use dstack_attest::{CollateralBundle, TdxCollateral};
 use serde_json::{Value, json};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 /// The manifest, or `None` where there is none.
 #[allow(clippy::disallowed_methods, reason = "a test finds its files through the environment")]
@@ -54,4 +55,21 @@ pub(crate) fn bundle(fmspc: &str, collateral: &[u8]) -> CollateralBundle {
 /// Milliseconds of `2025-07-01T00:00:00Z`.
 pub(crate) fn millis(text: &str) -> u64 {
     dstack_attest::tdx::millis_of_rfc3339(text).unwrap()
+}
+
+/// The first and the last moment of a TD's collateral: all of its parts were issued, none is over.
+pub(crate) fn moments_ms(collateral: &[u8]) -> (u64, u64) {
+    let collateral = TdxCollateral::parse(collateral).unwrap();
+    let of_text = |text: &str| {
+        let text: Value = serde_json::from_str(text).unwrap();
+        ["issueDate", "nextUpdate"].map(|name| millis(text[name].as_str().unwrap()))
+    };
+    let of_list = |der: &[u8]| {
+        let (_, list) = CertificateRevocationList::from_der(der).unwrap();
+        [list.last_update(), list.next_update().unwrap()].map(|date| u64::try_from(date.timestamp()).unwrap() * 1000)
+    };
+    let dates =
+        [of_text(&collateral.tcb_info), of_text(&collateral.qe_identity), of_list(&collateral.root_ca_crl), of_list(&collateral.pck_crl)];
+    let (first, last) = (dates.map(|[issued, _]| issued), dates.map(|[_, over]| over));
+    (first.into_iter().max().unwrap(), last.into_iter().min().unwrap() + 999)
 }

@@ -13,7 +13,6 @@ use dstack_attest::{
 use dstack_protocol::limits::EVIDENCE_BYTES_MAX;
 use dstack_protocol::{TcbStatus, UnixMillis, binding};
 use dstack_runtime::clock::{Clock as _, SystemClock};
-use serde_json::{Value, json};
 
 use super::report::Judged;
 use super::source::{Evidence, Form};
@@ -117,14 +116,6 @@ pub(super) fn legacy(bytes: &[u8]) -> Result<(&[u8], &[u8]), AttestError> {
 /// A bundle, or one platform's object as publishers keep it, which becomes a bundle of one.
 fn collateral(path: &Path) -> Result<CollateralBundle, Failure> {
     let bytes = files::read(path, BUNDLE_BYTES_MAX)?;
-    let wrong =
-        |why: String| Failure::wrong(format!("{}: {why}", path.display()), "give a collateral bundle, or one platform's collateral");
-    let object: Value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-    let Some(tcb_info) = object.get("tcb_info").and_then(Value::as_str) else {
-        return CollateralBundle::parse(&bytes).map_err(|error| wrong(error.to_string()));
-    };
-    let tcb_info: Value = serde_json::from_str(tcb_info).map_err(|error| wrong(format!("tcb_info: {error}")))?;
-    let fmspc = tcb_info.get("fmspc").and_then(Value::as_str).ok_or_else(|| wrong("tcb_info names no fmspc".to_owned()))?;
-    let bundle = json!({"format": 1, "tdx": {fmspc.to_lowercase(): object}});
-    CollateralBundle::parse(bundle.to_string().as_bytes()).map_err(|error| wrong(error.to_string()))
+    let wrong = |error| Failure::wrong(format!("{}: {error}", path.display()), "give a collateral bundle, or one platform's collateral");
+    CollateralBundle::parse_any(&bytes).map_err(wrong)
 }
