@@ -32,6 +32,7 @@ struct Routine<'r> {
 
 /// The table, in Markdown.
 pub(crate) fn table() -> String {
+    let (real, production, tcb) = (real_td(), TrustRoots::production(), TcbPolicy::default());
     let ecdsa = EcdsaP256::new();
     let mut out = "| evidence | least of all rounds | its ECDSA alone | ratio |\n| --- | ---: | ---: | ---: |\n".to_owned();
     let software_roots = roots();
@@ -43,7 +44,6 @@ pub(crate) fn table() -> String {
     };
     let names = ["quote and dstack's log, testkit", "the same, first of its machine", "the same, and its collateral"];
     let mut routines = with_log(names, trust.collateral.bytes(), judge, &trust.roots);
-    let (real, production, tcb) = (real_td(), TrustRoots::production(), TcbPolicy::default());
     if let Some(td) = &real {
         routines.extend(of_real(td, &production, &tcb));
     }
