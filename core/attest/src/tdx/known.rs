@@ -92,7 +92,8 @@ impl PckChain {
 
     /// Judges the dates of leaf, CA and root.
     pub(super) fn at(&self, window: &mut Window) -> Result<(), AttestError> {
-        self.dates.at(window).map(|()| ())
+        self.dates.at(window)?;
+        Ok(())
     }
 }
 

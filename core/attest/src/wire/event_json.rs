@@ -59,6 +59,7 @@ fn event(json: JsonEvent<'_>) -> Result<TdxEvent, AttestError> {
 const NO_DIGIT: u8 = 0xff;
 
 /// What each byte is worth as a hex digit of either case.
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
 const DIGITS: [u8; 256] = {
     let mut digits = [NO_DIGIT; 256];
     let mut value = 0;
