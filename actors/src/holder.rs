@@ -117,6 +117,15 @@ impl Holder {
         Ok(Some(identity))
     }
 
+    /// Judges evidence with the collateral in force.
+    ///
+    /// # Errors
+    /// The verifier's refusal.
+    pub async fn verify(&self, evidence: Arc<[u8]>) -> Result<Arc<VerifiedIdentity>, Refusal> {
+        let collateral_id = read(&*self.log, |state| state.collateral_id)?;
+        self.verifier.verify(evidence, collateral_id).await
+    }
+
     /// Takes a request early: verifies and judges it beside the commit. `from`: index of the node that brings it.
     ///
     /// # Errors

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use dstack_actors::ports::{Evidence, Judge};
-use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifyContext, verify};
+use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifyContext, verify, verify_legacy};
 use dstack_protocol::binding;
 use dstack_protocol::ceremony::{AdmitBody, JoinBody, MessageKind, Open, Step, StepKind, What, body_digest};
-use dstack_protocol::codec::sha256;
+use dstack_protocol::codec::{Reader, sha256};
 use dstack_protocol::command::Command;
 use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, SeatGrant, collateral_id};
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Object};
@@ -269,7 +269,8 @@ impl Cluster {
         Arc::new(move |evidence, collateral_id, now| {
             assert_eq!(collateral_id, collateral.id(), "asked for the bundle in force");
             let context = VerifyContext { now, roots: &trusted, collateral: &collateral, tcb: &TcbPolicy::default() };
-            verify(evidence, &context)
+            legacy_pair(evidence)
+                .map_or_else(|| verify(evidence, &context), |(quote, log)| verify_legacy(quote, log, &context))
                 .map(Arc::new)
                 .map_err(|error| Refusal::new(RefusalCode::EvidenceInvalid, "evidence that verifies", error.to_string()))
         })
@@ -278,6 +279,13 @@ impl Cluster {
     pub fn public_key(&self) -> [u8; 32] {
         self.log.read(|state| state.roots[&(Generation(0), RootTag::Prf)].public_key.0.clone().try_into().unwrap())
     }
+}
+
+/// The pair inside evidence of dstack's legacy extensions.
+fn legacy_pair(evidence: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut reader = Reader::new(evidence);
+    reader.label("DKMS-V1-LEGACY").ok()?;
+    Some((reader.lp4("quote", evidence.len()).ok()?, reader.lp4("event log", evidence.len()).ok()?))
 }
 
 /// A second copy of a share, so that a test may evaluate beside the holder.

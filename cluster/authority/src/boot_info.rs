@@ -37,6 +37,17 @@ impl BootInfo {
     /// Of a verified guest; `None` without an app id, for which no authority can decide, and on a platform that dstack has no name for.
     #[must_use]
     pub fn of(identity: &VerifiedIdentity) -> Option<Self> {
+        Self::with(identity, identity.mr_aggregated(), identity.mr_system(), identity.key_provider())
+    }
+
+    /// The guest as it had booted, which is what an authority judges for `SignCert` (KMS API reference §4, `boottime_mr`): no runtime
+    /// event after `boot-mr-done`, no key provider.
+    #[must_use]
+    pub fn at_boot(identity: &VerifiedIdentity) -> Option<Self> {
+        Self::with(identity, identity.mr_aggregated_at_boot(), identity.mr_system_at_boot(), &[])
+    }
+
+    fn with(identity: &VerifiedIdentity, mr_aggregated: [u8; 32], mr_system: [u8; 32], key_provider: &[u8]) -> Option<Self> {
         let tee_variant = match identity.platform() {
             Platform::Tdx => "dstack-tdx",
             Platform::GcpTdx => "dstack-gcp-tdx",
@@ -51,14 +62,14 @@ impl BootInfo {
         };
         Some(Self {
             tee_variant,
-            mr_aggregated: hex::encode(identity.mr_aggregated()),
+            mr_aggregated: hex::encode(mr_aggregated),
             os_image_hash: identity.os_image_hash().map(hex::encode).unwrap_or_default(),
-            mr_system: hex::encode(identity.mr_system()),
+            mr_system: hex::encode(mr_system),
             app_id: hex::encode(identity.app_id()?.0),
             compose_hash: identity.compose_hash().map(hex::encode).unwrap_or_default(),
             instance_id: hex::encode(identity.instance_id()),
             device_id: hex::encode(identity.device_id()),
-            key_provider_info: hex::encode(identity.key_provider()),
+            key_provider_info: hex::encode(key_provider),
             tcb_status,
             advisory_ids: identity.advisory_ids().to_vec(),
         })

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use dstack_attest::TcbPolicy;
-use dstack_protocol::limits::TCB_GRACE_S_MAX;
+use dstack_protocol::limits::{ISSUING_HOSTS_MAX, TCB_GRACE_S_MAX};
+use dstack_protocol::sign::host_is_well_formed;
 use dstack_protocol::{Seat, TcbStatus};
 use dstack_runtime::config::Loader;
 use dstack_runtime::telemetry::LogFormat;
@@ -22,6 +23,46 @@ struct Raw {
     node: RawNode,
     #[serde(default)]
     collateral: RawCollateral,
+    #[serde(default)]
+    dstack: Option<RawDstack>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDstack {
+    listen: SocketAddr,
+    hosts: Vec<String>,
+    #[serde(default)]
+    gateway_app_id: String,
+}
+
+/// The listener of dstack's KMS protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DstackConfig {
+    /// TLS listener.
+    pub(crate) listen: SocketAddr,
+    /// Host names and addresses that guests reach it by, ascending.
+    pub(crate) hosts: Vec<String>,
+    /// What guests are told as their gateway's app id; may be empty. The same on every node.
+    pub(crate) gateway_app_id: String,
+}
+
+impl DstackConfig {
+    fn checked(raw: RawDstack) -> anyhow::Result<Self> {
+        let RawDstack { listen, mut hosts, gateway_app_id } = raw;
+        hosts.sort_unstable();
+        hosts.dedup();
+        if hosts.is_empty() || hosts.len() > ISSUING_HOSTS_MAX {
+            bail!("dstack.hosts: 1 to {ISSUING_HOSTS_MAX} host names or addresses that guests reach this node by, got {}", hosts.len());
+        }
+        if let Some(host) = hosts.iter().find(|host| !host_is_well_formed(host)) {
+            bail!("dstack.hosts: `{host}` is neither a host name in lower case nor an IP address (no port, no wildcard)");
+        }
+        if gateway_app_id.len() > 256 {
+            bail!("dstack.gateway_app_id: at most 256 bytes, got {}", gateway_app_id.len());
+        }
+        Ok(Self { listen, hosts, gateway_app_id })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -209,6 +250,8 @@ pub(crate) struct Config {
     pub(crate) raft: dstack_raft::RaftConfig,
     /// How collateral is kept fresh.
     pub(crate) collateral: CollateralConfig,
+    /// dstack's KMS protocol, where this node serves it.
+    pub(crate) dstack: Option<DstackConfig>,
 }
 
 /// A configuration with the text that `--check-config` prints.
@@ -229,13 +272,18 @@ impl Config {
     }
 
     fn checked(raw: Raw) -> anyhow::Result<Self> {
-        let Raw { cluster, node, collateral } = raw;
+        let Raw { cluster, node, collateral, dstack } = raw;
+        let dstack = dstack.map(DstackConfig::checked).transpose()?;
         let collateral = CollateralConfig::checked(collateral)?;
         if node.seat == 0 {
             bail!("node.seat: seats are 1..=n");
         }
         if node.listen == node.admin_listen && node.listen.port() != 0 {
             bail!("node.admin_listen: must differ from node.listen");
+        }
+        let taken = dstack.as_ref().is_some_and(|d| d.listen.port() != 0 && (d.listen == node.listen || d.listen == node.admin_listen));
+        if taken {
+            bail!("dstack.listen: must differ from node.listen and node.admin_listen");
         }
         if !(60..=3600).contains(&node.certificate_lifetime_s) {
             bail!("node.certificate_lifetime_s: 60 to 3600, Nitro evidence lives one hour; got {}", node.certificate_lifetime_s);
@@ -285,6 +333,7 @@ impl Config {
             checkpoint_every_entries: node.checkpoint_every_entries,
             raft,
             collateral,
+            dstack,
         })
     }
 
@@ -324,6 +373,10 @@ mod tests {
             ("[collateral]\nintel=[]", "collateral.intel"),
             ("[collateral]\nintel=['http://pccs.example']", "collateral.intel"),
             ("[collateral]\nage_s_max=0", "collateral.age_s_max"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=[]", "dstack.hosts"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['kms.example:8000']", "dstack.hosts"),
+            ("[dstack]\nlisten='127.0.0.1:1'\nhosts=['kms.example']", "dstack.listen"),
+            ("[dstack]\nhosts=['kms.example']", "listen"),
         ] {
             let error = format!("{:#}", raw(change).unwrap_err());
             assert!(error.contains(word), "{change}: {error}");

@@ -9,6 +9,7 @@ mod beacons;
 mod checkpoints;
 mod collateral;
 mod config;
+mod dstack;
 mod ending;
 mod files;
 mod heads;
@@ -20,6 +21,7 @@ mod node;
 mod observer;
 mod peer_api;
 mod ports;
+mod receipts;
 mod responses;
 #[cfg(feature = "insecure-rogue")]
 mod rogue;

@@ -19,13 +19,10 @@ use dstack_actors::recorder::Recorder;
 use dstack_actors::release::Coordinator;
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::verifier::VerifierPool;
-use dstack_audit::{LeafNodes, make_receipt};
 use dstack_policy::governance as quorum;
 use dstack_protocol::governance::Entry;
-use dstack_protocol::log::{Record, RecordKind};
-use dstack_protocol::receipt::Receipt;
-use dstack_protocol::release::Intent;
-use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat, Wire};
+use dstack_protocol::log::RecordKind;
+use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat};
 use dstack_raft::audit_log::AuditLog;
 use dstack_raft::machine::{Birth, Effect, KmsMachine};
 use dstack_raft::peers::Peers as RaftPeers;
@@ -55,12 +52,10 @@ use crate::ports::{PeerNodes, Raft, RaftLog};
 use crate::standing::Standing;
 use crate::timelocks::Timelocks;
 use crate::trust::Trust;
-use crate::{admin, checkpoints, joining, native_api, peer_api};
+use crate::{admin, checkpoints, dstack, joining, native_api, peer_api, receipts};
 
 /// Requests that may wait for the storage writer.
 const WRITER_QUEUE: usize = 1024;
-/// Leaves that a receipt is rebuilt from at most, after a restart.
-const REBUILD_LEAVES_MAX: u64 = 100_000;
 const CERTIFICATE_AHEAD: Duration = Duration::from_secs(600);
 /// Between two tries to find out who signed both sides of a fork.
 const ATTRIBUTE_EVERY: Duration = Duration::from_secs(1);
@@ -287,6 +282,13 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let admin_server = PlainServer::bind(config.admin_listen, PlainLimits::default()).await.context("admin listener")?;
     info!(listen = %config.listen, admin_listen = %config.admin_listen, "listening");
     let serving = runtime.spawn(server.run(stop.clone()));
+    let for_guests = match &config.dstack {
+        Some(settings) => {
+            let signatures = Arc::new(dstack::signatures::Stored(Arc::clone(&log)));
+            Some(dstack::start(dstack::Parts::of(&services, signatures), settings, &runtime, stop.clone()).await?)
+        }
+        None => None,
+    };
     let admin_stop = tokio_util::sync::CancellationToken::new();
     let admin_serving = runtime.spawn(admin_server.run(admin::router(Arc::clone(&services), metrics), admin_stop.clone()));
 
@@ -357,6 +359,9 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     stop.cancel();
     if serving.await.is_err() {
         warn!("listener task failed");
+    }
+    if let Some(for_guests) = for_guests {
+        for_guests.stopped().await;
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     raft.shutdown(HANDOVER).await;
@@ -440,7 +445,7 @@ fn assemble(
         Supervisor::start_in_arbiter(&records.handle(), move |_| Policy { cluster_id, log, certificates: heads, now, standings })
     };
     let recorder = {
-        let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), rebuild(Arc::clone(log), audit.clone()));
+        let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), receipts::rebuild(Arc::clone(log), audit.clone()));
         Supervisor::start_in_arbiter(&records.handle(), move |_| Recorder::new(log, board, rebuild))
     };
     let holder = Arc::new(Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy, shares.clone()));
@@ -568,20 +573,4 @@ async fn fetch_certificates(services: Arc<Services>) {
         services.heads.fetch_missing().await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-}
-
-/// A receipt from the audit log, for intents whose receipt the restart forgot.
-fn rebuild(log: Arc<dyn Log>, audit: AuditLog) -> dstack_actors::recorder::Rebuild {
-    Arc::new(move |intent: &Intent| -> Option<Receipt> {
-        let row = read(&*log, |state| state.intents.get(&intent.id()).cloned()).ok().flatten()?;
-        if row.size > REBUILD_LEAVES_MAX {
-            return None;
-        }
-        let record_at = |pos: u64| {
-            let leaf = audit.read_range(pos, 1, 1 << 20).ok()?.into_iter().next().filter(|leaf| leaf.pos == pos)?;
-            Record::decode(&leaf.record).ok()
-        };
-        let nodes = LeafNodes::new(|pos| record_at(pos).map(|record| record.leaf()));
-        make_receipt(intent.clone(), record_at(row.pos)?, &nodes, row.size).ok()
-    })
 }

@@ -276,7 +276,8 @@ fn verify_any(evidence: &[u8], context: &VerifyContext<'_>) -> Result<VerifiedId
     }
 }
 
-fn legacy_pair(evidence: &[u8]) -> Option<(&[u8], &[u8])> {
+/// The pair inside evidence of that form.
+pub(crate) fn legacy_pair(evidence: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut reader = Reader::new(evidence);
     reader.label("DKMS-V1-LEGACY").ok()?;
     let quote = reader.lp4("quote", EVIDENCE_BYTES_MAX).ok()?;

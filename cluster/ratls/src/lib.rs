@@ -7,17 +7,19 @@
 //! - [`certificate`], [`key`], [`source`]: our own side: key, evidence, rotation.
 //! - [`peer`], [`judge`], [`attest_judge`]: the other side: what it showed and who says that it holds.
 //! - [`hello`]: which seat and node key a node connection speaks for.
-//! - [`server`], [`plain`], [`limits`]: listeners.
+//! - [`server`], [`plain`], [`limits`]: listeners; [`dstack_server`]: that of dstack's KMS protocol.
 //! - [`peer_client`], [`client`]: connections to nodes, as a node and as a client; [`probe`]: a look at a server's certificate.
 //! - [`prpc`]: dstack's RPC over HTTP: forms, limits, statuses.
 
 #![forbid(unsafe_code)]
 
 mod admission;
+mod any_issuer;
 pub mod attest_judge;
 pub mod certificate;
 pub mod client;
 mod dial;
+pub mod dstack_server;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -43,6 +45,7 @@ use std::sync::Arc;
 
 use dstack_protocol::UnixMillis;
 
+pub use any_issuer::ShownEvidence;
 pub use attest_judge::AttestJudge;
 pub use certificate::CertifiedIdentity;
 pub use error::{PeerError, RatlsError};

@@ -336,7 +336,7 @@ impl Shared {
 }
 
 /// Lets the peer read our alert: closing with its bytes unread would reset the connection, and the alert with it.
-async fn linger(mut stream: TcpStream) {
+pub(crate) async fn linger(mut stream: TcpStream) {
     let mut discarded = [0u8; 4096];
     let drain = async {
         stream.shutdown().await?;
@@ -357,22 +357,26 @@ const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 const LINGER_READS_MAX: u32 = 32;
 
 /// Why a connection ended before it was served.
-struct Refused {
-    code: &'static str,
-    detail: String,
+pub(crate) struct Refused {
+    pub(crate) code: &'static str,
+    pub(crate) detail: String,
 }
 
 impl Refused {
-    fn of(code: &'static str, error: &std::io::Error) -> Self {
+    pub(crate) fn of(code: &'static str, error: &std::io::Error) -> Self {
         Self { code, detail: error.to_string() }
     }
 
-    fn full(full: Full) -> Self {
+    pub(crate) fn full(full: Full) -> Self {
         Self { code: full.name(), detail: "full".to_owned() }
     }
 }
 
-async fn within<T>(timeout: Duration, stage: &'static str, step: impl Future<Output = std::io::Result<T>>) -> Result<T, Refused> {
+pub(crate) async fn within<T>(
+    timeout: Duration,
+    stage: &'static str,
+    step: impl Future<Output = std::io::Result<T>>,
+) -> Result<T, Refused> {
     match tokio::time::timeout(timeout, step).await {
         Ok(outcome) => outcome.map_err(|error| Refused::of(stage, &error)),
         Err(_elapsed) => Err(Refused { code: "timeout", detail: format!("{stage} took over {timeout:?}") }),

@@ -1,4 +1,4 @@
-//! rustls configurations. Owns: TLS 1.3 only, one provider passed explicitly, no resumption of any kind, so that every
+//! rustls configurations. Owns: TLS 1.3 only but for the listener of dstack's protocol, one provider passed explicitly, no resumption of any kind, so that every
 //! connection verifies evidence anew. Never: falls back.
 //! Source: dependencies.md §3.6.
 
@@ -10,10 +10,12 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::UnixTime;
 use rustls::server::NoServerSessionStorage;
 use rustls::time_provider::TimeProvider;
-use rustls::version::TLS13;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig};
 
 use crate::Now;
+use crate::any_issuer::AnyIssuer;
+use crate::dstack_server::ServerChain;
 use crate::error::RatlsError;
 use crate::source::CertificateSource;
 use crate::verifier::Verifier;
@@ -38,6 +40,25 @@ pub(crate) fn server_config(
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(source);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// dstack's guests and tools: TLS 1.2 too (some of them have no other), a chain from a CA, client certificates of any issuer.
+pub(crate) fn dstack_server_config(
+    provider: &Arc<CryptoProvider>,
+    now: &Now,
+    chain: Arc<ServerChain>,
+    verifier: AnyIssuer,
+) -> Result<Arc<ServerConfig>, RatlsError> {
+    let mut config = ServerConfig::builder_with_details(Arc::clone(provider), Arc::new(GivenTime(Arc::clone(now))))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(refused)?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(chain);
+    config.alpn_protocols = [&b"h2"[..], b"http/1.1"].map(<[u8]>::to_vec).to_vec();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

@@ -7,11 +7,12 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     AttestError, TcbFacts, TcbStanding,
-    eventlog::{ProvenEvents, replay_runtime},
+    eventlog::{ProvenEvents, replay_runtime, tpm as tpm_log},
     gcp::VerifiedVtpm,
     nitro::VerifiedDocument,
     snp,
     tdx::VerifiedTd,
+    tpm::Bank,
     wire::RuntimeEvent,
 };
 
@@ -32,12 +33,21 @@ pub struct VerifiedIdentity {
     key_provider: Vec<u8>,
     mr_aggregated: [u8; 32],
     mr_system: [u8; 32],
+    at_boot: AtBoot,
     tcb: TcbFacts,
     tcb_standing: TcbStanding,
     earliest_expiry: UnixMillis,
     software_root: bool,
     evidence_hash: [u8; 32],
     under: Under,
+}
+
+/// dstack's two hashes as they were when the guest had booted: no runtime event after `boot-mr-done`, no key provider (KMS API
+/// reference, section 4, `boottime_mr`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct AtBoot {
+    mr_aggregated: [u8; 32],
+    mr_system: [u8; 32],
 }
 
 /// The collateral that a verdict rests on. A platform's module gives the issue date; [`crate::verify`] names the bundle.
@@ -117,6 +127,18 @@ impl VerifiedIdentity {
     #[must_use]
     pub const fn mr_system(&self) -> [u8; 32] {
         self.mr_system
+    }
+
+    /// [`Self::mr_aggregated`] when the guest had booted: without events after `boot-mr-done`.
+    #[must_use]
+    pub const fn mr_aggregated_at_boot(&self) -> [u8; 32] {
+        self.at_boot.mr_aggregated
+    }
+
+    /// [`Self::mr_system`] when the guest had booted: without a key provider.
+    #[must_use]
+    pub const fn mr_system_at_boot(&self) -> [u8; 32] {
+        self.at_boot.mr_system
     }
 
     /// SHA-256 of [`Self::platform_identity`], on a NitroTPM without its fill.
@@ -212,11 +234,13 @@ impl VerifiedIdentity {
         let snp::Guest { verified, config, os_image_hash, tcb, standing } = guest;
         let report = verified.report();
         let measurement = [&report.measurement[..], &report.host_data].concat();
+        let at_boot = AtBoot { mr_system: Sha256::digest(report.measurement).into(), mr_aggregated: Sha256::digest(&measurement).into() };
         Self {
             platform: Platform::SevSnp,
             report_data: report.report_data,
-            mr_system: Sha256::digest(report.measurement).into(),
-            mr_aggregated: Sha256::digest(&measurement).into(),
+            mr_system: at_boot.mr_system,
+            mr_aggregated: at_boot.mr_aggregated,
+            at_boot,
             measurement,
             platform_identity: report.chip_id.to_vec(),
             app_id: config.app_id,
@@ -247,10 +271,9 @@ impl VerifiedIdentity {
         let compose_hash = events.exact::<32>("compose-hash", "compose-hash event")?;
         let key_provider = events.payload("key-provider").unwrap_or_default().to_vec();
         let owners = [&body.mr_config_id, &body.mr_owner, &body.mr_owner_config].map(|register| &register[..]).concat();
-        let mut aggregated = Sha256::new().chain_update(&boot).chain_update(rtmr3);
-        if owners.iter().any(|byte| *byte != 0) {
-            aggregated.update(&owners);
-        }
+        let owners: &[u8] = if owners.iter().any(|byte| *byte != 0) { &owners } else { &[] };
+        let aggregated = |rtmr3: &[u8; 48]| Sha256::new().chain_update(&boot).chain_update(rtmr3).chain_update(owners).finalize().into();
+        let system = |provider: &[u8]| Sha256::new().chain_update(&boot).chain_update(key_provider_hash(provider)).finalize().into();
         Ok(Self {
             platform,
             report_data: body.report_data,
@@ -260,8 +283,9 @@ impl VerifiedIdentity {
             compose_hash,
             instance_id: instance_id(events)?,
             os_image_hash: events.exact("os-image-hash", "os-image-hash event")?,
-            mr_system: Sha256::new().chain_update(&boot).chain_update(key_provider_hash(&key_provider)).finalize().into(),
-            mr_aggregated: aggregated.finalize().into(),
+            mr_system: system(&key_provider),
+            mr_aggregated: aggregated(rtmr3),
+            at_boot: AtBoot { mr_system: system(&[]), mr_aggregated: aggregated(&events.boot_register()) },
             key_provider,
             tcb: td.tcb().facts(),
             tcb_standing,
@@ -283,11 +307,14 @@ impl VerifiedIdentity {
         let own = Self::of_td(Platform::GcpTdx, td, tcb_standing, events, evidence)?;
         let image = vtpm.os_image_hash().map(Vec::from).unwrap_or_default();
         let pcrs = [&vtpm.firmware()[..], vtpm.kernel()].concat();
+        let aggregated = |runtime: &[u8]| Sha256::new().chain_update(&pcrs).chain_update(runtime).finalize().into();
+        let system = |provider: &[u8]| Sha256::new().chain_update(&image).chain_update(key_provider_hash(provider)).finalize().into();
         Ok(Self {
             measurement: [&own.measurement[..], &pcrs].concat(),
             os_image_hash: vtpm.os_image_hash(),
-            mr_system: Sha256::new().chain_update(image).chain_update(key_provider_hash(&own.key_provider)).finalize().into(),
-            mr_aggregated: Sha256::new().chain_update(&pcrs).chain_update(vtpm.runtime()).finalize().into(),
+            mr_system: system(&own.key_provider),
+            mr_aggregated: aggregated(vtpm.runtime()),
+            at_boot: AtBoot { mr_system: system(&[]), mr_aggregated: aggregated(&tpm_log::replay_runtime(events.of_boot(), Bank::Sha256)) },
             earliest_expiry: own.earliest_expiry.min(vtpm.earliest_expiry()),
             software_root: own.software_root || vtpm.software_root(),
             ..own
@@ -304,6 +331,8 @@ impl VerifiedIdentity {
         let compose_hash = events.exact::<32>("compose-hash", "compose-hash event")?;
         let key_provider = events.payload("key-provider").unwrap_or_default().to_vec();
         let boot = document.image();
+        let aggregated = |events| Sha256::new().chain_update(boot).chain_update(replay_runtime(events)).finalize().into();
+        let system = |provider: &[u8]| Sha256::new().chain_update(boot).chain_update(key_provider_hash(provider)).finalize().into();
         Ok(Self {
             platform: Platform::NitroTpm,
             report_data: *document.report_data()?,
@@ -313,8 +342,9 @@ impl VerifiedIdentity {
             compose_hash,
             instance_id: instance_id(events)?,
             os_image_hash,
-            mr_system: Sha256::new().chain_update(boot).chain_update(key_provider_hash(&key_provider)).finalize().into(),
-            mr_aggregated: Sha256::new().chain_update(boot).chain_update(replay_runtime(events.all())).finalize().into(),
+            mr_system: system(&key_provider),
+            mr_aggregated: aggregated(events.all()),
+            at_boot: AtBoot { mr_system: system(&[]), mr_aggregated: aggregated(events.of_boot()) },
             key_provider,
             tcb: TcbFacts::none(),
             tcb_standing: TcbStanding::Current,
@@ -343,6 +373,7 @@ impl VerifiedIdentity {
             key_provider: Vec::new(),
             mr_aggregated: image_hash,
             mr_system: image_hash,
+            at_boot: AtBoot { mr_aggregated: image_hash, mr_system: image_hash },
             tcb: TcbFacts::none(),
             tcb_standing: TcbStanding::Current,
             earliest_expiry: document.earliest_expiry(),

@@ -43,6 +43,7 @@ fn config(dir: &TempDir, roots: &[&[u8]]) -> Config {
         checkpoint_every_entries: 5000,
         raft: dstack_raft::RaftConfig::default(),
         collateral: crate::config::CollateralConfig::default(),
+        dstack: None,
     }
 }
 

@@ -96,12 +96,17 @@ impl ProvenEvents {
         payload.try_into().map(Some).map_err(|_| AttestError::Field { field, why: "of another size than it must be" })
     }
 
+    /// Those up to `boot-mr-done`, or all without one.
+    #[must_use]
+    pub fn of_boot(&self) -> &[RuntimeEvent] {
+        let last = self.events.iter().position(|event| event.event == BOOT_MR_DONE);
+        last.and_then(|index| self.events.get(..=index)).unwrap_or(&self.events)
+    }
+
     /// The register after `boot-mr-done`, or after all events without one.
     #[must_use]
     pub fn boot_register(&self) -> Digest384 {
-        let last = self.events.iter().position(|event| event.event == BOOT_MR_DONE);
-        let boot = last.and_then(|index| self.events.get(..=index)).unwrap_or(&self.events);
-        replay_runtime(boot)
+        replay_runtime(self.of_boot())
     }
 }
 

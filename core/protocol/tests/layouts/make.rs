@@ -19,7 +19,7 @@ use dstack_protocol::policy::{AppPolicy, PathRule, Rate, TcbRules};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
 use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
-use dstack_protocol::state::{AppRow, BeaconRow, Blob, BucketRow, IntentRow, SeatRow};
+use dstack_protocol::state::{AppRow, BeaconRow, Blob, IntentRow, SeatRow};
 use dstack_protocol::{
     AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, Refusal, RefusalCode, RootTag, Seat, TcbStatus, UnixMillis,
 };
@@ -194,7 +194,6 @@ plain! {
     SeatRow { index, node_key, incarnation }
     AppRow { policy_hash, tokens_milli, refilled }
     IntentRow { pos, size, log_root, log_time, policy_hash, collateral_id, members_version, generation, app_id, mode, coordinator, classes }
-    BucketRow { tokens_milli, refilled }
 }
 
 impl Make for Message {

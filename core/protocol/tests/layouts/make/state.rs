@@ -1,8 +1,14 @@
 //! Values of the replicated state.
 
-use dstack_protocol::state::{AdmitRow, AttemptRow, Governance, Members, Operators, PendingRow, ProofRow, RootRow, State};
+use dstack_protocol::state::{AdmitRow, AttemptRow, BucketRow, Governance, Members, Operators, PendingRow, ProofRow, RootRow, State};
 
 use super::{Make, Source};
+
+impl Make for BucketRow {
+    fn make(s: &mut Source<'_>) -> Self {
+        Self { tokens_milli: Make::make(s), refilled: Make::make(s) }
+    }
+}
 
 impl Make for Members {
     fn make(s: &mut Source<'_>) -> Self {

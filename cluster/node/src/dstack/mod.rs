@@ -1,0 +1,204 @@
+//! dstack's KMS protocol on this node: the listener that unmodified guests, SDKs and tools talk to.
+//!
+//! Owns: what the listener is made of and when it runs. Never: a key (mode L of the release gives one for as long as an answer takes), a
+//! root's signature (the signing service's), a rule of policy. Source: KMS API reference; threshold.md §2.4, §5; ADR 0019.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`serve`] | routes, dispatch, errors in the caller's form |
+//! | [`public`] | `GetMeta`, `GetTempCaCert`, `GetKmsKey` |
+//! | [`app_key`], [`env_key`], [`sign_cert`] | the methods with a key or a signature |
+//! | [`caller`] | what a caller's certificate proves |
+//! | [`guest`] | what verified evidence says of it |
+//! | [`issuing`] | this node's issuing CA and server certificate |
+//! | [`signatures`] | signatures of the roots, and those that are stored |
+//! | [`budget`], [`counters`] | rate of public signatures; the two counters of dstack's `/metrics` |
+
+mod app_key;
+mod budget;
+mod caller;
+mod counters;
+mod env_key;
+mod guest;
+mod issuing;
+mod public;
+mod serve;
+mod sign_cert;
+pub(crate) mod signatures;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dstack_actors::combine::Combine;
+use dstack_actors::holder::Holder;
+use dstack_actors::mailbox::Gate;
+use dstack_actors::ports::{Certificates, Log, Now};
+use dstack_actors::release::Coordinator;
+use dstack_certificates::temp::{TempCa, temp_ca};
+use dstack_protocol::{Generation, Refusal, Seat};
+use dstack_raft::machine::Birth;
+use dstack_ratls::dstack_server::{DstackServer, DstackSetup, ServerChain, Verify};
+use dstack_ratls::{Limits, limits::HttpLimits};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::DstackConfig;
+use crate::node::Services;
+use signatures::Signatures;
+
+/// The generation whose keys and signatures dstack's protocol names: it has no field for another.
+const GENERATION: Generation = Generation(0);
+/// Body of a request, bytes: evidence in hex, a VmConfig, and room.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Requests whose bodies are read, or answered, at once: bounds what strangers make this node hold.
+const REQUESTS_MAX: usize = 128;
+
+/// Whether the node answers anything that rests on the log.
+pub(crate) type Serving = Arc<dyn Fn() -> Result<(), Refusal> + Send + Sync>;
+
+/// What of a node this protocol needs.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    /// Genesis.
+    pub(crate) birth: Arc<Birth>,
+    /// This node's seat.
+    pub(crate) seat: Seat,
+    /// Its public key.
+    pub(crate) node_key: [u8; 32],
+    /// Applied state.
+    pub(crate) log: Arc<dyn Log>,
+    /// Judges evidence.
+    pub(crate) holder: Arc<Holder>,
+    /// Releases requests.
+    pub(crate) coordinator: Coordinator,
+    /// Head certificates at hand.
+    pub(crate) certificates: Arc<dyn Certificates>,
+    /// Own clock.
+    pub(crate) now: Now,
+    /// Whether a software root is trusted here.
+    pub(crate) software: bool,
+    /// Whether the node serves.
+    pub(crate) serving: Serving,
+    /// Signatures of the roots.
+    pub(crate) signatures: Arc<dyn Signatures>,
+}
+
+impl Parts {
+    /// Those of a node.
+    pub(crate) fn of(services: &Arc<Services>, signatures: Arc<dyn Signatures>) -> Self {
+        let serving = Arc::clone(services);
+        Self {
+            birth: Arc::clone(&services.birth),
+            seat: services.seat,
+            node_key: services.node_key,
+            log: Arc::clone(&services.log),
+            holder: Arc::clone(&services.holder),
+            coordinator: services.coordinator.clone(),
+            certificates: Arc::clone(&services.heads) as _,
+            now: Arc::clone(&services.now),
+            software: services.trust.software,
+            serving: Arc::new(move || serving.serving()),
+            signatures,
+        }
+    }
+}
+
+/// Everything that the methods use.
+pub(crate) struct Dstack {
+    parts: Parts,
+    config: DstackConfig,
+    combine: Combine,
+    temp_ca: TempCa,
+    budget: budget::Budget,
+    places: Gate,
+    counters: counters::Counters,
+}
+
+/// The listener, running.
+pub(crate) struct Running {
+    /// Where it listens.
+    #[cfg(test)]
+    address: std::net::SocketAddr,
+    serving: JoinHandle<()>,
+    issuing: JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until it has stopped; call it when `stop` was cancelled.
+    pub(crate) async fn stopped(self) {
+        self.issuing.abort();
+        let _ = self.serving.await;
+    }
+}
+
+/// Binds and serves until `stop`.
+///
+/// # Errors
+/// The address cannot be bound.
+pub(crate) async fn start(parts: Parts, config: &DstackConfig, runtime: &Handle, stop: CancellationToken) -> anyhow::Result<Running> {
+    let cluster_id = *parts.birth.cluster_id();
+    let combine = Combine { cluster_id, coordinator: parts.coordinator.clone(), certificates: Arc::clone(&parts.certificates) };
+    let (verify, now) = (verify(&parts), Arc::clone(&parts.now));
+    let dstack = Arc::new(Dstack {
+        parts,
+        config: config.clone(),
+        combine,
+        temp_ca: temp_ca(&cluster_id).map_err(anyhow::Error::msg).context("temp CA")?,
+        budget: budget::Budget::default(),
+        places: Gate::new("dstack", REQUESTS_MAX),
+        counters: counters::Counters::default(),
+    });
+    let chain = Arc::new(ServerChain::default());
+    let setup = DstackSetup {
+        chain: Arc::clone(&chain),
+        verify,
+        now,
+        limits: limits(),
+        parser_threads: 2,
+        router: serve::router(Arc::clone(&dstack)),
+    };
+    let server = DstackServer::bind(config.listen, setup).await.context("dstack listener")?;
+    let address = server.local_address().context("dstack listener")?;
+    info!(listen = %address, hosts = ?config.hosts, "listening for dstack's protocol");
+    let issuing = runtime.spawn(issuing::keep(Arc::clone(&dstack), chain));
+    #[cfg(test)]
+    return Ok(Running { address, serving: runtime.spawn(server.run(stop)), issuing });
+    #[cfg(not(test))]
+    Ok(Running { serving: runtime.spawn(server.run(stop)), issuing })
+}
+
+/// The verifier's pool, for connections: what does not hold, or finds no room, is judged again with the first request.
+fn verify(parts: &Parts) -> Verify {
+    let holder = Arc::clone(&parts.holder);
+    Arc::new(move |evidence| {
+        let holder = Arc::clone(&holder);
+        Box::pin(async move { holder.verify(evidence).await.ok() })
+    })
+}
+
+fn limits() -> Limits {
+    Limits {
+        greetings_max: 512,
+        greetings_known_max: 0,
+        node_handshakes_max: 0,
+        node_handshakes_known_max: 0,
+        client_handshakes_max: 256,
+        nodes_max: 0,
+        attested_max: 2048,
+        anonymous_max: 512,
+        client_http: HttpLimits {
+            // A guest's client waits 60 s; the first signature of an app takes rounds between nodes.
+            request_timeout: Duration::from_secs(50),
+            // The verdict on a connection's evidence is at most this old.
+            age_max: Duration::from_secs(600),
+            body_bytes_max: BODY_BYTES_MAX * (dstack_ratls::prpc::BODY_READ_FACTOR + 1),
+            ..HttpLimits::client()
+        },
+        ..Limits::default()
+    }
+}
