@@ -39,6 +39,7 @@ const DEBIAN: &[Debian] = &[
         reason: "file systems that lose power or run full, in tests of storage",
         required: false,
     },
+    Debian { package: "cryptsetup-bin", probe: "cryptsetup", reason: "real LUKS2 disks, in tests of the guest's boot", required: false },
     Debian { package: "faketime", probe: "faketime", reason: "a node with a wrong clock, in a test", required: false },
 ];
 

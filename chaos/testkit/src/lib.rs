@@ -14,6 +14,7 @@ pub mod eventlog;
 pub mod evidence;
 mod host;
 mod key;
+pub mod local_provider;
 mod machine;
 mod measure;
 pub mod nitro;

@@ -109,6 +109,14 @@ impl SoftwareRoots {
         Collateral::sign(&self.tdx, spec)
     }
 
+    /// Collateral of quotes of enclaves on the software family, as the default collateral is for TDs.
+    ///
+    /// # Errors
+    /// [`TestkitError::Certificate`] for an empty validity.
+    pub fn sgx_collateral(&self) -> Result<Collateral, TestkitError> {
+        Collateral::sign_sgx(&self.tdx, &CollateralSpec::new(self.validity))
+    }
+
     /// Platform of the emulated TDX machine `name`: its ids depend on the roots and the name alone.
     pub fn platform(&self, name: &str) -> PlatformSpec {
         PlatformSpec::new(

@@ -207,3 +207,32 @@ fn refuses_revoked_certificates() {
     let ca = roots.collateral(&CollateralSpec { pck_ca_revoked: true, ..CollateralSpec::new(roots.validity()) });
     refused(verify_at(&roots, &quote, &ca.unwrap(), NOW_S), "CertRevoked");
 }
+
+#[test]
+fn an_enclaves_quote_is_judged_by_its_own_collateral() {
+    let roots = roots(7);
+    let enclave = enclave(&roots, |spec| spec);
+    let (mr_enclave, report_data) = ([0xee; 32], [7; 64]);
+    let quote = enclave.sgx_quote(&mr_enclave, &report_data);
+    let parsed = |json: serde_json::Value| dstack_attest::TdxCollateral::parse(json.to_string().as_bytes()).unwrap();
+    let collateral = parsed(roots.sgx_collateral().unwrap().json());
+    let trusted = dstack_attest::TrustRoots::none().with_software_root(roots.tdx_root_der()).unwrap();
+    let now_ms = NOW_S * 1000;
+    let judge = |quote: &[u8]| dstack_attest::tdx::verify_enclave(quote, &collateral, now_ms, &trusted);
+    let verified = judge(&quote).unwrap();
+    assert_eq!((verified.mr_enclave(), verified.report_data(), verified.software_root()), (&mr_enclave, &report_data, true));
+    assert_eq!(verified.status(), dstack_protocol::TcbStatus::UpToDate);
+    for at in [0usize, 60, 48 + 64, 48 + 320, 48 + 384 + 4, 48 + 384 + 4 + 64, 48 + 384 + 4 + 128 + 64, quote.len() - 40] {
+        let mut changed = quote.clone();
+        changed[at] ^= 1;
+        assert!(judge(&changed).is_err(), "byte {at}");
+    }
+    for cut in [0, 47, 432, 436, 1000, quote.len() - 1] {
+        assert!(judge(&quote[..cut]).is_err(), "cut at {cut}");
+    }
+    assert!(judge(&[&quote[..], &[0]].concat()).is_err());
+    let of_tds = parsed(roots.collateral(&CollateralSpec::new(roots.validity())).unwrap().json());
+    assert!(dstack_attest::tdx::verify_enclave(&quote, &of_tds, now_ms, &trusted).is_err(), "collateral of TDs");
+    let strangers = dstack_attest::TrustRoots::production();
+    assert!(dstack_attest::tdx::verify_enclave(&quote, &collateral, now_ms, &strangers).is_err(), "a software root nobody named");
+}

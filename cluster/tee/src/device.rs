@@ -73,6 +73,15 @@ pub trait Device: Send + Sync + std::fmt::Debug {
         Ok(Attestation::decode(&evidence).map_err(TeeError::UndecodableEvidence)?.runtime_events)
     }
 
+    /// What an instance id is bound to beside its seed: the hash of a key that this machine alone has. `None` where it has none (plain
+    /// TDX).
+    ///
+    /// # Errors
+    /// The device's; see [`TeeError`].
+    fn instance_binding(&self) -> Result<Option<[u8; 32]>, TeeError> {
+        Ok(None)
+    }
+
     /// What this device is and measures now.
     ///
     /// # Errors

@@ -6,16 +6,29 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`cli`] | arguments |
 //! | [`config`] | file, environment and flags, checked |
 //! | [`get_keys`] | evidence → keys |
 //! | [`app_keys`] | the JSON document |
 //! | [`show`] | device and measurement, for policies |
+//! | [`commands`] | dstack's small subcommands |
+//! | [`setup`] | the boot of a dstack guest, step by step |
+//! | [`machine`] | this machine's device, and measuring into it |
+//! | [`host_api`] | the host, as the guest calls it |
+//! | [`files`], [`program`] | bounded reads, whole writes; programs of the system |
 //! | [`forward`] | CONNECT proxy on vsock, allowed targets only |
 
 #![forbid(unsafe_code)]
 
 pub mod app_keys;
+pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod files;
 pub mod forward;
 pub mod get_keys;
+pub mod host_api;
+pub mod machine;
+pub mod program;
+pub mod setup;
 pub mod show;

@@ -1,151 +1,29 @@
-//! `dstack-util`: the minimal in-enclave helper. Owns: arguments, exit status, what goes to standard output.
+//! `dstack-util`: the helper inside a confidential VM or an enclave. Owns: dispatch, exit status, what goes to standard output.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::Parser as _;
+use dstack_client::{Settings, Trust};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_runtime::hardening::{Hardening, harden};
 use dstack_runtime::telemetry::{LogFormat, init_logging};
+use dstack_util::cli::{Arguments, Command, GetKeys, HostShared, Setup, Tee};
+use dstack_util::commands::{attestation, bytes, certificates, events, gateway, orphans};
 use dstack_util::config::{Config, load};
 use dstack_util::forward::{Listen, Target};
-use dstack_util::{app_keys, get_keys, show};
+use dstack_util::host_api::{DEFAULT_URL, HostUrl};
+use dstack_util::machine::Machine;
+use dstack_util::setup::host_shared::{self, SYS_CONFIG, SysConfig};
+use dstack_util::{app_keys, files, get_keys, setup, show};
 use tokio::signal::unix::{SignalKind, signal};
 
-#[derive(Parser)]
-#[command(name = "dstack-util", version, about = "The minimal helper inside an enclave or a confidential VM")]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Fetch this machine's keys from a dstack KMS cluster and write them as dstack's AppKeys JSON
-    #[command(
-        after_help = "Exit status: 0 keys written; 1 settings, files or device; 2 usage; 3 refused by the cluster; 4 no node served \
-                            the request, try later; 5 a key differs from the one used before.\n\
-                            Each setting can also stand in the file of --config, or in the environment as DSTACK_UTIL__NAME.\n\
-                            Empty in the output until the cluster has its CA and identity: k256_signature, gateway_app_id, ca_cert, and \
-                            in key_provider all but url. Reference: docs/agent.md\n\n\
-                            Example: dstack-util get-keys -k https://kms-1:12001 -k https://kms-2:12001 --device software:/run/tee.sock \
-                            --compose app-compose.json -o .appkeys.json"
-    )]
-    GetKeys(Box<GetKeys>),
-    /// Show what this machine is: its device, its measurement, what a policy has to list
-    #[command(after_help = "Prints one line of JSON. Nothing of it is proven: verify evidence before you list it in a policy.\n\n\
-                            Example: dstack-util show --device nsm")]
-    Show {
-        /// Device that makes the evidence: nsm, nsm:/dev/nsm or software:/path/to/socket
-        #[arg(long)]
-        device: String,
-    },
-    /// On the parent of an enclave: carry its connections to the nodes, and nowhere else
-    #[command(after_help = "A CONNECT proxy. Inside the enclave: get-keys --proxy vsock:3:3128. Ends at SIGINT and SIGTERM.\n\n\
-                            Example: dstack-util forward --listen vsock:3128 --allow kms-1:12001 --allow kms-2:12001")]
-    Forward {
-        /// Where: vsock:PORT, unix:/path/to/socket or tcp:ADDRESS:PORT
-        #[arg(long)]
-        listen: Listen,
-        /// A node, host:port or https://host:port, that may be connected to
-        #[arg(long, required = true, value_delimiter = ',')]
-        allow: Vec<Target>,
-        /// Log filter on standard error
-        #[arg(long, default_value = "info")]
-        log: String,
-    },
-}
-
-#[derive(Args)]
-struct GetKeys {
-    /// A node, https://host:port; several are tried in order
-    #[arg(short, long = "kms-url", value_delimiter = ',')]
-    kms_url: Vec<String>,
-    /// The app, 40 hex digits; else the one of the compose file
-    #[arg(long)]
-    app_id: Option<String>,
-    /// Device that makes the evidence: nsm in an enclave, or software:/path/to/socket
-    #[arg(long)]
-    device: Option<String>,
-    /// The measured app-compose.json, whose member dstack_kms pins the cluster
-    #[arg(long)]
-    compose: Option<PathBuf>,
-    /// File to write, mode 0600; else standard output
-    #[arg(short, long)]
-    output: Option<PathBuf>,
-    /// File of check values [default: the output's name and .kcv.json]
-    #[arg(long)]
-    kcv_file: Option<PathBuf>,
-    /// Keys to fetch [default: disk,env,k256]
-    #[arg(long = "key-class", value_delimiter = ',')]
-    key_classes: Vec<String>,
-    /// Way to the nodes: direct, vsock:3:3128 out of an enclave, or http://host:port [default: direct]
-    #[arg(long)]
-    proxy: Option<String>,
-    /// DER file of a software root to trust in nodes; never in production
-    #[arg(long = "software-root")]
-    software_roots: Vec<PathBuf>,
-    /// Collateral bundle that TDX nodes are judged with
-    #[arg(long)]
-    collateral: Option<PathBuf>,
-    /// Measurement that a node may have, hex; without any, the pin alone decides
-    #[arg(long = "node-measurement")]
-    node_measurements: Vec<String>,
-    /// For how long to try again what may succeed later, seconds [default: 60]
-    #[arg(long)]
-    patience_s: Option<u64>,
-    /// TOML file with the same settings
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// Check the settings, print what is in force, and end
-    #[arg(long)]
-    check_config: bool,
-    /// Log filter on standard error
-    #[arg(long, default_value = "warn")]
-    log: String,
-}
-
-impl GetKeys {
-    /// Flags as dotted keys with TOML values.
-    fn flags(&self) -> Vec<(&'static str, String)> {
-        let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        let path = |path: &PathBuf| text(&path.to_string_lossy());
-        let list = |items: Vec<String>| format!("[{}]", items.join(", "));
-        let mut flags = Vec::new();
-        if !self.kms_url.is_empty() {
-            flags.push(("kms_urls", list(self.kms_url.iter().map(|url| text(url)).collect())));
-        }
-        flags.extend(self.app_id.as_ref().map(|id| ("app_id", text(id))));
-        flags.extend(self.device.as_ref().map(|device| ("device", text(device))));
-        flags.extend(self.compose.as_ref().map(|file| ("compose", path(file))));
-        flags.extend(self.output.as_ref().map(|file| ("output", path(file))));
-        flags.extend(self.kcv_file.as_ref().map(|file| ("kcv_file", path(file))));
-        if !self.key_classes.is_empty() {
-            flags.push(("key_classes", list(self.key_classes.iter().map(|name| text(name)).collect())));
-        }
-        if !self.software_roots.is_empty() {
-            flags.push(("trust.software_roots", list(self.software_roots.iter().map(path).collect())));
-        }
-        flags.extend(self.collateral.as_ref().map(|file| ("trust.collateral", path(file))));
-        if !self.node_measurements.is_empty() {
-            flags.push(("trust.node_measurements", list(self.node_measurements.iter().map(|hex| text(hex)).collect())));
-        }
-        flags.extend(self.proxy.as_ref().map(|proxy| ("proxy", text(proxy))));
-        flags.extend(self.patience_s.map(|seconds| ("patience_s", seconds.to_string())));
-        flags
-    }
-}
-
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
-        Command::GetKeys(arguments) => get_keys(&arguments),
-        Command::Show { device } => show::run(&device).and_then(|line| Ok(writeln!(std::io::stdout(), "{line}")?)),
-        Command::Forward { listen, allow, log } => forward(&listen, allow, &log),
-    };
-    match outcome {
+    match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -154,9 +32,147 @@ fn main() -> ExitCode {
     }
 }
 
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Quote(tee) => events::quote(&open(&tee)?),
+        Command::Eventlog(tee) => events::eventlog(&open(&tee)?),
+        Command::Extend { tee, event, payload } => events::extend(&open(&tee)?, &event, &payload),
+        Command::ReplayImr(tee) => events::replay_imr(&open(&tee)?),
+        Command::Show { device, events } => {
+            let line = show::run(&open(&Tee { tee: device, events })?)?;
+            Ok(writeln!(std::io::stdout(), "{line}")?)
+        }
+        Command::Hex { filename } => bytes::hex(filename.as_deref()),
+        Command::Rand { bytes: count, output, hex } => bytes::rand(count, output.as_deref(), hex),
+        Command::GenRaCert { tee, ca_cert, ca_key, cert_path, key_path } => {
+            certificates::gen_ra_cert(&open(&tee)?, &ca_cert, &ca_key, &cert_path, &key_path)
+        }
+        Command::GenCaCert { tee, cert, key, ca_level } => certificates::gen_ca_cert(&open(&tee)?, &cert, &key, ca_level),
+        Command::GenAppKeys { tee, ca_level, output } => certificates::gen_app_keys(&open(&tee)?, ca_level, &output),
+        Command::Setup(arguments) => set_up(*arguments),
+        Command::HostShared { command: HostShared::Mount { mount_point } } => Ok(host_shared::mount(&mount_point)?),
+        Command::HostShared { command: HostShared::Unmount { mount_point } } => Ok(host_shared::unmount(&mount_point)?),
+        Command::GatewayRefresh { work_dir, force: _ } => gateway::refresh(&work_dir),
+        Command::NotifyHost { url, event, payload, sys_config } => notify_host(url, &event, &payload, &sys_config),
+        Command::RemoveOrphans { compose, dry_run } => orphans::remove(&compose, dry_run),
+        Command::VtpmAttest { root_ca, nonce, format, tpm } => tpm::vtpm_attest(&tpm, &root_ca, &nonce, &format),
+        Command::TpmQuote { data, output, hash_algo, tpm } => tpm::quote(&tpm, data.as_deref(), &hash_algo, output.as_deref()),
+        Command::TpmVerify { root_ca, quote } => tpm::verify(&root_ca, &quote),
+        Command::QuoteReport { tee, report_data, output } => {
+            attestation::quote_report(&open(&tee)?, report_data.as_deref(), output.as_deref())
+        }
+        Command::Attest { tee, report_data, app_id, output, hex } => {
+            attestation::attest(&open(&tee)?, report_data.as_deref(), app_id.as_deref(), output, hex)
+        }
+        Command::AttestInfo { input } => attestation::info(input),
+        Command::AttestJson { input, output } => attestation::to_json(input, output.as_deref()),
+        Command::AttestStrip { input, output } => attestation::strip(input, output),
+        Command::GetKeys(arguments) => get_keys(&arguments),
+        Command::Forward { listen, allow, log } => forward(&listen, allow, &log),
+    }
+}
+
+fn open(tee: &Tee) -> anyhow::Result<Machine> {
+    Ok(Machine::open(tee.tee.as_deref(), tee.events.as_deref())?)
+}
+
+#[cfg(feature = "tpm")]
+mod tpm {
+    use super::{Path, SystemClock};
+    use dstack_runtime::clock::Clock as _;
+    use dstack_tee::tpm::Tpm;
+    use dstack_util::commands::tpm;
+
+    pub(super) fn quote(tcti: &str, data: Option<&str>, hash: &str, output: Option<&Path>) -> anyhow::Result<()> {
+        tpm::tpm_quote(&Tpm::open(tcti)?, data, hash, output)
+    }
+
+    pub(super) fn verify(root_ca: &Path, quote: &Path) -> anyhow::Result<()> {
+        tpm::tpm_verify(root_ca, quote, SystemClock::new().now())
+    }
+
+    pub(super) fn vtpm_attest(tcti: &str, root_ca: &Path, nonce: &str, format: &str) -> anyhow::Result<()> {
+        tpm::vtpm_attest(&Tpm::open(tcti)?, root_ca, nonce, format, SystemClock::new().now())
+    }
+}
+
+/// This build has no TPM.
+#[cfg(not(feature = "tpm"))]
+mod tpm {
+    use super::Path;
+
+    const MISSING: &str = "this build has no TPM (feature `tpm`)";
+
+    pub(super) fn quote(_: &str, _: Option<&str>, _: &str, _: Option<&Path>) -> anyhow::Result<()> {
+        anyhow::bail!(MISSING)
+    }
+
+    pub(super) fn verify(_: &Path, _: &Path) -> anyhow::Result<()> {
+        anyhow::bail!(MISSING)
+    }
+
+    pub(super) fn vtpm_attest(_: &str, _: &Path, _: &str, _: &str) -> anyhow::Result<()> {
+        anyhow::bail!(MISSING)
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("cannot start the runtime")
+}
+
+fn set_up(arguments: Setup) -> anyhow::Result<()> {
+    init_logging(LogFormat::Pretty, &arguments.log)?;
+    let is_emulated = arguments.tee.as_deref().is_some_and(|tee| tee.starts_with("software:"));
+    harden(Hardening { lock_memory: false, inspectable: is_emulated });
+    std::fs::create_dir_all(&arguments.work_dir).with_context(|| format!("cannot make {}", arguments.work_dir.display()))?;
+    let options = setup::Options {
+        work_dir: arguments.work_dir,
+        host_shared: arguments.host_shared,
+        tee: arguments.tee,
+        data_disk: arguments.device,
+        mount_point: arguments.mount_point,
+        local_provider: arguments.local_key_provider,
+        provider_collateral: arguments.provider_collateral,
+        accept_unverified_provider: arguments.insecure_unverified_provider,
+        tpm: arguments.tpm,
+        trust: Trust {
+            software_roots: arguments.software_roots,
+            collateral: arguments.collateral,
+            node_measurements: arguments.node_measurements,
+            ..Trust::default()
+        },
+        route: arguments.proxy.parse().context("--proxy")?,
+        settings: Settings { patience: Duration::from_secs(arguments.patience_s), ..Settings::default() },
+        os_release: arguments.os_release,
+        kernel_command_line: arguments.kernel_command_line,
+        engine_config: arguments.engine_config,
+    };
+    let clock = SystemClock::new();
+    let now: dstack_ratls::Now = Arc::new(move || clock.now());
+    let done = setup::run(&options, &now, &runtime()?)?;
+    println!("app_id={}", hex::encode(done.identity.app_id));
+    println!("instance_id={}", hex::encode(&done.identity.instance_id));
+    println!("key_provider={}", done.provider.name());
+    Ok(())
+}
+
+fn notify_host(url: Option<String>, event: &str, payload: &str, sys_config: &Path) -> anyhow::Result<()> {
+    let of_host = || -> anyhow::Result<Option<String>> {
+        let Some(bytes) = files::read_if_there(sys_config, SYS_CONFIG.limit_bytes)? else { return Ok(None) };
+        Ok(Some(SysConfig::parse(&bytes)?.host_api_url).filter(|url| !url.is_empty()))
+    };
+    let url = match url {
+        Some(url) => url,
+        None => of_host()?.unwrap_or_else(|| DEFAULT_URL.to_owned()),
+    };
+    let host: HostUrl = url.parse()?;
+    Ok(runtime()?.block_on(host.notify(event, payload))?)
+}
+
 fn forward(listen: &Listen, allow: Vec<Target>, log: &str) -> anyhow::Result<()> {
     init_logging(LogFormat::Pretty, log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
+    let runtime = runtime()?;
     runtime.block_on(async {
         let listener = listen.bind().await.with_context(|| format!("cannot listen at {listen}"))?;
         let place = listener.tcp_address().map_or_else(|| listen.to_string(), |address| format!("tcp:{address}"));
@@ -182,13 +198,13 @@ fn get_keys(arguments: &GetKeys) -> anyhow::Result<()> {
     init_logging(LogFormat::Pretty, &arguments.log)?;
     // The software device measures its caller by looking at the process.
     harden(Hardening { lock_memory: false, inspectable: config.device.starts_with("software:") });
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the runtime")?;
+    let runtime = runtime()?;
     let clock = SystemClock::new();
     let released = runtime.block_on(get_keys::run(&config, Arc::new(move || clock.now())))?;
     let url = config.kms_urls.first().map(ToString::to_string).unwrap_or_default();
-    let document = app_keys::document(&released.keys, &url);
+    let document = app_keys::AppKeys::released(&released.keys, &url).document();
     match &config.output {
-        Some(file) => app_keys::write(file, &document).with_context(|| format!("cannot write {}", file.display())),
+        Some(file) => document.expose(|bytes| files::write(file, bytes, 0o600)).with_context(|| format!("cannot write {}", file.display())),
         None => document.expose(|bytes| std::io::stdout().lock().write_all(bytes)).context("standard output"),
     }
 }

@@ -14,7 +14,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds both; the folder with them, without symbols: every byte is measured and unpacked.
 pub(super) fn build(shell: &Shell) -> anyhow::Result<PathBuf> {
-    let mut command = shell.cargo(&["build", "--locked", "--target", TARGET]);
+    // without the TPM library, which is not there as a static one (ADR 0013)
+    let mut command = shell.cargo(&["build", "--locked", "--no-default-features", "--target", TARGET]);
     for name in NAMES {
         command.args(["--package", name, "--bin", name]);
     }

@@ -235,6 +235,33 @@ impl Collateral {
         })
     }
 
+    /// The same for quotes of enclaves: TCB info `SGX`, QE identity `QE`.
+    pub(crate) fn sign_sgx(pki: &TdxPki, spec: &CollateralSpec) -> Result<Self, TestkitError> {
+        let (mut tcb_info, mut qe_identity) = (spec.tcb_info(), spec.qe_identity());
+        if let Some(members) = tcb_info.as_object_mut() {
+            members.insert("id".to_owned(), "SGX".into());
+            members.shift_remove("tdxModule");
+            members.shift_remove("tdxModuleIdentities");
+            for level in members.get_mut("tcbLevels").and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(tcb) = level.get_mut("tcb").and_then(Value::as_object_mut) {
+                    tcb.shift_remove("tdxtcbcomponents");
+                }
+            }
+        }
+        if let Some(members) = qe_identity.as_object_mut() {
+            members.insert("id".to_owned(), "QE".into());
+            members.insert("isvprodid".to_owned(), 1.into());
+        }
+        let (tcb_info, qe_identity) = (tcb_info.to_string(), qe_identity.to_string());
+        Ok(Self {
+            tcb_info_signature: pki.tcb_signer.key.sign_raw(tcb_info.as_bytes()),
+            tcb_info,
+            qe_identity_signature: pki.tcb_signer.key.sign_raw(qe_identity.as_bytes()),
+            qe_identity,
+            ..Self::sign(pki, spec)?
+        })
+    }
+
     /// The JSON object with exactly the members of a collateral file.
     pub fn json(&self) -> Value {
         json!({

@@ -140,7 +140,36 @@ impl QuotingEnclave {
 
         let mut auth = self.attestation_key.sign_raw(&quote);
         auth.extend(self.attestation_key.xy());
-        auth.extend(certification(6, &self.qe_certification()));
+        auth.extend(certification(6, &self.qe_certification(TD_QE_PRODUCT)));
+        quote.extend(length(&auth));
+        quote.extend(auth);
+        quote
+    }
+
+    /// A quote of version 3 of an application enclave on this platform, production mode.
+    pub fn sgx_quote(&self, mr_enclave: &[u8; 32], report_data: &[u8; 64]) -> Vec<u8> {
+        let mut quote = Vec::with_capacity(HEADER_AND_REPORT_BYTES);
+        quote.extend(3u16.to_le_bytes());
+        quote.extend(ATTESTATION_KEY_P256.to_le_bytes());
+        quote.extend([0; 4]);
+        quote.extend(self.spec.qe_isv_svn.to_le_bytes());
+        quote.extend(self.spec.pce_svn.to_le_bytes());
+        quote.extend(QE_VENDOR_INTEL);
+        quote.extend(self.spec.platform_instance_id);
+        quote.extend([0; 4]);
+        quote.extend(self.spec.cpu_svn);
+        quote.extend([0; 32]); // MISCSELECT, reserved
+        quote.extend([0x05, 0, 0, 0, 0, 0, 0, 0, 0xe7, 0, 0, 0, 0, 0, 0, 0]); // INIT, MODE64BIT; XFRM
+        quote.extend(mr_enclave);
+        quote.extend([0; 32]);
+        quote.extend(Sha256::digest(b"dstack software TEE 1: signer of the key provider"));
+        quote.extend([0; 96]);
+        quote.extend([0; 4]); // ISVPRODID, ISVSVN
+        quote.extend([0; 60]);
+        quote.extend(report_data);
+        let mut auth = self.attestation_key.sign_raw(&quote);
+        auth.extend(self.attestation_key.xy());
+        auth.extend(self.qe_certification(QE_PRODUCT));
         quote.extend(length(&auth));
         quote.extend(auth);
         quote
@@ -161,8 +190,8 @@ impl QuotingEnclave {
     }
 
     /// QE report, its signature by the PCK key, QE authentication data, then the PCK chain.
-    fn qe_certification(&self) -> Vec<u8> {
-        let report = self.qe_report();
+    fn qe_certification(&self, product: u16) -> Vec<u8> {
+        let report = self.qe_report(product);
         let mut out = report.clone();
         out.extend(self.pck.key.sign_raw(&report));
         out.extend((QE_AUTH_DATA.len() as u16).to_le_bytes());
@@ -171,7 +200,7 @@ impl QuotingEnclave {
         out
     }
 
-    fn qe_report(&self) -> Vec<u8> {
+    fn qe_report(&self, product: u16) -> Vec<u8> {
         // The attestation key is the QE's because the QE's report data is its hash: SHA-256(key ‖ authentication data).
         let binding = Sha256::new().chain_update(self.attestation_key.xy()).chain_update(QE_AUTH_DATA).finalize();
         let mut out = Vec::with_capacity(384);
@@ -183,7 +212,7 @@ impl QuotingEnclave {
         out.extend([0; 32]);
         out.extend(self.spec.qe_mrsigner);
         out.extend([0; 96]);
-        out.extend(2u16.to_le_bytes()); // ISVPRODID of the TD QE
+        out.extend(product.to_le_bytes());
         out.extend(self.spec.qe_isv_svn.to_le_bytes());
         out.extend([0; 60]);
         out.extend(binding);
@@ -204,6 +233,12 @@ fn length(bytes: &[u8]) -> [u8; 4] {
     (bytes.len() as u32).to_le_bytes()
 }
 
+/// ISVPRODID of the quoting enclave for TDs.
+const TD_QE_PRODUCT: u16 = 2;
+/// ISVPRODID of the one for enclaves.
+const QE_PRODUCT: u16 = 1;
+/// Header and report of an SGX quote.
+const HEADER_AND_REPORT_BYTES: usize = 48 + 384;
 const ATTESTATION_KEY_P256: u16 = 2;
 const TEE_TYPE_TDX: u32 = 0x81;
 /// The vendor id of the quoting enclave's design, which verifiers compare.

@@ -115,6 +115,11 @@ impl Device for GcpDevice {
         self.guest.log().read()
     }
 
+    /// SHA-256 of the attestation key's public area.
+    fn instance_binding(&self) -> Result<Option<[u8; 32]>, TeeError> {
+        Ok(Some(self.tpm.key_hash(AkKind::Cloud)?))
+    }
+
     /// Measurement: the TD's 224 bytes, then PCR 0 and PCR 2.
     fn describe(&self) -> Result<Description, TeeError> {
         let (attested, quoted) = self.attest(&[0; 64])?;

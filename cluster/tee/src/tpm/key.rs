@@ -106,7 +106,7 @@ fn own_template() -> tss_esapi::Result<Public> {
 }
 
 /// The content of an NV index; `None` where it is not defined.
-fn read_nv(context: &mut Context, index: u32) -> Result<Option<Vec<u8>>, TpmError> {
+pub(super) fn read_nv(context: &mut Context, index: u32) -> Result<Option<Vec<u8>>, TpmError> {
     let (handles, _) = context.get_capability(CapabilityType::Handles, index, 1).map_err(TpmError::of("list its NV indices"))?;
     let defined = matches!(handles, CapabilityData::Handles(list) if list.iter().any(|handle| u32::from(*handle) == index));
     if !defined {

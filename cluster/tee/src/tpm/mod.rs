@@ -7,6 +7,7 @@ mod context;
 mod error;
 mod gcp;
 mod key;
+mod nv;
 mod quote;
 mod seal;
 
@@ -14,5 +15,6 @@ pub use context::Tpm;
 pub use error::TpmError;
 pub use gcp::{GcpDevice, QUOTED_PCRS};
 pub use key::{AkKind, NV_AK_ECC, NV_AK_RSA};
+pub use nv::NV_SEED;
 pub use quote::{Pcr14, Quoted};
 pub use seal::SEALED_BYTES_MAX;

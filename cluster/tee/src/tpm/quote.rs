@@ -64,6 +64,18 @@ impl Tpm {
         })
     }
 
+    /// SHA-256 of the attestation key's public area (TPMT_PUBLIC).
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn key_hash(&self, kind: AkKind) -> Result<[u8; 32], TpmError> {
+        self.with(|context| {
+            let key = key::make(context, kind)?;
+            let public = key.public.marshall().map_err(TpmError::of("encode the attestation key"));
+            with_object(context, key.handle.into(), |_| Ok(Sha256::digest(public?).into()))
+        })
+    }
+
     /// The value of one PCR of the SHA-256 bank.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use super::process::Swtpm;
 use dstack_secret::Secret;
-use dstack_tee::tpm::{SEALED_BYTES_MAX, TpmError};
+use dstack_tee::tpm::{NV_SEED, QUOTED_PCRS, SEALED_BYTES_MAX, TpmError};
 
 fn secret() -> Secret<32> {
     Secret::from_fn(|bytes| bytes.copy_from_slice(&[0x5e; 32]))
@@ -42,4 +42,17 @@ fn sealed_bytes_of_another_tpm_or_damaged_ones_do_not_open() {
     claimed[2] = 23;
     assert!(swtpm.tpm().unseal(&claimed).is_err());
     assert!(swtpm.tpm().unseal(&sealed).unwrap() == secret());
+}
+
+#[test]
+fn a_sealed_seed_stays_in_nv_and_is_never_written_over() {
+    let Some(swtpm) = Swtpm::start() else { return };
+    let tpm = swtpm.tpm();
+    assert_eq!(tpm.nv_read(NV_SEED), Ok(None));
+    let sealed = tpm.seal(&secret(), &QUOTED_PCRS).unwrap();
+    tpm.nv_write_new(NV_SEED, &sealed).unwrap();
+    let kept = tpm.nv_read(NV_SEED).unwrap().unwrap();
+    assert!(kept == sealed && tpm.unseal(&kept).unwrap() == secret());
+    assert!(tpm.nv_write_new(NV_SEED, b"other").unwrap_err().to_string().contains("0x01801101 is defined"));
+    assert_eq!(tpm.nv_read(NV_SEED).unwrap(), Some(sealed));
 }

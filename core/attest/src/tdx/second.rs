@@ -74,7 +74,7 @@ pub fn verify_quote_remembered(
     Some(verify_bundled(bytes, &bundle, now_ms, roots, &Trace::new()))
 }
 
-fn collateral_of(collateral: &TdxCollateral) -> QuoteCollateralV3 {
+pub(super) fn collateral_of(collateral: &TdxCollateral) -> QuoteCollateralV3 {
     QuoteCollateralV3 {
         pck_crl_issuer_chain: collateral.pck_crl_issuer_chain.clone(),
         root_ca_crl: collateral.root_ca_crl.clone(),
@@ -91,6 +91,6 @@ fn collateral_of(collateral: &TdxCollateral) -> QuoteCollateralV3 {
 }
 
 /// The overall status comes as text.
-fn status_of(text: &str) -> Option<Status> {
+pub(super) fn status_of(text: &str) -> Option<Status> {
     serde_json::from_value(serde_json::Value::from(text)).ok()
 }

@@ -2,7 +2,7 @@
 //! tunnels there are, their end. Never: reads what a tunnel carries; that is RA-TLS between enclave and node.
 //! Source: util and deploy reference §10; the client's end is `dstack_client::route`.
 
-mod listen;
+pub(crate) mod listen;
 mod target;
 mod tunnel;
 
