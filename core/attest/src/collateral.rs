@@ -2,7 +2,7 @@
 //! Never: fetches it, or believes what was not verified; its dates are judged each time evidence is.
 //! Source: the vectors' README (members of a collateral file); the bundle is pinned in the cluster's log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use dstack_protocol::{UnixMillis, genesis::collateral_id};
@@ -175,7 +175,8 @@ impl CollateralBundle {
         &self.x509
     }
 
-    /// Verifies every platform's collateral, as is done before a bundle is pinned. Answers the dates of each platform.
+    /// Verifies every platform's collateral, as is done before a bundle is pinned, beside [`X509Pool::check`] of its pool. Answers the
+    /// dates of each platform.
     /// # Errors
     /// The first fault found; see [`tdx::check_collateral`].
     pub fn check(&self, now: UnixMillis, roots: &TrustRoots) -> Result<BTreeMap<[u8; 6], CollateralDates>, AttestError> {
@@ -189,6 +190,13 @@ impl CollateralBundle {
     pub fn facts(&self) -> BTreeMap<[u8; 6], CollateralFacts> {
         let read = |(fmspc, collateral): (&[u8; 6], _)| Some((*fmspc, tdx::collateral_facts(collateral).ok()?));
         self.tdx.iter().filter_map(read).collect()
+    }
+
+    /// Every `tcbDate` in it: the days from which its platforms' firmware may count as out of date. Read without verifying; a platform
+    /// whose parts cannot be read is left out.
+    #[must_use]
+    pub fn tcb_dates(&self) -> BTreeSet<UnixMillis> {
+        self.tdx.values().filter_map(|collateral| tdx::tcb_dates(collateral).ok()).flatten().collect()
     }
 
     /// The collateral of the platform `fmspc`.

@@ -3,9 +3,15 @@
 //! Source: Intel PCS API v4, `tcbStatus`, `tcbDate`, `tcbEvaluationDataNumber`; the vectors' README: `UpToDate` only unless told
 //! otherwise; `docs/adr/0011-collateral-checked-once.md` for where a grace begins.
 
+use std::collections::BTreeMap;
+
 use dstack_protocol::{TcbStatus, UnixMillis};
 
 use crate::AttestError;
+
+/// How long after a `tcbDate` a cluster's first knowledge of it may lie and still move the beginning of a grace. Intel's standard update
+/// lags behind its recoveries by up to a year; what a cluster learns later than this was withheld from it.
+pub const TCB_LAG_MS_MAX: u64 = 400 * 86_400_000;
 
 /// PCR0 of Google's OVMF version 2 (dstack attestation reference, section 6).
 const GOOGLE_FIRMWARE_V2: [u8; 32] = [
@@ -26,13 +32,26 @@ pub struct TcbFacts {
     pub outdated_since: Option<UnixMillis>,
     /// Number of the TCB recovery that the collateral stands for.
     pub evaluation: Option<u32>,
+    /// Whether a key that a vendor gave to a cloud signed (SEV-SNP's VLEK): no chip is named.
+    pub vlek: bool,
 }
 
 impl TcbFacts {
     /// Of a platform that has no such notion.
     #[must_use]
     pub const fn none() -> Self {
-        Self { status: TcbStatus::None, advisory_ids: Vec::new(), date: None, outdated_since: None, evaluation: None }
+        Self { status: TcbStatus::None, advisory_ids: Vec::new(), date: None, outdated_since: None, evaluation: None, vlek: false }
+    }
+
+    /// As a cluster judges that pinned a `tcbDate` at the log time that `known` names for it: what is out of date counts as such from
+    /// the later of both, at most [`TCB_LAG_MS_MAX`] after the `tcbDate`. A date that is not among `known` counts from itself.
+    #[must_use]
+    pub fn known_since(&self, known: &BTreeMap<UnixMillis, UnixMillis>) -> Self {
+        let later = |date: UnixMillis| {
+            let pinned = known.get(&date).copied().unwrap_or(date);
+            date.max(pinned.min(date.plus_ms(TCB_LAG_MS_MAX)))
+        };
+        Self { outdated_since: self.outdated_since.map(later), ..self.clone() }
     }
 }
 
@@ -174,8 +193,12 @@ impl TcbPolicy {
 
     /// Judges `facts` at `now`.
     /// # Errors
-    /// [`AttestError::TcbEvaluation`], [`AttestError::TcbAdvisory`], [`AttestError::TcbGraceOver`], [`AttestError::TcbStatus`].
+    /// [`AttestError::GuestPolicy`] for a VLEK, [`AttestError::TcbEvaluation`], [`AttestError::TcbAdvisory`],
+    /// [`AttestError::TcbGraceOver`], [`AttestError::TcbStatus`].
     pub fn judge(&self, facts: &TcbFacts, now: UnixMillis) -> Result<TcbStanding, AttestError> {
+        if facts.vlek && !self.accept_vlek {
+            return Err(AttestError::GuestPolicy { why: "signed by a VLEK, which the policy does not take" });
+        }
         if let Some(got) = facts.evaluation.filter(|number| *number < self.min_evaluation) {
             return Err(AttestError::TcbEvaluation { got, least: self.min_evaluation });
         }
@@ -250,6 +273,7 @@ mod tests {
             date: Some(UnixMillis(SINCE.0 - 200 * DAY_MS)),
             outdated_since: outdated.then_some(SINCE),
             evaluation: Some(17),
+            vlek: false,
         }
     }
 
@@ -288,6 +312,27 @@ mod tests {
         for part in ["OutOfDate", "1682720000000", "1700000000000", "2592000000", "1702592000000", "INTEL-SA-00828"] {
             assert!(over.to_string().contains(part), "{part} in {over}");
         }
+    }
+
+    #[test]
+    fn a_grace_begins_when_the_cluster_could_know() {
+        let policy = TcbPolicy::default().with_grace_ms(30 * DAY_MS);
+        let outdated = facts(TcbStatus::OutOfDate);
+        let pinned = |days: u64| outdated.known_since(&BTreeMap::from([(SINCE, after(days)), (after(7), after(300))]));
+        assert!(policy.judge(&outdated, after(200)).is_err());
+        assert_eq!(policy.judge(&pinned(190), after(200)), Ok(TcbStanding::Grace { until: after(220) }));
+        assert!(policy.judge(&pinned(190), UnixMillis(after(220).0 + 1)).is_err());
+        assert_eq!(pinned(900).outdated_since, Some(after(400)), "never later than the longest lag");
+        assert_eq!(outdated.known_since(&BTreeMap::from([(SINCE, UnixMillis(0))])), outdated, "known at genesis: from its own day");
+        assert_eq!(outdated.known_since(&BTreeMap::new()), outdated);
+        assert_eq!(facts(TcbStatus::UpToDate).known_since(&BTreeMap::from([(SINCE, after(3))])).outdated_since, None);
+    }
+
+    #[test]
+    fn a_vlek_is_taken_only_where_the_policy_says_so() {
+        let vlek = TcbFacts { vlek: true, ..facts(TcbStatus::UpToDate) };
+        assert!(matches!(TcbPolicy::default().judge(&vlek, SINCE), Err(AttestError::GuestPolicy { .. })));
+        assert_eq!(TcbPolicy::default().accepting_vlek().judge(&vlek, SINCE), Ok(TcbStanding::Current));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Certificates and revocation lists that every platform but TDX draws on: one pool of DER. Owns: its caps and its one order.
-//! Never: believes anything in it; a platform's verifier checks each chain up to a root of its own.
+//! Never: believes anything in it; what is pinned was checked ([`X509Pool::check`]), and still a platform's verifier checks each chain
+//! up to a root of its own.
 //! Source: RFC 5280 (path building takes any set of candidates); AMD KDS and Google publish VCEKs, intermediates and CRLs as DER.
 
 use dstack_protocol::UnixMillis;
 use serde::{Deserialize, Serialize};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, ParsedExtension, X509Certificate};
 
-use crate::AttestError;
+use crate::{
+    AttestError, TrustRoots,
+    x509::{self, PoolFinding},
+};
 
 /// Most certificates in a pool: a VCEK per chip and TCB, and few intermediates.
 pub const POOL_CERTIFICATES_MAX: usize = 512;
@@ -49,8 +53,28 @@ impl X509Pool {
         self.certificates.is_empty() && self.crls.is_empty()
     }
 
-    /// What of `self` a pool without it lost while it still held at `now`: a certificate before its end, a list before its next update.
-    /// What cannot be read holds never. Nothing is verified here.
+    /// Everything that keeps this pool from being pinned at `now`: certificates that end at none of `roots`, lists that no certificate of
+    /// the pool and no root signed, and whatever is out of its time. Empty: it may be.
+    #[must_use]
+    pub fn check(&self, now: UnixMillis, roots: &TrustRoots) -> Vec<PoolFinding> {
+        x509::findings(&self.certificates, &self.crls, roots, now)
+    }
+
+    /// The pool without what is over at `now`, and without lists that a later one of the same issuer stands for. What cannot be read
+    /// stays, for [`Self::check`] to name.
+    #[must_use]
+    pub fn pruned(&self, now: UnixMillis) -> Self {
+        let holds = |end: Option<u64>| end.is_none_or(|end_ms| now.0 <= end_ms);
+        let lists: Vec<_> = self.crls.iter().map(|der| ListKey::of(der)).collect();
+        let is_current = |one: &Option<ListKey>| !lists.iter().any(|other| ListKey::replaces(other.as_ref(), one.as_ref()));
+        Self {
+            certificates: self.certificates.iter().filter(|der| holds(certificate_end_ms(der))).cloned().collect(),
+            crls: self.crls.iter().zip(&lists).filter(|(der, key)| holds(list_end_ms(der)) && is_current(key)).map(|(der, _)| der.clone()).collect(),
+        }
+    }
+
+    /// What of `self` a pool without it lost while it still held at `now`: a certificate before its end, a list before its next update
+    /// unless a later one of the same issuer came. What cannot be read holds never. Nothing is verified here.
     #[must_use]
     pub fn lost_in(&self, newer: &Self, now: UnixMillis) -> Option<&'static str> {
         let lost = |ders: &[Vec<u8>], newer: &[Vec<u8>], ends: fn(&[u8]) -> Option<u64>| {
@@ -59,12 +83,43 @@ impl X509Pool {
         if lost(&self.certificates, &newer.certificates, certificate_end_ms) {
             return Some(CERTIFICATE);
         }
-        lost(&self.crls, &newer.crls, list_end_ms).then_some(CRL)
+        let later: Vec<_> = newer.crls.iter().map(|der| ListKey::of(der)).collect();
+        let kept = |der: &Vec<u8>| {
+            let key = ListKey::of(der);
+            later.iter().any(|other| ListKey::replaces(other.as_ref(), key.as_ref()))
+        };
+        let unreplaced: Vec<Vec<u8>> = self.crls.iter().filter(|der| !kept(der)).cloned().collect();
+        lost(&unreplaced, &newer.crls, list_end_ms).then_some(CRL)
     }
 
     fn require(&self) -> Result<(), AttestError> {
         require_all(&self.certificates, CERTIFICATE, POOL_CERTIFICATES_MAX, POOL_CERTIFICATE_BYTES_MAX)?;
         require_all(&self.crls, CRL, POOL_CRLS_MAX, POOL_CRL_BYTES_MAX)
+    }
+}
+
+/// Whose list it is, and of when.
+#[derive(Debug, PartialEq, Eq)]
+struct ListKey {
+    issuer: Vec<u8>,
+    authority: Option<Vec<u8>>,
+    issued_s: i64,
+}
+
+impl ListKey {
+    fn of(der: &[u8]) -> Option<Self> {
+        let (_, list) = CertificateRevocationList::from_der(der).ok()?;
+        let authority = list.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(authority) => authority.key_identifier.as_ref().map(|key| key.0.to_vec()),
+            _ => None,
+        });
+        Some(Self { issuer: list.issuer().as_raw().to_vec(), authority, issued_s: list.last_update().timestamp() })
+    }
+
+    /// Whether `newer` is a later list of the issuer of `older`.
+    fn replaces(newer: Option<&Self>, older: Option<&Self>) -> bool {
+        let (Some(newer), Some(older)) = (newer, older) else { return false };
+        newer.issuer == older.issuer && newer.authority == older.authority && newer.issued_s > older.issued_s
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns: [`Grant`], its one constructor. Never: takes another node's word; every holder earns its own grant.
 //! Source: threshold.md §2.2 "Holder", architecture.md §9.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dstack_attest::{AttestError, TcbFacts, TcbPolicy, TcbStanding, VerifiedIdentity};
 use dstack_protocol::codec::sha256;
@@ -70,6 +70,8 @@ pub struct Rules<'a> {
     pub revoked: &'a BTreeSet<Object>,
     /// Log time of the judgement: a grace ends by it, on every node at once.
     pub log_time: UnixMillis,
+    /// When the cluster first pinned each `tcbDate`: a grace does not begin before that.
+    pub tcb_known: &'a BTreeMap<UnixMillis, UnixMillis>,
 }
 
 /// The proof that a request was judged and allowed on this node. It cannot cross a wire.
@@ -225,7 +227,7 @@ fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<TcbStandin
     if !policy.any_os_image && !policy.os_images.contains(&facts.os_image()) {
         return Err(Refusal::new(RefusalCode::OsImageNotAllowed, listed(&policy.os_images), hex::encode(facts.os_image())));
     }
-    let standing = check_tcb(&tcb_policy(policy), &facts.tcb, rules.log_time)?;
+    let standing = check_tcb(&tcb_policy(policy), &facts.tcb, rules.tcb_known, rules.log_time)?;
     request.wishes.iter().try_for_each(|wish| check_wish(facts, policy, wish))?;
     Ok(standing)
 }
@@ -241,14 +243,23 @@ pub fn tcb_policy(policy: &AppPolicy) -> TcbPolicy {
     if rules.accept_vlek { judged.accepting_vlek() } else { judged }
 }
 
-/// Judges a TCB; the same rule and words for apps and nodes.
+/// Judges a TCB; the same rule and words for apps and nodes. `known`: when the cluster first pinned each `tcbDate`.
 ///
 /// # Errors
 /// [`RefusalCode::TcbNotAllowed`], [`RefusalCode::TcbGraceOver`], [`RefusalCode::TcbAdvisoryRefused`],
 /// [`RefusalCode::TcbEvaluationLow`], with the numbers in the text.
-pub fn check_tcb(policy: &TcbPolicy, facts: &TcbFacts, now: UnixMillis) -> Result<TcbStanding, Refusal> {
-    policy.judge(facts, now).map_err(|error| {
+pub fn check_tcb(
+    policy: &TcbPolicy,
+    facts: &TcbFacts,
+    known: &BTreeMap<UnixMillis, UnixMillis>,
+    now: UnixMillis,
+) -> Result<TcbStanding, Refusal> {
+    policy.judge(&facts.known_since(known), now).map_err(|error| {
         let code = match &error {
+            AttestError::GuestPolicy { .. } => {
+                let expected = "a report that the chip's own key signed (VCEK), or a policy that accepts VLEK";
+                return Refusal::new(RefusalCode::TcbNotAllowed, expected, error.to_string());
+            }
             AttestError::TcbGraceOver { .. } => RefusalCode::TcbGraceOver,
             AttestError::TcbAdvisory { .. } => RefusalCode::TcbAdvisoryRefused,
             AttestError::TcbEvaluation { .. } => RefusalCode::TcbEvaluationLow,
@@ -324,6 +335,7 @@ mod tests {
     fn tcb(status: TcbStatus) -> TcbFacts {
         let since = UnixMillis(NOW.0 - 10 * DAY_MS);
         TcbFacts {
+            vlek: false,
             status,
             advisory_ids: if status == TcbStatus::UpToDate { Vec::new() } else { vec!["INTEL-SA-00828".to_owned()] },
             date: Some(UnixMillis(NOW.0 - 300 * DAY_MS)),
@@ -381,7 +393,7 @@ mod tests {
 
     fn code(facts: &Facts, policy: &AppPolicy, wishes: Vec<Wish>, revoked: &[Object]) -> Option<RefusalCode> {
         let revoked = revoked.iter().cloned().collect();
-        let rules = Rules { policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW };
+        let rules = Rules { policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW, tcb_known: &BTreeMap::new() };
         check(facts, &request(wishes), rules).err().map(|refusal| refusal.code)
     }
 
@@ -470,9 +482,17 @@ mod tests {
         assert_eq!(code(&facts(), &number(17), disk(), &[]), None);
         assert_eq!(code(&facts(), &number(18), disk(), &[]), Some(RefusalCode::TcbEvaluationLow));
 
-        let revoked = BTreeSet::new();
+        let (revoked, none) = (BTreeSet::new(), BTreeMap::new());
         let ten = with(days(10));
-        let rules = Rules { policy: &ten, policy_hash: ten.hash(), revoked: &revoked, log_time: NOW };
+        let rules = Rules { policy: &ten, policy_hash: ten.hash(), revoked: &revoked, log_time: NOW, tcb_known: &none };
+        // A cluster that pinned the recovery's date only now begins the grace now.
+        let since = outdated.tcb.outdated_since.unwrap();
+        let (nine, known) = (with(days(9)), BTreeMap::from([(since, NOW)]));
+        let now_known = Rules { policy: &nine, tcb_known: &known, ..rules };
+        assert!(matches!(check(&outdated, &request(disk()), now_known), Ok(TcbStanding::Grace { .. })));
+        let vlek = Facts { tcb: TcbFacts { vlek: true, ..facts().tcb }, ..facts() };
+        assert_eq!(code(&vlek, &policy(), disk(), &[]), Some(RefusalCode::TcbNotAllowed));
+        assert_eq!(code(&vlek, &with(TcbRules { accept_vlek: true, ..TcbRules::default() }), disk(), &[]), None);
         assert_eq!(check(&outdated, &request(disk()), rules), Ok(TcbStanding::Grace { until: NOW }));
         // The same request a moment of log time later.
         let late = Rules { log_time: UnixMillis(NOW.0 + 1), ..rules };
@@ -516,7 +536,7 @@ mod tests {
         let mut r = request(disk());
         r.mode = Mode::Env;
         let p = policy();
-        let rules = Rules { policy: &p, policy_hash: p.hash(), revoked: &BTreeSet::new(), log_time: NOW };
+        let rules = Rules { policy: &p, policy_hash: p.hash(), revoked: &BTreeSet::new(), log_time: NOW, tcb_known: &BTreeMap::new() };
         assert_eq!(check(&facts(), &r, rules).unwrap_err().code, RefusalCode::ModeUnsupported);
     }
 }

@@ -32,6 +32,8 @@ pub const COLLATERAL_BYTES_MAX: usize = 1024 * 1024;
 pub const COLLATERAL_PLATFORMS_MAX: usize = 256;
 /// Bundles that the state keeps at once: the one in force and those that open intents name.
 pub const COLLATERALS_KEPT_MAX: usize = 8;
+/// `tcbDate`s whose first pinning the state remembers: Intel has had fewer than twenty for each family.
+pub const TCB_DATES_MAX: usize = 64;
 /// Governance action, bytes.
 pub const ACTION_BYTES_MAX: usize = 64 * 1024;
 /// App policy, bytes.

@@ -427,6 +427,9 @@ state_struct!(
         collaterals: BTreeMap<[u8; 32], Blob>,
         /// Collateral in force.
         collateral_id: [u8; 32],
+        /// When a bundle with this `tcbDate` was first pinned, by `tcbDate`; 0 where the genesis document's has it. The latest
+        /// [`TCB_DATES_MAX`](crate::limits::TCB_DATES_MAX) dates.
+        tcb_known: BTreeMap<UnixMillis, UnixMillis>,
         /// Leaves of the log.
         size: u64,
         /// Merkle frontier: peaks, largest first.

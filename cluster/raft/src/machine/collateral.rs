@@ -6,9 +6,13 @@
 
 use dstack_attest::{CollateralBundle, TrustRoots};
 use dstack_protocol::collateral::Pin;
-use dstack_protocol::limits::COLLATERALS_KEPT_MAX;
+use dstack_protocol::limits::{COLLATERALS_KEPT_MAX, TCB_DATES_MAX};
 use dstack_protocol::state::{Blob, State};
 use dstack_protocol::{Refusal, RefusalCode, UnixMillis};
+
+/// Its beginning is what the panic hook knows guarded threads by (`dstack_runtime::guard`).
+const GUARDED: &str = "guarded-pin";
+const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 /// What a pin is judged against, out of the state.
 #[derive(Debug, Clone)]
@@ -71,16 +75,46 @@ pub fn judge(state: &Standing, roots: &TrustRoots, pin: &Pin) -> Result<Collater
     }
     not_older(state, &bundle, pin)?;
     bundle.check(state.log_time, roots).map_err(invalid)?;
-    Ok(bundle)
+    match bundle.x509().check(state.log_time, roots).first() {
+        None => Ok(bundle),
+        Some(finding) => {
+            let expected = "a pool whose certificates end at known roots and whose lists their issuers signed, all in their time";
+            refuse(RefusalCode::CollateralInvalid, expected, finding.to_string())
+        }
+    }
 }
 
 /// Replaces the bundle in force. The old one stays while open intents name it (`beacon::settle`).
 pub(super) fn apply(state: &mut State, roots: &TrustRoots, pin: &Pin) -> Result<(), RefusalCode> {
-    judge(&Standing::of(state), roots, pin).map_err(|refusal| refusal.code)?;
+    let standing = Standing::of(state);
+    let dates = guarded(|| {
+        let bundle = judge(&standing, roots, pin).map_err(|refusal| refusal.code)?;
+        Ok((standing.in_force().tcb_dates(), bundle.tcb_dates()))
+    });
+    let (before, after) = dates?;
+    let known = &mut state.tcb_known;
+    // What the genesis document's bundle has was known before the first pin.
+    let early = if known.is_empty() { UnixMillis(0) } else { state.log_time };
+    before.into_iter().for_each(|date| _ = known.entry(date).or_insert(early));
+    after.into_iter().for_each(|date| _ = known.entry(date).or_insert(state.log_time));
+    while known.len() > TCB_DATES_MAX {
+        known.pop_first();
+    }
     let id = pin.collateral_id();
     state.collaterals.insert(id, Blob(pin.bundle.clone()));
     state.collateral_id = id;
     Ok(())
+}
+
+/// Judges on a thread that is guarded by its name, with a stack of a fixed size: a panic of a parser refuses the pin, on every node
+/// alike, and does not stop the log. What it works on is gone with it.
+fn guarded<T: Send>(judge: impl FnOnce() -> Result<T, RefusalCode> + Send) -> Result<T, RefusalCode> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(GUARDED.to_owned()).stack_size(STACK_BYTES).spawn_scoped(scope, judge);
+        // Without a thread no verdict can be the others': the process ends, and a start applies the entry anew.
+        let thread = thread.expect("the system gives a thread to judge a pin");
+        thread.join().unwrap_or(Err(RefusalCode::InternalParser))
+    })
 }
 
 /// No part is older than in force, no platform is lost, something is newer.

@@ -195,6 +195,7 @@ impl KmsMachine {
             genesis: document.clone(),
             collaterals: BTreeMap::from([(document.collateral_id, Blob(collateral.to_vec()))]),
             collateral_id: document.collateral_id,
+            tcb_known: BTreeMap::new(),
             size: 0,
             peaks: Vec::new(),
             log_time: UnixMillis(0),

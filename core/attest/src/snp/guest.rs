@@ -1,7 +1,7 @@
 //! dstack's rules on top of AMD's. Owns: the bindings between a report and what lies beside it. Never: judges a signature itself.
 //! Source: dstack attestation reference, section 5.5 (order of checks), 6, 7, 9.
 
-use super::{SignedReport, VerifiedReport, checks, config::MrConfig, endorsement::Presented, judge, launch, signing_key};
+use super::{SignedReport, SigningKey, VerifiedReport, checks, config::MrConfig, endorsement::Presented, judge, launch, signing_key};
 use crate::{AttestError, TcbFacts, TcbStanding, Trace, VerifyContext, wire::Attestation};
 
 /// A guest whose report and documents were verified. Made by [`verify_guest`] only.
@@ -48,7 +48,7 @@ pub(crate) fn verify_guest(
     trace.enter(&checks::LAUNCH);
     let os_image_hash = launch::os_image_hash(&attestation.config, &report.measurement)?;
     trace.enter(&checks::TCB_STATUS);
-    let tcb = TcbFacts { status: verified.tcb_status(), ..TcbFacts::none() };
+    let tcb = TcbFacts { status: verified.tcb_status(), vlek: key == SigningKey::Vlek, ..TcbFacts::none() };
     let standing = context.tcb.judge(&tcb, context.now)?;
     Ok(Guest { verified, config, os_image_hash, tcb, standing })
 }

@@ -2,6 +2,8 @@
 //! Never: verifies (`check_collateral` does; what is read here counts only for collateral that was verified).
 //! Source: Intel PCS API v4: `tcbEvaluationDataNumber` never decreases, texts and revocation lists carry their issue date.
 
+use std::collections::BTreeSet;
+
 use dcap_qvl::{QeIdentity, TcbInfo};
 use dstack_protocol::UnixMillis;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
@@ -70,6 +72,20 @@ pub fn collateral_facts(collateral: &TdxCollateral) -> Result<CollateralFacts, A
         root_crl_issued,
         next_update: date(&tcb.next_update)?.min(date(&qe.next_update)?).min(pck_crl_next).min(root_crl_next),
     })
+}
+
+/// Every `tcbDate` that stands in a platform's TCB info and QE identity: of levels of the platform, the TDX modules and the quoting
+/// enclave.
+/// # Errors
+/// Parse classes.
+pub fn tcb_dates(collateral: &TdxCollateral) -> Result<BTreeSet<UnixMillis>, AttestError> {
+    let malformed = |part| move |_| AttestError::Malformed { part, why: "not an object of its kind" };
+    let tcb: TcbInfo = serde_json::from_str(&collateral.tcb_info).map_err(malformed("tcb info"))?;
+    let qe: QeIdentity = serde_json::from_str(&collateral.qe_identity).map_err(malformed("qe identity"))?;
+    let modules = tcb.tdx_module_identities.iter().flat_map(|module| module.tcb_levels.iter().map(|level| level.tcb_date.as_str()));
+    let levels = tcb.tcb_levels.iter().map(|level| level.tcb_date.as_str());
+    let enclave = qe.tcb_levels.iter().map(|level| level.tcb_date.as_str());
+    levels.chain(modules).chain(enclave).map(|text| ms_of_rfc3339(text, "tcb date").map(UnixMillis)).collect()
 }
 
 /// Issue and next update of a DER revocation list, unverified.

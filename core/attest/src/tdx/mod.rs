@@ -29,7 +29,7 @@ pub use checks::CHECKS;
 pub(crate) use checks::{EVENT_LOG, IDENTITY, REPORT_DATA, RUNTIME_EVENTS, TCB_POLICY};
 pub(crate) use clock::ms_of_rfc3339;
 pub use enclave::{VerifiedEnclave, verify_enclave};
-pub use facts::{CollateralFacts, collateral_facts};
+pub use facts::{CollateralFacts, collateral_facts, tcb_dates};
 pub(crate) use known::PckChains;
 pub use pck::PckPlatform;
 pub use quote::{QUOTE_BYTES_MAX, QeReport, Quote, ServiceTdEx, SignatureData, TdBody, TdBody15};

@@ -93,6 +93,7 @@ impl TcbVerdict {
             date: Some(self.date),
             outdated_since: self.outdated_since,
             evaluation: Some(self.evaluation),
+            vlek: false,
         }
     }
 

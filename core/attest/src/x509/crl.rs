@@ -82,7 +82,7 @@ fn names_a_list(certificate: &X509Certificate<'_>) -> bool {
     certificate.iter_extensions().any(|extension| matches!(extension.parsed_extension(), ParsedExtension::CRLDistributionPoints(_)))
 }
 
-fn parse<'a>(der: &'a [u8], rules: &Rules) -> Result<CertificateRevocationList<'a>, AttestError> {
+pub(super) fn parse<'a>(der: &'a [u8], rules: &Rules) -> Result<CertificateRevocationList<'a>, AttestError> {
     let part = rules.chain;
     if der.len() > CRL_BYTES_MAX {
         return Err(AttestError::Length { part, length_bytes: der.len(), limit_bytes: CRL_BYTES_MAX });
@@ -97,7 +97,7 @@ fn parse<'a>(der: &'a [u8], rules: &Rules) -> Result<CertificateRevocationList<'
 
 /// Whether `list`, which names `issuer`, was signed by it. Two CAs may bear one name: then the key identifiers tell, and where they do
 /// not, the signature.
-fn is_of(list: &CertificateRevocationList<'_>, issuer: &X509Certificate<'_>, rules: &Rules) -> Result<bool, AttestError> {
+pub(super) fn is_of(list: &CertificateRevocationList<'_>, issuer: &X509Certificate<'_>, rules: &Rules) -> Result<bool, AttestError> {
     let theirs = authority(list.extensions());
     let ours = subject_key(issuer);
     if theirs.is_some() && ours.is_some() && theirs != ours {

@@ -10,11 +10,14 @@ mod crl;
 mod key;
 mod names;
 mod path;
+mod pool;
 mod rules;
 
 pub use crl::CRL_BYTES_MAX;
 pub use key::{Key, KeyKind, SignatureAlgorithm};
 pub use path::{Path, Untrusted, build, walk};
+pub(crate) use pool::findings;
+pub use pool::{PoolFinding, PoolPart};
 pub use rules::{CERTIFICATE_BYTES_MAX, Purpose, Revocation, Rules, parse};
 
 /// A name as people read it, at most 200 characters of it: it is a stranger's text.

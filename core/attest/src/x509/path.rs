@@ -236,7 +236,7 @@ fn check(
 }
 
 /// Names the issuer and carries its signature.
-fn verify_issued(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>, rules: &Rules) -> Result<(), AttestError> {
+pub(super) fn verify_issued(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>, rules: &Rules) -> Result<(), AttestError> {
     if certificate.issuer().as_raw() != issuer.subject().as_raw() {
         return Err(rules.invalid("a certificate names another issuer"));
     }

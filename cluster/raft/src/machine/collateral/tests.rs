@@ -20,6 +20,10 @@ use crate::contract::Machine;
 
 const NOW_S: u64 = 1_800_000_000;
 const DAY_S: u64 = 86_400;
+/// A self-made AMD hierarchy: `core/attest/tests/snp`.
+const ARK: &[u8] = include_bytes!("../../../../../core/attest/tests/snp/ark.der");
+const ASK: &[u8] = include_bytes!("../../../../../core/attest/tests/snp/ask.der");
+const VCEK: &[u8] = include_bytes!("../../../../../core/attest/tests/snp/vcek.der");
 
 struct World {
     roots: SoftwareRoots,
@@ -30,7 +34,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let roots = SoftwareRoots::from_seed(&Secret::from_fn(|b: &mut [u8; 32]| b.fill(7)), Validity::around(NOW_S)).unwrap();
-        let trusted = TrustRoots::none().with_software_root(roots.tdx_root_der()).unwrap();
+        let trusted = TrustRoots::none().with_software_root(roots.tdx_root_der()).unwrap().with_software_root(ARK).unwrap();
         let first = Self::of(&roots, &[spec(17, 10)]);
         let genesis = Genesis {
             random: [7; 32],
@@ -211,4 +215,72 @@ fn roots_have_to_be_those_of_the_genesis_document() {
     assert!(birth.clone().with_roots(TrustRoots::production()).unwrap_err().contains("named"));
     let more = w.birth.roots().clone().with_software_root(w.roots.nitro_root_der()).unwrap();
     assert!(birth.with_roots(more).is_err());
+}
+
+#[test]
+fn a_pool_that_ends_at_no_root_is_refused() {
+    let mut w = World::new();
+    let with = |w: &World, certificates: &[&[u8]]| {
+        let pool = X509Pool::new(certificates.iter().map(|der| der.to_vec()).collect(), Vec::new()).unwrap();
+        CollateralBundle::compose(w.bundle(&[spec(18, 1)]).tdx_platforms(), &pool).unwrap()
+    };
+    for certificates in [&[VCEK][..], &[ASK, &[0x30, 1, 2]]] {
+        let bundle = with(&w, certificates);
+        assert_eq!(w.pin(&[], bundle.bytes()), Some(RefusalCode::CollateralInvalid));
+    }
+    let bundle = with(&w, &[ASK, VCEK]);
+    assert_eq!(w.pin(&[], bundle.bytes()), None);
+}
+
+#[test]
+fn the_first_pinning_of_each_date_is_remembered() {
+    let mut w = World::new();
+    let recovery = NOW_S - 300 * DAY_S;
+    let old: Vec<UnixMillis> = w.bundle(&[spec(17, 10)]).tcb_dates().into_iter().collect();
+    let bundle = w.bundle(&[spec(18, 5).recovered(recovery, "SOFTWARE-SA-00009")]);
+    assert_eq!(w.pin(&[], bundle.bytes()), None);
+    let known = |w: &World| w.machine.state().unwrap().tcb_known.clone();
+    let (new, first) = (UnixMillis(recovery * 1000), UnixMillis(NOW_S * 1000));
+    assert_eq!(known(&w).get(&new), Some(&first));
+    assert!(!old.is_empty() && old.iter().all(|date| known(&w).get(date) == Some(&UnixMillis(0))), "known at genesis");
+    // Later pins with the same date change nothing, and a platform of an old date brings no new beginning.
+    w.machine.state.as_mut().unwrap().log_time = UnixMillis(first.0 + 1000);
+    let bundle = w.bundle(&[spec(18, 1).recovered(recovery, "SOFTWARE-SA-00009"), other_family(3, 1)]);
+    assert_eq!(w.pin(&[], bundle.bytes()), None);
+    assert_eq!(known(&w).get(&new), Some(&first));
+    let again = KmsMachine::new(Arc::clone(&w.birth)).restored(&w.machine.snapshot()).unwrap();
+    assert_eq!(again.state().unwrap().tcb_known, known(&w));
+}
+
+#[test]
+fn the_dates_remembered_are_bounded_and_the_latest() {
+    let mut w = World::new();
+    for index in 1..=9_u64 {
+        let log_time = UnixMillis((NOW_S + index) * 1000);
+        w.machine.state.as_mut().unwrap().log_time = log_time;
+        let levels = CollateralSpec::new(spec(18, 1).validity).levels.into_iter();
+        let dated = (0..9).flat_map(|step| levels.clone().map(move |level| (step, level))).map(|(step, level)| {
+            let day = 1 + (index * 9 + step) % 28;
+            let month = 1 + (index * 9 + step) / 28;
+            dstack_testkit::tdx::TcbLevel { date: format!("2025-{month:02}-{day:02}T00:00:00Z"), ..level }
+        });
+        let validity = Validity { from_s: NOW_S - 10 * DAY_S + index, until_s: NOW_S + DAY_S };
+        let spec = CollateralSpec { evaluation: 18, levels: dated.collect(), ..CollateralSpec::new(validity) };
+        let bundle = w.bundle(&[spec]);
+        assert_eq!(w.pin(&[], bundle.bytes()), None, "{index}");
+        // Bundles nobody names go with the next beacon; here there is none.
+        let state = w.machine.state.as_mut().unwrap();
+        let in_force = state.collateral_id;
+        state.collaterals.retain(|id, _| *id == in_force);
+    }
+    let known = &w.machine.state().unwrap().tcb_known;
+    assert_eq!(known.len(), dstack_protocol::limits::TCB_DATES_MAX);
+    assert!(known.keys().next().unwrap().0 > 1_736_000_000_000, "the earliest went");
+}
+
+#[test]
+fn a_panic_while_judging_refuses_the_pin_and_nothing_else() {
+    let refused = super::guarded(|| -> Result<u8, RefusalCode> { panic!("a parser's bug") });
+    assert_eq!(refused, Err(RefusalCode::InternalParser));
+    assert_eq!(super::guarded(|| Ok(std::thread::current().name().is_some_and(|name| name.starts_with("guarded-")))), Ok(true));
 }

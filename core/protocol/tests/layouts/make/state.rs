@@ -83,6 +83,7 @@ impl Make for State {
             genesis: Make::make(s),
             collaterals: s.map(2),
             collateral_id: Make::make(s),
+            tcb_known: s.map(2),
             size: Make::make(s),
             peaks: s.list(0, 3),
             log_time: Make::make(s),
