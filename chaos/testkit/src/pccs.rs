@@ -1,5 +1,5 @@
 //! A server with the interface of Intel's collateral service, for tests: it serves what it is given, or lies and fails on demand.
-//! Owns: the paths and headers of PCS v4 as a PCCS answers them. Never: listens on anything but loopback, checks what it serves.
+//! Owns: the paths and headers of PCS v4 as a PCCS answers them; any other path that a test puts (AMD's, a certificate's links). Never: listens on anything but loopback, checks what it serves.
 //! Source: Intel SGX and TDX PCS API v4; PCCS for `rootcacrl` (hex of the DER).
 
 use std::collections::BTreeMap;
@@ -43,6 +43,8 @@ pub enum Fault {
 #[derive(Debug, Default)]
 struct Content {
     platforms: BTreeMap<[u8; 6], TdxCollateral>,
+    /// Other targets, query included, with content type and body.
+    files: BTreeMap<String, (&'static str, Vec<u8>)>,
     fault: Fault,
     requests: u64,
 }
@@ -86,6 +88,11 @@ impl Pccs {
     /// Serves this from now on.
     pub fn serve(&self, bundle: &CollateralBundle) {
         lock(&self.content).platforms = bundle.tdx_platforms().clone();
+    }
+
+    /// Also answers this target (path and query) so: AMD's service, and what certificates point at.
+    pub fn put(&self, target: &str, kind: &'static str, body: &[u8]) {
+        lock(&self.content).files.insert(target.to_owned(), (kind, body.to_vec()));
     }
 
     /// Behaves so from now on.
@@ -162,6 +169,9 @@ fn reply(content: &Content, target: &str) -> Option<Reply> {
     let signed = |member: &str, text: &str, signature: &[u8]| {
         format!("{{\"{member}\":{text},\"signature\":\"{}\"}}", hex::encode(signature)).into_bytes()
     };
+    if let Some((kind, body)) = content.files.get(target) {
+        return Some(Reply { kind, header: None, body: body.clone() });
+    }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     match path {
         "/tdx/certification/v4/tcb" => {

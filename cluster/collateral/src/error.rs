@@ -78,6 +78,9 @@ pub enum FetchError {
         /// Its message.
         detail: String,
     },
+    /// A certificate or list that came may not be pinned. The server's fault: use another.
+    #[error("fetched: {0}")]
+    Item(String),
     /// The merged bundle is too large for a pin.
     #[error("the merged bundle is not one: {0}")]
     Bundle(String),

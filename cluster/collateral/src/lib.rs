@@ -12,14 +12,16 @@ mod folder;
 mod http;
 mod intel;
 mod links;
+mod pool;
 mod refresh;
 
-pub use amd::{ChipTcb, Kds};
+pub use amd::{Kds, KeyOf};
 pub use backoff::Backoff;
 pub use endpoint::Endpoint;
 pub use error::FetchError;
 pub use folder::{FolderError, read_folder};
 pub use http::{Http, Limits};
 pub use intel::Intel;
-pub use links::{Link, follow, links};
+pub use links::{Link, LinkHosts, follow, links};
+pub use pool::{Gathered, PoolSources, gather};
 pub use refresh::{Refreshed, merge, refresh};

@@ -3,6 +3,7 @@
 //! Source: RFC 5280 sections 4.2.1.13 (CRL distribution points) and 4.2.2.1 (authority information access).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use dstack_attest::X509Pool;
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
@@ -73,15 +74,66 @@ fn url(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// Follows the addresses of `certificates` and of what they lead to. Plain `http` is taken: what comes carries its own signature.
+/// Hosts that addresses inside certificates may lead to: evidence of strangers names them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkHosts(Option<Vec<String>>);
+
+impl LinkHosts {
+    /// Any that is public: for a person who names the certificates.
+    #[must_use]
+    pub const fn any() -> Self {
+        Self(None)
+    }
+
+    /// These and names below them. An address that is written out is reached although it is not public.
+    /// # Errors
+    /// [`FetchError::Endpoint`] for what is no host.
+    pub fn new(hosts: &[String]) -> Result<Self, FetchError> {
+        let is_host = |host: &String| {
+            !host.is_empty() && host.len() <= 253 && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':'))
+        };
+        match hosts.iter().find(|host| !is_host(host)) {
+            Some(host) => Err(FetchError::Endpoint { url: crate::error::shown(host), why: "not a host" }),
+            None => Ok(Self(Some(hosts.iter().map(|host| host.to_ascii_lowercase()).collect()))),
+        }
+    }
+
+    /// Whether `url` leads to one of them; and where the configuration wrote an address out, which.
+    fn allow(&self, url: &str) -> Result<Option<IpAddr>, FetchError> {
+        let Some(hosts) = &self.0 else { return Ok(None) };
+        let refused = || FetchError::Endpoint { url: crate::error::shown(url), why: "a host that the configuration does not name" };
+        let uri: ureq::http::Uri = url.parse().map_err(|_| refused())?;
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        let below = |named: &String| host == *named || host.strip_suffix(named.as_str()).is_some_and(|head| head.ends_with('.'));
+        match hosts.iter().find(|named| below(named)) {
+            Some(named) => Ok(named.parse().ok()),
+            None => Err(refused()),
+        }
+    }
+}
+
+/// Follows the addresses of `certificates`, those of `more`, and those of what they lead to. Plain `http` is taken: what comes carries
+/// its own signature.
 #[must_use]
-pub fn follow(http: &Http, certificates: &[Vec<u8>]) -> (X509Pool, Vec<FetchError>) {
+pub fn follow(http: &Http, hosts: &LinkHosts, certificates: &[Vec<u8>], more: &[String]) -> (X509Pool, Vec<FetchError>) {
     let (mut pool, mut failures, mut asked) = (X509Pool::default(), Vec::new(), BTreeSet::new());
     let mut waiting: Vec<Link> = certificates.iter().flat_map(|der| links(der)).collect();
+    // A list is read as such; anything else is taken for a certificate.
+    let is_list = |url: &String| url.to_ascii_lowercase().ends_with(".crl");
+    waiting.extend(more.iter().map(|url| if is_list(url) { Link::List(url.clone()) } else { Link::Issuer(url.clone()) }));
     while let Some(link) = waiting.pop() {
         if asked.len() >= REQUESTS_MAX || !asked.insert(link.clone()) {
             continue;
         }
+        let (Link::Issuer(url) | Link::List(url)) = &link;
+        let http = match hosts.allow(url) {
+            Ok(Some(named)) => http.dangerous_reaching(named),
+            Ok(None) => *http,
+            Err(error) => {
+                failures.push(error);
+                continue;
+            }
+        };
         let (address, label) = match &link {
             Link::Issuer(url) => (url, "CERTIFICATE"),
             Link::List(url) => (url, "X509 CRL"),

@@ -54,7 +54,7 @@ pub fn refresh(
         }
     }
     let renewed: Vec<[u8; 6]> = parts.keys().copied().collect();
-    let bundle = if parts.is_empty() { None } else { Some(merge(current, parts, &X509Pool::default())?) };
+    let bundle = if parts.is_empty() { None } else { Some(merge(current, parts, &X509Pool::default(), now)?) };
     Ok(Refreshed { bundle, renewed, failures, unanswered })
 }
 
@@ -83,17 +83,23 @@ fn verified(
     }
 }
 
-/// `current` with these platforms replaced or added, and these certificates and lists added.
+/// `current` with these platforms replaced or added, and these certificates and lists added; what of the pool is over at `now`, or a
+/// later list stands for, is left out.
 /// # Errors
 /// [`FetchError::Bundle`] above a cap.
-pub fn merge(current: &CollateralBundle, parts: BTreeMap<[u8; 6], TdxCollateral>, more: &X509Pool) -> Result<CollateralBundle, FetchError> {
+pub fn merge(
+    current: &CollateralBundle,
+    parts: BTreeMap<[u8; 6], TdxCollateral>,
+    more: &X509Pool,
+    now: UnixMillis,
+) -> Result<CollateralBundle, FetchError> {
     let bundle = |error: dstack_attest::AttestError| FetchError::Bundle(error.to_string());
     let mut tdx = current.tdx_platforms().clone();
     tdx.extend(parts);
     let together = |old: &[Vec<u8>], new: &[Vec<u8>]| old.iter().chain(new).cloned().collect();
     let x509 = current.x509();
     let pool = X509Pool::new(together(&x509.certificates, &more.certificates), together(&x509.crls, &more.crls)).map_err(bundle)?;
-    let merged = CollateralBundle::compose(&tdx, &pool).map_err(bundle)?;
+    let merged = CollateralBundle::compose(&tdx, &pool.pruned(now)).map_err(bundle)?;
     match merged.bytes().len() > dstack_protocol::limits::COLLATERAL_BYTES_MAX {
         true => Err(FetchError::Bundle(format!(
             "{} bytes, a pin takes {}",

@@ -80,6 +80,9 @@ struct RawCollateral {
     refresh_every_s: u64,
     renew_before_s: u64,
     age_s_max: u64,
+    amd: Vec<String>,
+    link_hosts: Vec<String>,
+    accept_missing_crl: bool,
 }
 
 impl Default for RawCollateral {
@@ -90,6 +93,10 @@ impl Default for RawCollateral {
             refresh_every_s: 6 * 3600,
             renew_before_s: 7 * 86_400,
             age_s_max: 30 * 86_400,
+            amd: vec!["https://kdsintf.amd.com".to_owned()],
+            // Where Google's attestation keys say that their issuers and revocation lists are.
+            link_hosts: vec!["storage.googleapis.com".to_owned(), "pki.goog".to_owned()],
+            accept_missing_crl: false,
         }
     }
 }
@@ -107,6 +114,12 @@ pub(crate) struct CollateralConfig {
     pub(crate) renew_before: Duration,
     /// Hard maximum age since issue, ms.
     pub(crate) age_ms_max: u64,
+    /// Base addresses of AMD's key distribution service or of mirrors of it, tried in order.
+    pub(crate) amd: Vec<String>,
+    /// Hosts that the addresses inside certificates may lead to.
+    pub(crate) link_hosts: Vec<String>,
+    /// Whether chains of AMD and Google are judged without the revocation lists that they name.
+    pub(crate) accept_missing_crl: bool,
 }
 
 impl Default for CollateralConfig {
@@ -123,6 +136,9 @@ impl CollateralConfig {
             refresh_every: Duration::from_secs(raw.refresh_every_s),
             renew_before: Duration::from_secs(raw.renew_before_s),
             age_ms_max: raw.age_s_max.saturating_mul(1000),
+            amd: raw.amd,
+            link_hosts: raw.link_hosts,
+            accept_missing_crl: raw.accept_missing_crl,
         }
     }
 
@@ -135,9 +151,12 @@ impl CollateralConfig {
         if fetch && raw.intel.is_empty() {
             bail!("collateral.intel: at least one address with mode `fetch`");
         }
-        for url in &raw.intel {
-            dstack_collateral::Endpoint::parse(url).map_err(|error| anyhow::anyhow!("collateral.intel: {error}"))?;
+        for (key, urls) in [("intel", &raw.intel), ("amd", &raw.amd)] {
+            for url in urls {
+                dstack_collateral::Endpoint::parse(url).map_err(|error| anyhow::anyhow!("collateral.{key}: {error}"))?;
+            }
         }
+        dstack_collateral::LinkHosts::new(&raw.link_hosts).map_err(|error| anyhow::anyhow!("collateral.link_hosts: {error}"))?;
         if raw.refresh_every_s > 30 * 86_400 {
             bail!("collateral.refresh_every_s: at most 30 days, got {}", raw.refresh_every_s);
         }
@@ -172,6 +191,8 @@ struct RawNode {
     node_min_evaluation: u32,
     #[serde(default)]
     node_refused_advisories: Vec<String>,
+    #[serde(default)]
+    node_accept_vlek: bool,
     #[serde(default = "default_certificate_s")]
     certificate_lifetime_s: u64,
     #[serde(default = "default_releases")]
@@ -308,6 +329,7 @@ impl Config {
             .with_grace_ms(u64::from(node.node_tcb_grace_s) * 1000)
             .refusing_advisories(&node.node_refused_advisories)
             .with_min_evaluation(node.node_min_evaluation);
+        let node_tcb = if node.node_accept_vlek { node_tcb.accepting_vlek() } else { node_tcb };
         let defaults = dstack_raft::RaftConfig::default();
         let raft = dstack_raft::RaftConfig {
             heartbeat_ms: node.heartbeat_ms.unwrap_or(defaults.heartbeat_ms),
@@ -377,6 +399,8 @@ mod tests {
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['kms.example:8000']", "dstack.hosts"),
             ("[dstack]\nlisten='127.0.0.1:1'\nhosts=['kms.example']", "dstack.listen"),
             ("[dstack]\nhosts=['kms.example']", "listen"),
+            ("[collateral]\namd=['ftp://kds']", "collateral.amd"),
+            ("[collateral]\nlink_hosts=['a/b']", "collateral.link_hosts"),
         ] {
             let error = format!("{:#}", raw(change).unwrap_err());
             assert!(error.contains(word), "{change}: {error}");

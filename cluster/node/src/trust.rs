@@ -3,6 +3,7 @@
 //! Owns: the judges of peers and clients, made from the genesis document and the applied state. Never: verifies by itself (`attest`).
 //! Source: architecture.md §2, §7 "Seats"; threshold.md §3.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -93,11 +94,14 @@ impl Trust {
             );
         }
         let applied = Arc::new(Applied::default());
+        // What may be accepted at all is examined; an app's policy and `node_tcb` choose, VLEK among it.
+        let examined = TcbPolicy::allowing(&TCB_EXAMINED).accepting_vlek();
+        let examined = if config.collateral.accept_missing_crl { examined.accepting_missing_crl() } else { examined };
         let material = || -> anyhow::Result<TrustMaterial> {
             Ok(TrustMaterial {
                 roots: roots(&config.software_roots, &genesis.software_roots)?,
                 collateral: CollateralBundle::parse(birth.collateral()).context("collateral bundle")?,
-                tcb: TcbPolicy::allowing(&TCB_EXAMINED),
+                tcb: examined.clone(),
             })
         };
         let pinned = Arc::new(Pinned::default());
@@ -161,8 +165,9 @@ impl Trust {
             return Err(Refusal::new(RefusalCode::MeasurementNotAllowed, expected, format!("measurement with SHA-256 {got}")));
         }
         // By log time, so that a grace ends for all nodes together; before there is a log, by the own clock.
-        let at = self.applied.state(|state| state.log_time).unwrap_or_else(|| (self.now)());
-        let standing = dstack_policy::check_tcb(&self.node_tcb, identity.tcb(), at)?;
+        let applied = self.applied.state(|state| (state.log_time, state.tcb_known.clone()));
+        let (at, known) = applied.unwrap_or_else(|| ((self.now)(), BTreeMap::new()));
+        let standing = dstack_policy::check_tcb(&self.node_tcb, identity.tcb(), &known, at)?;
         let mut grants = self.birth.genesis().seats.iter();
         if let Some(grant) = grants.find(|grant| grant.platform_identity == identity.platform_identity()) {
             self.standings.note(Subject::Node(grant.seat), standing, at);

@@ -2,12 +2,12 @@
 //! Owns: which trust material is in force. Never: fetches collateral, keeps a refusal.
 //! Source: threshold.md §2.2 (session rule; verdicts cached until earliest expiry or a change of collateral).
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify, verify_legacy};
 use dstack_protocol::codec::{Reader, sha256};
+use dstack_protocol::collateral::Wants;
 use dstack_protocol::limits::EVIDENCE_BYTES_MAX;
 use dstack_protocol::{ClusterId, UnixMillis, binding};
 
@@ -35,8 +35,6 @@ pub trait PinnedCollateral: Send + Sync {
 
 /// Bundles kept beside the first, parsed.
 const BUNDLES_KEPT: usize = 8;
-/// Missing platforms noted at most.
-const MISSING_MAX: usize = 16;
 
 /// Decides on a verified identity; the text says what was expected and what came.
 pub type Acceptance = Box<dyn Fn(PeerRole, &VerifiedIdentity) -> Result<(), String> + Send + Sync>;
@@ -60,7 +58,7 @@ pub struct AttestJudge {
     /// Trust material with pinned bundles, the latest used last.
     others: Mutex<Vec<Arc<InForce>>>,
     collateral_age_ms_max: u64,
-    missing: Mutex<BTreeSet<[u8; 6]>>,
+    wants: Mutex<Wants>,
     acceptance: Acceptance,
 }
 
@@ -80,7 +78,7 @@ impl AttestJudge {
             pinned: None,
             others: Mutex::default(),
             collateral_age_ms_max: u64::MAX,
-            missing: Mutex::default(),
+            wants: Mutex::default(),
             acceptance: Box::new(|_role, _identity| Ok(())),
         }
     }
@@ -194,18 +192,15 @@ impl AttestJudge {
         Ok(made)
     }
 
-    /// Platforms that evidence claimed and the collateral did not cover, since they were asked for last. A claim, bounded: whoever
-    /// fetches for them finds out whether they exist.
-    pub fn missing_platforms(&self) -> BTreeSet<[u8; 6]> {
-        std::mem::take(&mut *self.missing.lock().unwrap_or_else(PoisonError::into_inner))
+    /// What evidence needed and the collateral did not hold, since this was asked last. Claims, bounded: whoever fetches for them finds
+    /// out whether it exists.
+    pub fn wants(&self) -> Wants {
+        std::mem::take(&mut *self.wants.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn note_missing(&self, error: &AttestError) {
-        let AttestError::CollateralMissing { fmspc: text } = error else { return };
-        let mut fmspc = [0; 6];
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        if hex::decode_to_slice(text, &mut fmspc).is_ok() && missing.len() < MISSING_MAX {
-            missing.insert(fmspc);
+        if let Some(want) = error.wants() {
+            self.wants.lock().unwrap_or_else(PoisonError::into_inner).add([want]);
         }
     }
 

@@ -2,7 +2,9 @@
 //! Owns: the reasons and their words. Never: decides what to refuse, holds secrets (evidence is public).
 //! Source: the refusal class table of the vectors' README.
 
-use crate::Class;
+use dstack_protocol::collateral::Want;
+
+use crate::{Class, snp::Product};
 
 /// Why evidence is refused. All variants are the fault of whoever sent the evidence, except where the doc says it is ours
 /// (collateral, clock, roots). Times are milliseconds since 1970.
@@ -103,12 +105,14 @@ pub enum AttestError {
         chain: &'static str,
     },
     /// Nobody presented or pinned a certificate of an issuer. Ours to fix where the vendor has a new intermediate: refresh the collateral.
-    #[error("{chain}: no certificate of the issuer {issuer}")]
+    #[error("{chain}: no certificate of the issuer {issuer}{}", told(from))]
     IssuerUnknown {
         /// Which chain.
         chain: &'static str,
         /// The issuer's name.
         issuer: String,
+        /// Where the certificate that it issued says it is.
+        from: Option<String>,
     },
     /// A signature in a certificate path or on a revocation list does not verify.
     #[error("{chain}: a signature of the certificate path does not verify")]
@@ -145,12 +149,14 @@ pub enum AttestError {
         crl: &'static str,
     },
     /// An issuer publishes a revocation list and the collateral has none. Ours to fix: refresh the collateral.
-    #[error("{chain}: no revocation list of {issuer}")]
+    #[error("{chain}: no revocation list of {issuer}{}", told(from))]
     CrlMissing {
         /// Which chain.
         chain: &'static str,
         /// The issuer's name.
         issuer: String,
+        /// Where the certificate in question says the list is.
+        from: Option<String>,
     },
     /// A certificate was revoked by its issuer.
     #[error("{chain}: certificate with serial {serial} is revoked")]
@@ -366,6 +372,39 @@ pub enum AttestError {
         /// Its words, for people.
         detail: String,
     },
+}
+
+fn told(from: &Option<String>) -> String {
+    from.as_ref().map(|url| format!(", published at {url}")).unwrap_or_default()
+}
+
+impl AttestError {
+    /// What fetching might give to make such evidence pass; nothing of it is proven.
+    #[must_use]
+    pub fn wants(&self) -> Option<Want> {
+        match self {
+            Self::CollateralMissing { fmspc } => Some(Want::Tdx(bytes_of(fmspc)?)),
+            Self::VekMissing { chip_id, reported_tcb } => Some(Want::Chip { id: bytes_of(chip_id)?, tcb: bytes_of(reported_tcb)? }),
+            Self::IssuerUnknown { from: Some(url), .. } | Self::CrlMissing { from: Some(url), .. } if !url.contains("kdsintf.amd.com") => {
+                Some(Want::Link(url.clone()))
+            }
+            Self::IssuerUnknown { issuer, .. } | Self::CrlMissing { issuer, .. } => {
+                let vlek = issuer.contains("SEV-VLEK-");
+                let product = Product::ALL.into_iter().find(|product| {
+                    [format!("ARK-{}", product.name()), format!("SEV-{}", product.name()), format!("SEV-VLEK-{}", product.name())]
+                        .iter()
+                        .any(|name| issuer.contains(name))
+                });
+                product.map(|product| Want::Product { name: product.name().to_owned(), vlek })
+            }
+            _ => None,
+        }
+    }
+}
+
+fn bytes_of<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut out = [0; N];
+    hex::decode_to_slice(text, &mut out).ok().map(|()| out)
 }
 
 impl AttestError {

@@ -257,7 +257,7 @@ fn another_key_under_the_same_name_signs_nothing() {
     assert_eq!(built(&[other_ca.der.clone(), ca.der.clone()], &roots), Ok(1));
     assert_eq!(built(std::slice::from_ref(&ca.der), &other.roots()).unwrap_err().class().as_str(), "chain.signature");
     assert_eq!(built(std::slice::from_ref(&ca.der), &TrustRoots::production()).unwrap_err().class().as_str(), "chain.untrusted_root");
-    let unknown = AttestError::IssuerUnknown { chain: "test chain", issuer: "CN=ca".to_owned() };
+    let unknown = AttestError::IssuerUnknown { chain: "test chain", issuer: "CN=ca".to_owned(), from: None };
     assert_eq!(built(&[], &roots), Err(unknown));
 }
 
@@ -304,7 +304,7 @@ fn revocation_lists_are_needed_where_named_and_obeyed_where_given() {
     let mut world = World::new();
     world.leaf.crl_distribution_points = vec![CrlDistributionPoint { uris: vec!["http://crl.test/ca".to_owned()] }];
     let (ca, leaf) = world.made();
-    let missing = AttestError::CrlMissing { chain: "test chain", issuer: "CN=ca".to_owned() };
+    let missing = AttestError::CrlMissing { chain: "test chain", issuer: "CN=ca".to_owned(), from: Some("http://crl.test/ca".to_owned()) };
     assert_eq!(world.with_lists(&ca, &leaf, &[]), Err(missing));
     let clean = ca.list(|_| {}, &[9]);
     assert_eq!(world.with_lists(&ca, &leaf, std::slice::from_ref(&clean)), Ok(UnixMillis(1_771_545_600_000)), "the list ends first");

@@ -47,6 +47,8 @@ pub const PATH_PEER_CERTIFICATE: &str = "/peer/certificate";
 pub const PATH_PEER_CLOCK: &str = "/peer/clock";
 /// Node: monotonic reading for an action. POST action id (16 bytes). Answer [`crate::governance::Mono`] as `i ‖ elapsed_ms ‖ sig`.
 pub const PATH_PEER_MONO: &str = "/peer/mono";
+/// What evidence needed at a node and the pinned collateral lacks, told to the leader.
+pub const PATH_PEER_WANTS: &str = "/peer/wants";
 
 /// Latest certified beacon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

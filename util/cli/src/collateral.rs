@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use dstack_attest::{CollateralBundle, TdxCollateral, X509Pool};
-use dstack_collateral::{Endpoint, FetchError, Http, Intel, Kds, follow, merge, read_folder, refresh};
+use dstack_collateral::{Endpoint, FetchError, Http, Intel, Kds, KeyOf, LinkHosts, follow, merge, read_folder, refresh};
 use dstack_protocol::collateral::Pin;
 use dstack_protocol::limits::COLLATERAL_BYTES_MAX;
 use dstack_protocol::{RefusalCode, UnixMillis, rpc::PATH_COLLATERAL};
@@ -111,16 +111,31 @@ fn read(dir: &Path) -> Result<(BTreeMap<[u8; 6], TdxCollateral>, X509Pool), Fail
 /// `base` with the folder's files, verified under the cluster's roots now.
 fn checked(folder: &ClusterFolder, base: &CollateralBundle, dir: &Path) -> Result<CollateralBundle, Failure> {
     let (tdx, pool) = read(dir)?;
-    let merged = merge(base, tdx, &pool).map_err(|error| Failure::wrong(error.to_string(), FETCH_AGAIN))?;
-    merged.check(now(), &folder.roots).map_err(|error| Failure::wrong(format!("{}: {error}", error.class().as_str()), FETCH_AGAIN))?;
+    let merged = merge(base, tdx, &pool, now()).map_err(|error| Failure::wrong(error.to_string(), FETCH_AGAIN))?;
+    whole(&merged, folder)?;
     Ok(merged)
+}
+
+/// Verifies a bundle and its pool under the cluster's roots now; all findings of the pool are told at once.
+fn whole(bundle: &CollateralBundle, folder: &ClusterFolder) -> Result<(), Failure> {
+    bundle.check(now(), &folder.roots).map_err(|error| Failure::wrong(format!("{}: {error}", error.class().as_str()), FETCH_AGAIN))?;
+    let findings = bundle.x509().check(now(), &folder.roots);
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let text = findings.iter().fold(String::new(), |mut text, finding| {
+        let _infallible = writeln!(text, "finding={finding}");
+        text
+    });
+    let what = format!("{} of the certificates and revocation lists may not be pinned", findings.len());
+    Err(Failure::wrong(what, "leave those out, or bring the issuers they lack").with_stdout(text))
 }
 
 fn check(dir: &Path, genesis: &Path) -> Done {
     let folder = ClusterFolder::load(genesis)?;
     let (tdx, pool) = read(dir)?;
     let own = CollateralBundle::compose(&tdx, &pool).map_err(|error| Failure::wrong(error.to_string(), FETCH_AGAIN))?;
-    own.check(now(), &folder.roots).map_err(|error| Failure::wrong(format!("{}: {error}", error.class().as_str()), FETCH_AGAIN))?;
+    whole(&own, &folder)?;
     Ok(described(&own))
 }
 
@@ -137,7 +152,7 @@ impl Others {
         let mut crls = Vec::new();
         let kds = Endpoint::parse(&self.amd).map_err(|error| Failure::usage(error.to_string(), "give https://host[:port]"))?;
         for product in &self.products {
-            match Kds::new(Http::default(), kds.clone()).product(product) {
+            match Kds::new(Http::default(), kds.clone()).product(product, KeyOf::Chip) {
                 Ok(pool) => {
                     certificates.extend(pool.certificates);
                     crls.extend(pool.crls);
@@ -147,7 +162,7 @@ impl Others {
         }
         if let Some(dir) = &self.follow {
             let (_, named) = read(dir)?;
-            let (pool, failed) = follow(&Http::default(), &named.certificates);
+            let (pool, failed) = follow(&Http::default(), &LinkHosts::any(), &named.certificates, &[]);
             failures.extend(failed);
             certificates.extend(named.certificates.into_iter().chain(pool.certificates));
             crls.extend(named.crls.into_iter().chain(pool.crls));
@@ -166,7 +181,7 @@ fn fetch(genesis: &Path, out: &Path, intel: &[String], others: &Others, more: BT
     let pool = others.pool(&mut refreshed.failures)?;
     if !pool.is_empty() {
         let base = refreshed.bundle.as_ref().unwrap_or(&folder.collateral);
-        let merged = merge(base, BTreeMap::new(), &pool).map_err(|error| Failure::wrong(error.to_string(), FETCH_AGAIN))?;
+        let merged = merge(base, BTreeMap::new(), &pool, now()).map_err(|error| Failure::wrong(error.to_string(), FETCH_AGAIN))?;
         refreshed.bundle = Some(merged);
     }
     let mut text = String::new();

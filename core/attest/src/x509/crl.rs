@@ -71,7 +71,8 @@ impl<'a> Lists<'a> {
                 window.collateral(ms_of(list.last_update())?, ms_of(next_update)?, rules.chain)
             }
             None if rules.revocation == Revocation::WhereNamed && names_a_list(subject) => {
-                Err(AttestError::CrlMissing { chain: rules.chain, issuer: super::name_of(issuer.subject()) })
+                let from = super::links::list(subject);
+                Err(AttestError::CrlMissing { chain: rules.chain, issuer: super::name_of(issuer.subject()), from })
             }
             None => Ok(()),
         }

@@ -8,6 +8,7 @@
 
 mod crl;
 mod key;
+mod links;
 mod names;
 mod path;
 mod pool;

@@ -171,7 +171,8 @@ impl<'a, 'r> Search<'_, 'a, 'r> {
         }
         if candidates == 0 {
             let issuer = upwards.last().map(|top| super::name_of(top.issuer())).unwrap_or_default();
-            self.refuse(AttestError::IssuerUnknown { chain: rules.chain, issuer });
+            let from = upwards.last().and_then(super::links::issuer);
+            self.refuse(AttestError::IssuerUnknown { chain: rules.chain, issuer, from });
         }
         None
     }

@@ -130,7 +130,7 @@ fn issued_by(certificate: &X509Certificate<'_>, vouched: &[Vouched<'_>]) -> Resu
         return Ok(root.vendor);
     }
     let wanted = authority_key(certificate);
-    let mut refusal = AttestError::IssuerUnknown { chain: CERTIFICATE, issuer: name_of(certificate.issuer()) };
+    let mut refusal = AttestError::IssuerUnknown { chain: CERTIFICATE, issuer: name_of(certificate.issuer()), from: super::links::issuer(certificate) };
     for issuer in vouched.iter().filter(|issuer| issuer.certificate.subject().as_raw() == certificate.issuer().as_raw()) {
         let has = subject_key(issuer.certificate);
         if wanted.is_some() && has.is_some() && wanted != has {
@@ -151,7 +151,7 @@ fn check_list(der: &[u8], vouched: &[Vouched<'_>], now: UnixMillis) -> Result<()
     let list = crl::parse(der, &rules(None, LIST)).map_err(unread)?;
     let name = name_of(list.issuer());
     let named = |error| (name.clone(), error);
-    let mut refusal = AttestError::IssuerUnknown { chain: LIST, issuer: name.clone() };
+    let mut refusal = AttestError::IssuerUnknown { chain: LIST, issuer: name.clone(), from: None };
     let mut is_signed = false;
     for issuer in vouched.iter().filter(|issuer| issuer.certificate.subject().as_raw() == list.issuer().as_raw()) {
         match crl::is_of(&list, issuer.certificate, &rules(issuer.vendor, LIST)) {

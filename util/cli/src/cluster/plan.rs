@@ -156,7 +156,9 @@ fn plan(text: &str, folder: &Path, random: [u8; 32], now: UnixMillis) -> Result<
     };
     let (trusted, roots) = software_roots(&raw.software_roots, folder)?;
     CollateralBundle::parse(&collateral)
-        .and_then(|bundle| bundle.check(now, &trusted).map(|_| ()))
+        .and_then(|bundle| bundle.check(now, &trusted).map(|_| bundle))
+        .map_err(|error| error.to_string())
+        .and_then(|bundle| bundle.x509().check(now, &trusted).first().map_or(Ok(()), |finding| Err(finding.to_string())))
         .map_err(|error| Failure::wrong(format!("collateral: {error}"), "fetch fresh collateral of these platforms"))?;
     let genesis = Genesis {
         random,

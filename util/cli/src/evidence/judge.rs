@@ -41,6 +41,12 @@ pub(crate) struct Judge {
     /// TCB statuses accepted; without it UpToDate only.
     #[arg(long, value_delimiter = ',', value_parser = args::tcb_status)]
     tcb: Vec<TcbStatus>,
+    /// Also take SEV-SNP reports that a cloud's key (VLEK) signed.
+    #[arg(long)]
+    accept_vlek: bool,
+    /// Also take chains of AMD and Google without the revocation lists that they name.
+    #[arg(long)]
+    accept_missing_crl: bool,
 }
 
 /// What verified evidence is, by its form.
@@ -65,6 +71,8 @@ impl Judge {
             roots = with_root(roots, path)?;
         }
         let tcb = if self.tcb.is_empty() { TcbPolicy::default() } else { TcbPolicy::allowing(&self.tcb) };
+        let tcb = if self.accept_vlek { tcb.accepting_vlek() } else { tcb };
+        let tcb = if self.accept_missing_crl { tcb.accepting_missing_crl() } else { tcb };
         let now = self.at.unwrap_or_else(|| SystemClock::new().now());
         let context = VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &tcb };
         let trace = Trace::new();

@@ -3,6 +3,10 @@
 //! Owns: their layouts. Never: judges a bundle (`apply` does, at log time), parses one.
 //! Source: threshold.md §2.6 "collateral: `collateral_id(32)`"; ADR 0010.
 
+mod wants;
+
+pub use wants::{WANT_URL_BYTES_MAX, WANTS_MAX, Want, Wants};
+
 use crate::codec::{DecodeError, Reader, Wire, Writer, ascending, sha256};
 use crate::genesis::collateral_id;
 use crate::ids::ClusterId;
