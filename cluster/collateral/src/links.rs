@@ -85,6 +85,12 @@ impl LinkHosts {
         Self(None)
     }
 
+    /// None.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(Some(Vec::new()))
+    }
+
     /// These and names below them. An address that is written out is reached although it is not public.
     /// # Errors
     /// [`FetchError::Endpoint`] for what is no host.

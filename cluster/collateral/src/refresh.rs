@@ -19,6 +19,8 @@ pub struct Refreshed {
     pub failures: Vec<FetchError>,
     /// Platforms that no endpoint answered for.
     pub unanswered: Vec<[u8; 6]>,
+    /// What of other platforms nobody answered for; [`crate::gather`] counts it.
+    pub unanswered_others: usize,
 }
 
 /// Asks the endpoints in order for every platform of `current` and for `more`. Blocking.
@@ -55,7 +57,7 @@ pub fn refresh(
     }
     let renewed: Vec<[u8; 6]> = parts.keys().copied().collect();
     let bundle = if parts.is_empty() { None } else { Some(merge(current, parts, &X509Pool::default(), now)?) };
-    Ok(Refreshed { bundle, renewed, failures, unanswered })
+    Ok(Refreshed { bundle, renewed, failures, unanswered, unanswered_others: 0 })
 }
 
 /// `one`, if it verifies and is newer than `known`; `None` if it is as new.

@@ -99,6 +99,8 @@ pub(crate) struct Services {
     pub(crate) seals: bool,
     /// How collateral is kept fresh.
     pub(crate) collateral: CollateralConfig,
+    /// What evidence lacked, here and at nodes that told.
+    pub(crate) noted: Arc<crate::collateral::service::Noted>,
 }
 
 impl Services {
@@ -310,9 +312,19 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         gate: services.collateral_gate(),
         config: config.collateral.clone(),
         missing: {
-            let clients = Arc::clone(&trust.clients);
-            Arc::new(move || clients.missing_platforms())
+            let (clients, nodes) = (Arc::clone(&trust.clients), Arc::clone(&trust.nodes));
+            Arc::new(move || {
+                let mut wants = clients.wants();
+                wants.add(nodes.wants().0);
+                wants
+            })
         },
+        noted: Arc::clone(&services.noted),
+        leader: {
+            let raft = raft.clone();
+            Arc::new(move || raft.status().leadership.leader)
+        },
+        peers: Arc::clone(&services.peers) as _,
     };
     let ahead = CERTIFICATE_AHEAD.min(lifetime / 2);
     let (joined_is, joined) = oneshot::channel();
@@ -495,6 +507,7 @@ fn assemble(
         now: Arc::clone(now),
         seals: identity.sealing.is_some(),
         collateral: config.collateral.clone(),
+        noted: Arc::default(),
     })
 }
 

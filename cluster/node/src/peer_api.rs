@@ -12,10 +12,11 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use dstack_actors::ports::read;
+use dstack_protocol::collateral::Wants;
 use dstack_protocol::limits::FRAME_BYTES_MAX;
 use dstack_protocol::log::SignedHead;
 use dstack_protocol::release::{Ask, Go};
-use dstack_protocol::rpc::{ClockAsk, PATH_PEER_ASK, PATH_PEER_CERTIFICATE, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD, PATH_PEER_MONO};
+use dstack_protocol::rpc::{ClockAsk, PATH_PEER_ASK, PATH_PEER_CERTIFICATE, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD, PATH_PEER_MONO, PATH_PEER_WANTS};
 use dstack_protocol::{Refusal, RefusalCode, Wire};
 use dstack_raft::peers;
 use dstack_ratls::NodePeer;
@@ -35,6 +36,7 @@ pub(crate) fn router(services: Arc<Services>) -> Router {
         .route(PATH_PEER_CERTIFICATE, post(certificate))
         .route(PATH_PEER_CLOCK, post(clock))
         .route(PATH_PEER_MONO, post(mono))
+        .route(PATH_PEER_WANTS, post(wants))
         .layer(DefaultBodyLimit::max(FRAME_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&services), admitted))
         .with_state(Arc::clone(&services))
@@ -109,4 +111,10 @@ async fn mono(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
     let id: [u8; 16] =
         body.as_ref().try_into().map_err(|_| Refusal::new(RefusalCode::Malformed, "16 bytes of action id", body.len().to_string()))?;
     Ok(Encoded(encode_mono(&services.timelocks.mono(&id)?)))
+}
+
+/// What evidence at another node lacked: asked for where this node leads.
+async fn wants(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
+    services.noted.add(Wants::decode(&body)?);
+    Ok(Encoded(Vec::new()))
 }

@@ -150,6 +150,7 @@ pub(crate) fn json(services: &Services) -> Value {
         "certified_size": services.heads.certified_size(),
         "fork": services.heads.watch_fork().borrow().clone(),
         "tcb": services.trust.standings.listed((services.now)()).into_iter().map(standing_json).collect::<Vec<_>>(),
+        "node_policy": hex::encode(services.trust.node_policy()),
         "collateral": collateral_json(services),
         "state": applied,
     })

@@ -32,6 +32,12 @@ const TCB_EXAMINED: [TcbStatus; 6] = [
     TcbStatus::OutOfDateConfigurationNeeded,
 ];
 
+/// What evidence may be at all: an app's policy and `node_tcb` choose among it, VLEKs included.
+fn examined(config: &Config) -> TcbPolicy {
+    let examined = TcbPolicy::allowing(&TCB_EXAMINED).accepting_vlek();
+    if config.collateral.accept_missing_crl { examined.accepting_missing_crl() } else { examined }
+}
+
 /// The applied state, once there is one; judges are made before Raft starts.
 #[derive(Default)]
 pub(crate) struct Applied(OnceLock<Arc<dyn Log>>);
@@ -94,9 +100,7 @@ impl Trust {
             );
         }
         let applied = Arc::new(Applied::default());
-        // What may be accepted at all is examined; an app's policy and `node_tcb` choose, VLEK among it.
-        let examined = TcbPolicy::allowing(&TCB_EXAMINED).accepting_vlek();
-        let examined = if config.collateral.accept_missing_crl { examined.accepting_missing_crl() } else { examined };
+        let examined = examined(config);
         let material = || -> anyhow::Result<TrustMaterial> {
             Ok(TrustMaterial {
                 roots: roots(&config.software_roots, &genesis.software_roots)?,
@@ -108,7 +112,7 @@ impl Trust {
         let mut trust = Self {
             birth: Arc::clone(birth),
             applied: Arc::clone(&applied),
-            node_tcb: config.node_tcb.clone(),
+            node_tcb: if config.collateral.accept_missing_crl { config.node_tcb.clone().accepting_missing_crl() } else { config.node_tcb.clone() },
             now,
             standings: Arc::default(),
             nodes: Arc::new(AttestJudge::new(material()?)),
@@ -127,6 +131,11 @@ impl Trust {
         let clients = AttestJudge::new(material()?).with_beacons(beacons).with_pinned(pinned);
         trust.clients = Arc::new(clients.with_collateral_age_max(config.collateral.age_ms_max));
         Ok(trust)
+    }
+
+    /// Names the rules by which this node takes another's TCB: nodes whose rules differ may disagree about a peer.
+    pub(crate) fn node_policy(&self) -> [u8; 32] {
+        self.node_tcb.digest()
     }
 
     /// Connects the applied state, once Raft runs.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use dstack_protocol::{TcbStatus, UnixMillis};
+use sha2::{Digest as _, Sha256};
 
 use crate::AttestError;
 
@@ -173,6 +174,29 @@ impl TcbPolicy {
         &self.google_firmware
     }
 
+    /// Names the rule: equal for policies that judge alike.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let mut allowed: Vec<&str> = self.allowed.iter().map(|status| status.name()).collect();
+        allowed.sort_unstable();
+        let mut refused: Vec<String> = self.refused_advisories.iter().map(|id| id.to_ascii_uppercase()).collect();
+        refused.sort_unstable();
+        let mut firmware = self.google_firmware.clone();
+        firmware.sort_unstable();
+        let mut hash = Sha256::new();
+        hash.update(b"DKMS-V1-TCBPOLICY");
+        hash.update(self.grace_ms.to_be_bytes());
+        hash.update(self.min_evaluation.to_be_bytes());
+        hash.update([u8::from(self.accept_vlek), u8::from(self.accept_missing_crl)]);
+        // Neither holds a line feed or a zero: names and ids are printable.
+        hash.update(allowed.join("\n"));
+        hash.update([0]);
+        hash.update(refused.join("\n"));
+        hash.update([0]);
+        firmware.iter().for_each(|value| hash.update(value));
+        hash.finalize().into()
+    }
+
     /// Whether VLEK-signed reports are accepted; not unless asked for.
     #[must_use]
     pub const fn accepts_vlek(&self) -> bool {
@@ -326,6 +350,23 @@ mod tests {
         assert_eq!(outdated.known_since(&BTreeMap::from([(SINCE, UnixMillis(0))])), outdated, "known at genesis: from its own day");
         assert_eq!(outdated.known_since(&BTreeMap::new()), outdated);
         assert_eq!(facts(TcbStatus::UpToDate).known_since(&BTreeMap::from([(SINCE, after(3))])).outdated_since, None);
+    }
+
+    #[test]
+    fn a_digest_names_what_a_policy_does() {
+        let one = || TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]).refusing_advisories(&["A".to_owned(), "b".to_owned()]);
+        let same = TcbPolicy::allowing(&[TcbStatus::OutOfDate, TcbStatus::UpToDate]).refusing_advisories(&["B".to_owned(), "a".to_owned()]);
+        assert_eq!(one().digest(), same.digest());
+        let others = [
+            TcbPolicy::default(),
+            one().with_grace_ms(1),
+            one().with_min_evaluation(1),
+            one().accepting_vlek(),
+            one().accepting_missing_crl(),
+            one().refusing_advisories(&[]),
+            one().with_google_firmware(&[]),
+        ];
+        assert!(others.iter().all(|other| other.digest() != one().digest()));
     }
 
     #[test]

@@ -426,3 +426,25 @@ fn dates_of_snp_evidence() {
         ],
     );
 }
+
+/// What a guest under a cloud's key sends, for tests of other crates.
+const VLEK_EVIDENCE: &[u8] = include_bytes!("snp/vlek-evidence.bin");
+
+#[test]
+fn the_evidence_kept_for_other_crates_is_of_a_vlek() {
+    let roots = TrustRoots::none().with_software_root(ARK).unwrap();
+    let pool = X509Pool::new(Vec::new(), vec![CRL.to_vec()]).unwrap();
+    let collateral = CollateralBundle::compose(&std::collections::BTreeMap::new(), &pool).unwrap();
+    let tcb = TcbPolicy::default().accepting_vlek();
+    let context = VerifyContext { now: NOW, roots: &roots, collateral: &collateral, tcb: &tcb };
+    let identity = dstack_attest::verify(VLEK_EVIDENCE, &context).unwrap();
+    assert!(identity.tcb().vlek);
+    assert_eq!(identity.app_id(), Some(AppId([0x11; 20])));
+}
+
+/// Run with `--ignored` to write it anew.
+#[test]
+#[ignore = "writes a file of the repository"]
+fn writes_the_evidence_kept_for_other_crates() {
+    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snp/vlek-evidence.bin"), Guest::vlek().evidence()).unwrap();
+}

@@ -5,6 +5,7 @@
 
 pub(crate) mod pinned;
 pub(crate) mod service;
+mod sources;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -216,3 +216,76 @@ fn software_roots_are_trusted_only_where_configuration_and_genesis_name_them() {
     missing.software_roots[0] = w.dir.path().join("absent.der");
     assert!(Trust::load(&missing, &w.cluster.birth, Arc::new(system_now)).is_err());
 }
+
+/// A self-made AMD hierarchy: `core/attest/tests/snp`.
+const ARK: &[u8] = include_bytes!("../../../../core/attest/tests/snp/ark.der");
+const AMD_LIST: &[u8] = include_bytes!("../../../../core/attest/tests/snp/crl-none.der");
+const VLEK_EVIDENCE: &[u8] = include_bytes!("../../../../core/attest/tests/snp/vlek-evidence.bin");
+/// 2026-06-01.
+const AMD_NOW: UnixMillis = UnixMillis(1_780_272_000_000);
+
+#[test]
+fn a_guest_under_a_clouds_key_passes_the_gate_and_its_policy_decides() {
+    use dstack_policy::{Rules, decide};
+    use dstack_protocol::policy::{AppPolicy, TcbRules};
+    use dstack_protocol::release::{KeyClass, Mode, RelReq, Wish};
+    use dstack_protocol::{AppId, Generation};
+
+    let w = World::new();
+    let pool = |lists: Vec<Vec<u8>>| {
+        let pool = dstack_attest::X509Pool::new(Vec::new(), lists).unwrap();
+        CollateralBundle::compose(&BTreeMap::new(), &pool).unwrap()
+    };
+    let material = |config: &Config, lists| TrustMaterial {
+        roots: TrustRoots::none().with_software_root(ARK).unwrap(),
+        collateral: pool(lists),
+        tcb: examined(config),
+    };
+    let strict = config(&w.dir, &[]);
+    let judged = || w.trust.client_evidence()(VLEK_EVIDENCE, &w.trust.clients.collateral_id(), AMD_NOW);
+    w.trust.clients.replace(material(&strict, vec![AMD_LIST.to_vec()]));
+    let identity = judged().expect("the first gate examines it");
+
+    let instance = vec![0x22; 20];
+    let request = RelReq {
+        cluster_id: *w.cluster.birth.cluster_id(),
+        generation: Generation(0),
+        beacon_pos: 0,
+        beacon: [0; 32],
+        mode: Mode::Client,
+        evidence_hash: [0; 32],
+        epk: [9; 32],
+        nonce: [0; 32],
+        app_id: AppId([0x11; 20]),
+        wishes: vec![Wish::new(KeyClass::Disk, instance).unwrap()],
+    };
+    let policy = |accept_vlek| AppPolicy {
+        tcb: TcbRules { accept_vlek, ..TcbRules::default() },
+        platforms: vec![Platform::SevSnp],
+        compose_hashes: vec![[0x44; 32]],
+        ..Cluster::policy()
+    };
+    let (revoked, known) = (std::collections::BTreeSet::new(), BTreeMap::new());
+    let decided = |accept_vlek| {
+        let policy = policy(accept_vlek);
+        let rules = Rules { policy: &policy, policy_hash: policy.hash(), revoked: &revoked, log_time: AMD_NOW, tcb_known: &known };
+        decide(&identity, &request, rules).map(|_| ()).map_err(|refusal| refusal.code)
+    };
+    assert_eq!(decided(true), Ok(()));
+    assert_eq!(decided(false), Err(RefusalCode::TcbNotAllowed));
+    // Nodes: their own configuration decides, and says no unless told.
+    let known = BTreeMap::new();
+    let as_node = |policy: &TcbPolicy| dstack_policy::check_tcb(policy, identity.tcb(), &known, AMD_NOW).map_err(|refusal| refusal.code);
+    assert_eq!(as_node(&strict.node_tcb), Err(RefusalCode::TcbNotAllowed));
+    assert!(as_node(&strict.node_tcb.clone().accepting_vlek()).is_ok());
+
+    // Without the list that its issuer names it is refused, unless the configuration says otherwise.
+    w.trust.clients.replace(material(&strict, Vec::new()));
+    assert_eq!(judged().unwrap_err().code, RefusalCode::EvidenceInvalid);
+    let wanted = w.trust.clients.wants();
+    assert!(!wanted.0.is_empty(), "and it is asked for");
+    let mut lax = strict;
+    lax.collateral.accept_missing_crl = true;
+    w.trust.clients.replace(material(&lax, Vec::new()));
+    assert!(judged().is_ok());
+}

@@ -1,6 +1,8 @@
 //! `dstack cluster status`: what each node says of itself, beside what its evidence proves. Owns: the table.
 //! Never: takes a node's word for more than its word.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use dstack_protocol::rpc::PATH_STATUS;
 use serde_json::{Map, Value};
@@ -34,7 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     let text = if arguments.json {
         format!("{}\n", Value::Array(rows.into_iter().map(Value::Object).collect()))
     } else {
-        format!("cluster {}\n{}", nodes.folder.cluster_id, rows.iter().map(lines).collect::<String>())
+        format!("cluster {}\n{}{}", nodes.folder.cluster_id, rows.iter().map(lines).collect::<String>(), differing(&rows))
     };
     let majority = usize::from(nodes.folder.genesis.n) / 2 + 1;
     if answered >= majority.min(nodes.addresses.len()) {
@@ -81,6 +83,22 @@ fn lines(row: &Map<String, Value>) -> String {
     out
 }
 
+/// A warning where the nodes' rules on each other's TCB differ: they are configuration of each node, and with different ones some
+/// take a node that others refuse.
+fn differing(rows: &[Map<String, Value>]) -> String {
+    let policies: BTreeMap<String, Vec<String>> = rows.iter().fold(BTreeMap::new(), |mut policies, row| {
+        if let Some(policy) = row.get("status").and_then(|status| status.get("node_policy")) {
+            policies.entry(plain(policy)).or_insert_with(Vec::new).push(row.get("address").map(plain).unwrap_or_default());
+        }
+        policies
+    });
+    if policies.len() < 2 {
+        return String::new();
+    }
+    let groups: String = policies.iter().map(|(policy, nodes)| format!("  {policy}: {}\n", nodes.join(" "))).collect();
+    format!("warning: nodes judge each other by different TCB rules; make `node_tcb_*` of their configurations equal\n{groups}")
+}
+
 /// Members of an object, a line each; those of objects inside it under `outer.inner`.
 fn members(prefix: &str, value: &Value, out: &mut String) {
     let Value::Object(object) = value else { return };
@@ -98,5 +116,27 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.escape_debug().to_string(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_with_different_rules_are_named() {
+        let row = |address: &str, policy: Option<&str>| {
+            let mut row = Map::new();
+            row.insert("address".to_owned(), address.into());
+            match policy {
+                Some(policy) => row.insert("status".to_owned(), serde_json::json!({ "node_policy": policy })),
+                None => row.insert("error".to_owned(), "unreachable".into()),
+            };
+            row
+        };
+        let same = [row("a:1", Some("aa")), row("b:1", Some("aa")), row("c:1", None)];
+        assert_eq!(differing(&same), "");
+        let told = differing(&[row("a:1", Some("aa")), row("b:1", Some("bb")), row("c:1", Some("aa"))]);
+        assert!(told.starts_with("warning: ") && told.contains("  aa: a:1 c:1\n") && told.contains("  bb: b:1\n"), "{told}");
     }
 }
