@@ -56,7 +56,8 @@ impl Kds {
             hex::encode(id)
         );
         let fetched = self.http.get(&self.endpoint, &path, DER)?;
-        X509Pool::new(vec![fetched.body.clone()], Vec::new()).map_err(|error| fetched.content(&error.to_string(), "one certificate, DER"))?;
+        X509Pool::new(vec![fetched.body.clone()], Vec::new())
+            .map_err(|error| fetched.content(&error.to_string(), "one certificate, DER"))?;
         Ok(fetched.body)
     }
 

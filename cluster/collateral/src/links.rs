@@ -96,7 +96,9 @@ impl LinkHosts {
     /// [`FetchError::Endpoint`] for what is no host.
     pub fn new(hosts: &[String]) -> Result<Self, FetchError> {
         let is_host = |host: &String| {
-            !host.is_empty() && host.len() <= 253 && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':'))
+            !host.is_empty()
+                && host.len() <= 253
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':'))
         };
         match hosts.iter().find(|host| !is_host(host)) {
             Some(host) => Err(FetchError::Endpoint { url: crate::error::shown(host), why: "not a host" }),

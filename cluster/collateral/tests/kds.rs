@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use dstack_attest::snp::{Product, Tcb};
 use dstack_attest::{TrustRoots, X509Pool};
-use dstack_collateral::{Endpoint, FetchError, Http, Kds, KeyOf, LinkHosts, Limits, PoolSources, follow, gather};
+use dstack_collateral::{Endpoint, FetchError, Http, Kds, KeyOf, Limits, LinkHosts, PoolSources, follow, gather};
 use dstack_protocol::UnixMillis;
 use dstack_protocol::collateral::{Want, Wants};
 use dstack_testkit::pccs::{Fault, Pccs};
@@ -58,7 +58,11 @@ fn kds(url: &str) -> Kds {
 }
 
 fn sources(servers: &[&str]) -> PoolSources {
-    PoolSources { kds: servers.iter().map(|url| kds(url)).collect(), http: http(), hosts: LinkHosts::new(&["127.0.0.1".to_owned()]).unwrap() }
+    PoolSources {
+        kds: servers.iter().map(|url| kds(url)).collect(),
+        http: http(),
+        hosts: LinkHosts::new(&["127.0.0.1".to_owned()]).unwrap(),
+    }
 }
 
 fn wants(wants: &[Want]) -> Wants {
@@ -135,7 +139,11 @@ fn what_evidence_lacked_is_gathered_whole() {
 
     // Another chip: nobody has it, and it counts as unanswered.
     let other = gather(&X509Pool::default(), &wants(&[Want::Chip { id: [8; 64], tcb: RAW_TCB }]), false, &sources(&[&url]), &roots(), NOW);
-    assert!(other.pool.is_empty() && other.unanswered == 1 && other.failures.iter().all(|e| matches!(e, FetchError::Status { status: 404, .. })));
+    assert!(
+        other.pool.is_empty()
+            && other.unanswered == 1
+            && other.failures.iter().all(|e| matches!(e, FetchError::Status { status: 404, .. }))
+    );
 
     // Renewal asks for the lists of what is there.
     let asked = server.requests();
@@ -202,7 +210,11 @@ fn links_of_certificates_are_followed_to_named_hosts_only() {
     assert!(refused.pool.is_empty() && matches!(refused.failures[..], [FetchError::Endpoint { .. }]), "{:?}", refused.failures);
     // A name that is public by its form and leads inside, where any host may be named.
     let inside = follow(&http(), &LinkHosts::any(), &[], &[format!("{}/middle.crt", server.url())]);
-    assert!(inside.0.is_empty() && matches!(inside.1[..], [FetchError::Forbidden { .. } | FetchError::Unreachable { .. }]), "{:?}", inside.1);
+    assert!(
+        inside.0.is_empty() && matches!(inside.1[..], [FetchError::Forbidden { .. } | FetchError::Unreachable { .. }]),
+        "{:?}",
+        inside.1
+    );
     assert_eq!(server.requests(), asked, "nobody was asked");
     for bad in ["", "a/b", "user@host"] {
         assert!(LinkHosts::new(&[bad.to_owned()]).is_err(), "{bad}");

@@ -16,7 +16,9 @@ use dstack_protocol::collateral::Wants;
 use dstack_protocol::limits::FRAME_BYTES_MAX;
 use dstack_protocol::log::SignedHead;
 use dstack_protocol::release::{Ask, Go};
-use dstack_protocol::rpc::{ClockAsk, PATH_PEER_ASK, PATH_PEER_CERTIFICATE, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD, PATH_PEER_MONO, PATH_PEER_WANTS};
+use dstack_protocol::rpc::{
+    ClockAsk, PATH_PEER_ASK, PATH_PEER_CERTIFICATE, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD, PATH_PEER_MONO, PATH_PEER_WANTS,
+};
 use dstack_protocol::{Refusal, RefusalCode, Wire};
 use dstack_raft::peers;
 use dstack_ratls::NodePeer;

@@ -112,7 +112,11 @@ impl Trust {
         let mut trust = Self {
             birth: Arc::clone(birth),
             applied: Arc::clone(&applied),
-            node_tcb: if config.collateral.accept_missing_crl { config.node_tcb.clone().accepting_missing_crl() } else { config.node_tcb.clone() },
+            node_tcb: if config.collateral.accept_missing_crl {
+                config.node_tcb.clone().accepting_missing_crl()
+            } else {
+                config.node_tcb.clone()
+            },
             now,
             standings: Arc::default(),
             nodes: Arc::new(AttestJudge::new(material()?)),

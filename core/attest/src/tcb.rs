@@ -354,7 +354,8 @@ mod tests {
 
     #[test]
     fn a_digest_names_what_a_policy_does() {
-        let one = || TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]).refusing_advisories(&["A".to_owned(), "b".to_owned()]);
+        let one =
+            || TcbPolicy::allowing(&[TcbStatus::UpToDate, TcbStatus::OutOfDate]).refusing_advisories(&["A".to_owned(), "b".to_owned()]);
         let same = TcbPolicy::allowing(&[TcbStatus::OutOfDate, TcbStatus::UpToDate]).refusing_advisories(&["B".to_owned(), "a".to_owned()]);
         assert_eq!(one().digest(), same.digest());
         let others = [
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vlek_is_taken_only_where_the_policy_says_so() {
+    fn a_policy_takes_a_vlek_only_by_name() {
         let vlek = TcbFacts { vlek: true, ..facts(TcbStatus::UpToDate) };
         assert!(matches!(TcbPolicy::default().judge(&vlek, SINCE), Err(AttestError::GuestPolicy { .. })));
         assert_eq!(TcbPolicy::default().accepting_vlek().judge(&vlek, SINCE), Ok(TcbStanding::Current));

@@ -69,7 +69,13 @@ impl X509Pool {
         let is_current = |one: &Option<ListKey>| !lists.iter().any(|other| ListKey::replaces(other.as_ref(), one.as_ref()));
         Self {
             certificates: self.certificates.iter().filter(|der| holds(certificate_end_ms(der))).cloned().collect(),
-            crls: self.crls.iter().zip(&lists).filter(|(der, key)| holds(list_end_ms(der)) && is_current(key)).map(|(der, _)| der.clone()).collect(),
+            crls: self
+                .crls
+                .iter()
+                .zip(&lists)
+                .filter(|(der, key)| holds(list_end_ms(der)) && is_current(key))
+                .map(|(der, _)| der.clone())
+                .collect(),
         }
     }
 

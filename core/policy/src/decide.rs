@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn mode_l_needs_the_apps_flag_unless_it_asks_for_the_app_ca_alone() {
         let legacy = |wishes, policy: &AppPolicy| {
-            let rules = Rules { policy, policy_hash: policy.hash(), revoked: &BTreeSet::new(), log_time: NOW };
+            let rules = Rules { policy, policy_hash: policy.hash(), revoked: &BTreeSet::new(), log_time: NOW, tcb_known: &BTreeMap::new() };
             check(&facts(), &RelReq { mode: Mode::Legacy, ..request(wishes) }, rules).err().map(|refusal| refusal.code)
         };
         let allowing = AppPolicy { allow_legacy: true, ..policy() };
@@ -423,7 +423,8 @@ mod tests {
         let judged = |mode, wishes, revoked: &[Object]| {
             let revoked = revoked.iter().cloned().collect();
             let policy = policy();
-            let rules = Rules { policy: &policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW };
+            let rules =
+                Rules { policy: &policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW, tcb_known: &BTreeMap::new() };
             decide_env(&RelReq { mode, ..request(wishes) }, rules).map(drop).map_err(|refusal| refusal.code)
         };
         assert_eq!(judged(Mode::Env, vec![env()], &[]), Ok(()));

@@ -103,7 +103,8 @@ pub fn precheck(
     if let (Mode::Legacy, Some(seen)) = (request.mode, first_sighting(state, request)) {
         check_sighting(seen, state.log_time)?;
     }
-    let rules = Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked, log_time: state.log_time, tcb_known: &state.tcb_known };
+    let rules =
+        Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked, log_time: state.log_time, tcb_known: &state.tcb_known };
     judge(&attributed, identity, rules, view)?;
     Ok(attributed)
 }
@@ -145,7 +146,13 @@ pub fn clear(attributed: &AttributedAsk, go: &Go, identity: Option<&VerifiedIden
         let unseen = || Refusal::new(RefusalCode::EvidenceSeen, "a first sighting, noted with the intent", "none");
         check_sighting(first_sighting(state, request).ok_or_else(unseen)?, row.log_time)?;
     }
-    let rules = Rules { policy: &policy, policy_hash: row.policy_hash, revoked: &state.governance.revoked, log_time: row.log_time, tcb_known: &state.tcb_known };
+    let rules = Rules {
+        policy: &policy,
+        policy_hash: row.policy_hash,
+        revoked: &state.governance.revoked,
+        log_time: row.log_time,
+        tcb_known: &state.tcb_known,
+    };
     let grant = judge(attributed, identity, rules, view)?;
     // And again at the latest applied position: a revocation that committed since stops the partial.
     match identity {

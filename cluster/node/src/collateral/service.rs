@@ -167,9 +167,8 @@ impl Service {
     /// Asks, and proposes or stages what is newer. `Err`: ask again sooner.
     async fn fetch(&self, sources: &Sources, current: Arc<CollateralBundle>, round: Round) -> Result<(), ()> {
         let (sources, birth, now, wants) = (sources.clone(), Arc::clone(&self.gate.birth), (self.gate.now)(), self.noted.take());
-        let asked = tokio::task::spawn_blocking(move || {
-            dstack_runtime::guard::run(|| sources.ask(&current, &wants, round, birth.roots(), now))
-        });
+        let asked =
+            tokio::task::spawn_blocking(move || dstack_runtime::guard::run(|| sources.ask(&current, &wants, round, birth.roots(), now)));
         let refreshed: Refreshed = match asked.await {
             Ok(Ok(Ok(refreshed))) => refreshed,
             Ok(Ok(Err(error))) => {

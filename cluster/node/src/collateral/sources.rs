@@ -45,15 +45,15 @@ impl Sources {
         roots: &TrustRoots,
         now: UnixMillis,
     ) -> Result<Refreshed, FetchError> {
-        let platforms: BTreeSet<[u8; 6]> = wants.0.iter().filter_map(|want| if let Want::Tdx(fmspc) = want { Some(*fmspc) } else { None }).collect();
+        let platforms: BTreeSet<[u8; 6]> =
+            wants.0.iter().filter_map(|want| if let Want::Tdx(fmspc) = want { Some(*fmspc) } else { None }).collect();
         let mut refreshed = match round {
             Round::All => refresh(current, &platforms, &self.intel, roots, now)?,
             Round::Missing => {
                 // Of the bundle in force nothing is asked for anew.
                 let asked = refresh(&CollateralBundle::empty(), &platforms, &self.intel, roots, now)?;
                 let parts = asked.bundle.map(|bundle| bundle.tdx_platforms().clone()).unwrap_or_default();
-                let parts: BTreeMap<_, _> =
-                    parts.into_iter().filter(|(fmspc, _)| !current.tdx_platforms().contains_key(fmspc)).collect();
+                let parts: BTreeMap<_, _> = parts.into_iter().filter(|(fmspc, _)| !current.tdx_platforms().contains_key(fmspc)).collect();
                 let bundle = if parts.is_empty() { None } else { Some(merge(current, parts, &X509Pool::default(), now)?) };
                 Refreshed { bundle, ..asked }
             }

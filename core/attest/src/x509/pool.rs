@@ -80,8 +80,7 @@ pub(crate) fn findings(certificates: &[Vec<u8>], crls: &[Vec<u8>], roots: &Trust
         .filter(|root| root.vendor() != Some(Vendor::Intel))
         .filter_map(|root| Some((parse(root.der(), CERTIFICATE).ok()?, root.vendor())))
         .collect();
-    let mut vouched: Vec<Vouched<'_>> =
-        anchors.iter().map(|(certificate, vendor)| Vouched { certificate, vendor: *vendor }).collect();
+    let mut vouched: Vec<Vouched<'_>> = anchors.iter().map(|(certificate, vendor)| Vouched { certificate, vendor: *vendor }).collect();
     let mut waiting: Vec<(&[u8], &X509Certificate<'_>, Option<AttestError>)> =
         parsed.iter().map(|(der, certificate)| (*der, certificate, None)).collect();
     for _ in 0..GENERATIONS_MAX {
@@ -130,7 +129,8 @@ fn issued_by(certificate: &X509Certificate<'_>, vouched: &[Vouched<'_>]) -> Resu
         return Ok(root.vendor);
     }
     let wanted = authority_key(certificate);
-    let mut refusal = AttestError::IssuerUnknown { chain: CERTIFICATE, issuer: name_of(certificate.issuer()), from: super::links::issuer(certificate) };
+    let mut refusal =
+        AttestError::IssuerUnknown { chain: CERTIFICATE, issuer: name_of(certificate.issuer()), from: super::links::issuer(certificate) };
     for issuer in vouched.iter().filter(|issuer| issuer.certificate.subject().as_raw() == certificate.issuer().as_raw()) {
         let has = subject_key(issuer.certificate);
         if wanted.is_some() && has.is_some() && wanted != has {
