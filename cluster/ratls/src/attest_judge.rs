@@ -2,6 +2,7 @@
 //! Owns: which trust material is in force. Never: fetches collateral, keeps a refusal.
 //! Source: threshold.md §2.2 (session rule; verdicts cached until earliest expiry or a change of collateral).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
