@@ -27,7 +27,7 @@ const SOFTWARE_ROOTS_MAX: usize = 16;
 pub struct Trust {
     /// DER files of software roots. Empty in production: then only hardware is trusted.
     pub software_roots: Vec<PathBuf>,
-    /// The collateral bundle (JSON) that TDX evidence of nodes is judged with. Without it only platforms that need none are.
+    /// The collateral bundle (JSON) that evidence of nodes is judged with. Without it only platforms that need none are.
     pub collateral: Option<PathBuf>,
     /// Measurements of nodes, hex; one of these must be proven. Empty: any measurement, and the pin alone decides.
     pub node_measurements: Vec<String>,
@@ -35,6 +35,10 @@ pub struct Trust {
     pub tcb_also: Vec<String>,
     /// How long a node may be out of date after a TCB recovery, seconds; 0 refuses it at once.
     pub tcb_grace_s: u32,
+    /// Whether SEV-SNP nodes are taken whose reports a cloud's key (VLEK) signed.
+    pub accept_vlek: bool,
+    /// Whether nodes' chains of AMD and Google are taken without the revocation lists that they name.
+    pub accept_missing_crl: bool,
 }
 
 impl Default for Trust {
@@ -46,6 +50,8 @@ impl Default for Trust {
             tcb_also: Vec::new(),
             // A TCB recovery must not cut all agents off at once.
             tcb_grace_s: 30 * 86_400,
+            accept_vlek: false,
+            accept_missing_crl: false,
         }
     }
 }
@@ -108,7 +114,10 @@ impl Trust {
                 _ => return Err(setting("tcb_also", "Intel's names of statuses, without Revoked".to_owned(), name.clone())),
             }
         }
-        Ok(TrustMaterial { roots, collateral, tcb: TcbPolicy::allowing(&allowed).with_grace_ms(u64::from(self.tcb_grace_s) * 1000) })
+        let tcb = TcbPolicy::allowing(&allowed).with_grace_ms(u64::from(self.tcb_grace_s) * 1000);
+        let tcb = if self.accept_vlek { tcb.accepting_vlek() } else { tcb };
+        let tcb = if self.accept_missing_crl { tcb.accepting_missing_crl() } else { tcb };
+        Ok(TrustMaterial { roots, collateral, tcb })
     }
 
     /// The judge of nodes' evidence.
@@ -158,4 +167,39 @@ fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, TrustError> {
     let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(&mut bytes).map_err(|error| unreadable(error.to_string()))?;
     if bytes.len() > bytes_max { Err(unreadable(format!("more than {bytes_max} bytes"))) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use dstack_attest::{AttestError, VerifiedIdentity, VerifyContext, X509Pool, verify};
+    use dstack_protocol::UnixMillis;
+
+    use super::*;
+
+    /// A self-made AMD hierarchy and a report that a VLEK signed: `core/attest/tests/snp`.
+    const ARK: &[u8] = include_bytes!("../../../core/attest/tests/snp/ark.der");
+    const AMD_LIST: &[u8] = include_bytes!("../../../core/attest/tests/snp/crl-none.der");
+    const VLEK_EVIDENCE: &[u8] = include_bytes!("../../../core/attest/tests/snp/vlek-evidence.bin");
+    /// 2026-06-01.
+    const NOW: UnixMillis = UnixMillis(1_780_272_000_000);
+
+    #[test]
+    fn nodes_under_a_clouds_key_and_chains_without_lists_only_where_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ark, file) = (dir.path().join("ark.der"), dir.path().join("collateral.json"));
+        std::fs::write(&ark, ARK).unwrap();
+        let pool = X509Pool::new(Vec::new(), vec![AMD_LIST.to_vec()]).unwrap();
+        std::fs::write(&file, CollateralBundle::compose(&std::collections::BTreeMap::new(), &pool).unwrap().bytes()).unwrap();
+        let judged = |with_list: bool, accept_vlek, accept_missing_crl| -> Result<VerifiedIdentity, AttestError> {
+            let collateral = with_list.then(|| file.clone());
+            let trust = Trust { software_roots: vec![ark.clone()], collateral, accept_vlek, accept_missing_crl, ..Trust::default() };
+            let TrustMaterial { roots, collateral, tcb } = trust.material().unwrap();
+            verify(VLEK_EVIDENCE, &VerifyContext { now: NOW, roots: &roots, collateral: &collateral, tcb: &tcb })
+        };
+        assert!(judged(true, true, false).unwrap().tcb().vlek);
+        assert!(judged(false, true, true).is_ok());
+        assert!(matches!(judged(true, false, false), Err(AttestError::GuestPolicy { .. })));
+        assert!(matches!(judged(false, false, true), Err(AttestError::GuestPolicy { .. })));
+        assert!(matches!(judged(false, true, false), Err(AttestError::CrlMissing { .. })));
+    }
 }

@@ -4,17 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dstack_attest::VerifiedIdentity;
+use dstack_attest::{TcbPolicy, VerifiedIdentity};
 use dstack_protocol::collateral::PinRequest;
 use dstack_protocol::command::CommandAnswer;
 use dstack_protocol::governance::Entry;
 use dstack_protocol::limits::FRAME_BYTES_MAX;
 use dstack_protocol::rpc::{MEDIA_TYPE, PATH_COLLATERAL, PATH_GOVERNANCE};
-use dstack_protocol::{Refusal, RefusalCode, Wire};
+use dstack_protocol::{Refusal, RefusalCode, TcbStatus, Wire};
 use dstack_ratls::client::{ClientDialer, ClientRequest};
 use dstack_ratls::{AttestJudge, PeerError};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 
+use crate::args;
 use crate::cluster::ClusterFolder;
 use crate::failure::Failure;
 
@@ -34,6 +35,35 @@ pub(crate) struct NodeArguments {
     /// Address of a node, host:port or https://host:port; repeat it. Without it: the addresses of the genesis document.
     #[arg(long = "node", value_parser = address)]
     pub(crate) nodes: Vec<String>,
+    #[command(flatten)]
+    tcb: NodeTcb,
+}
+
+/// Which TCB a node may have: the same rules as in the nodes' own configuration, whose keys have these names.
+#[derive(clap::Args, Debug, Clone, Default)]
+pub(crate) struct NodeTcb {
+    /// TCB statuses that nodes may have; without it UpToDate only.
+    #[arg(long = "node-tcb-allowed", value_delimiter = ',', value_parser = args::tcb_status)]
+    allowed: Vec<TcbStatus>,
+    /// How long a node may be out of date after a TCB recovery, as in 30d; without it not at all.
+    #[arg(long = "node-tcb-grace", value_parser = args::duration)]
+    grace: Option<Duration>,
+    /// Also take SEV-SNP nodes whose reports a cloud's key (VLEK) signed.
+    #[arg(long = "node-accept-vlek")]
+    node_accept_vlek: bool,
+    /// Also take nodes whose chains of AMD or Google lack the revocation lists that they name.
+    #[arg(long = "node-accept-missing-crl")]
+    node_accept_missing_crl: bool,
+}
+
+impl NodeTcb {
+    fn policy(&self) -> TcbPolicy {
+        let policy = if self.allowed.is_empty() { TcbPolicy::default() } else { TcbPolicy::allowing(&self.allowed) };
+        let grace_ms = self.grace.map_or(0, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+        let policy = policy.with_grace_ms(grace_ms);
+        let policy = if self.node_accept_vlek { policy.accepting_vlek() } else { policy };
+        if self.node_accept_missing_crl { policy.accepting_missing_crl() } else { policy }
+    }
 }
 
 fn address(text: &str) -> Result<String, String> {
@@ -115,7 +145,8 @@ impl Nodes {
     }
 
     /// As [`Self::new`], of a folder at hand.
-    pub(crate) fn of(folder: ClusterFolder, arguments: &NodeArguments) -> Result<Self, Failure> {
+    pub(crate) fn of(mut folder: ClusterFolder, arguments: &NodeArguments) -> Result<Self, Failure> {
+        folder.node_tcb = arguments.tcb.policy();
         let folder = Arc::new(folder);
         let judged_by = Arc::clone(&folder);
         let judge = AttestJudge::new(folder.trust()).with_acceptance(Box::new(move |_role, identity| judged_by.accepts(identity)));

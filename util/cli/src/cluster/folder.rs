@@ -31,6 +31,8 @@ pub(crate) struct ClusterFolder {
     pub(crate) cluster_id: ClusterId,
     pub(crate) collateral: CollateralBundle,
     pub(crate) roots: TrustRoots,
+    /// Which TCB a node may have. Not of the document: the nodes' configuration has it, arguments bring it here.
+    pub(crate) node_tcb: TcbPolicy,
 }
 
 /// The bundle that `dstack collateral import` keeps beside the document's own; nodes are judged with it.
@@ -67,12 +69,12 @@ impl ClusterFolder {
                 return Err(wrong(path, "not the root that the genesis document names".to_owned()));
             }
         }
-        Ok(Self { cluster_id: genesis.cluster_id(), genesis, collateral, roots })
+        Ok(Self { cluster_id: genesis.cluster_id(), genesis, collateral, roots, node_tcb: TcbPolicy::default() })
     }
 
     /// What nodes of this cluster are verified with.
     pub(crate) fn trust(&self) -> TrustMaterial {
-        TrustMaterial { roots: self.roots.clone(), collateral: self.collateral.clone(), tcb: TcbPolicy::default() }
+        TrustMaterial { roots: self.roots.clone(), collateral: self.collateral.clone(), tcb: self.node_tcb.clone() }
     }
 
     /// Whether a verified identity may be a node: its measurement is allowed, its machine has a seat.

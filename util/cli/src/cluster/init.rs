@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use dstack_attest::{TcbPolicy, VerifyContext, verify};
+use dstack_attest::{VerifyContext, verify};
 use dstack_protocol::genesis::GenesisCertificate;
 use dstack_protocol::rpc::PATH_GENESIS_CERTIFICATE;
 use dstack_protocol::{Generation, RootTag, Seat, UnixMillis, Wire, binding};
@@ -117,7 +117,7 @@ fn check(folder: &ClusterFolder, root: RootTag, certificate: &GenesisCertificate
     }
     let seat = folder.genesis.seats.iter().find(|seat| seat.seat == certificate.seat);
     let seat = seat.ok_or_else(|| format!("seat {} is not of this cluster", certificate.seat))?;
-    let context = VerifyContext { now, roots: &folder.roots, collateral: &folder.collateral, tcb: &TcbPolicy::default() };
+    let context = VerifyContext { now, roots: &folder.roots, collateral: &folder.collateral, tcb: &folder.node_tcb };
     let identity = verify(&certificate.evidence, &context).map_err(|error| format!("evidence: {}: {error}", error.class()))?;
     folder.accepts(&identity)?;
     // threshold.md §1.6: a seat belongs to one platform identity.
@@ -168,7 +168,7 @@ fn agreed<'c>(
 
 #[cfg(test)]
 mod tests {
-    use dstack_attest::{CollateralBundle, TrustRoots};
+    use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots};
     use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, SeatGrant, collateral_id};
     use dstack_tee::Device as _;
     use dstack_testkit::{Machine, Measured, SoftwareRoots};
@@ -238,6 +238,7 @@ mod tests {
                 genesis,
                 collateral: CollateralBundle::parse(roots.bundle()).unwrap(),
                 roots: trusted.with_software_root(roots.nitro_root_der()).unwrap(),
+                node_tcb: TcbPolicy::default(),
             };
             Self { folder, machines, roots, now }
         }
