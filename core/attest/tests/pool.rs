@@ -121,7 +121,8 @@ fn a_later_list_of_the_same_issuer_replaces_one_that_still_holds() {
 fn real_certificates_of_amd_end_at_its_roots() {
     let Some(vectors) = common::vectors() else { return };
     let mut seen = 0;
-    for vector in vectors.of("sev-snp").filter(|vector| vector["files"]["ca_chain"].is_string() && vector["files"]["vek"].is_string()) {
+    // Those with a slash are forged out of the others.
+    for vector in vectors.of("sev-snp").filter(|vector| !vector["id"].as_str().unwrap().contains('/')) {
         let text = String::from_utf8(vectors.file(vector, "ca_chain")).unwrap();
         let blocks = text.split("-----BEGIN CERTIFICATE-----").skip(1).map(|block| {
             let body = block.split("-----END").next().unwrap();
