@@ -11,6 +11,7 @@ mod collateral;
 mod config;
 mod dstack;
 mod ending;
+mod env_attempts;
 mod files;
 mod heads;
 mod identity;

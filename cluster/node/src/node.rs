@@ -52,7 +52,7 @@ use crate::ports::{PeerNodes, Raft, RaftLog};
 use crate::standing::Standing;
 use crate::timelocks::Timelocks;
 use crate::trust::Trust;
-use crate::{admin, checkpoints, dstack, joining, native_api, peer_api, receipts};
+use crate::{admin, checkpoints, dstack, env_attempts, joining, native_api, peer_api, receipts};
 
 /// Requests that may wait for the storage writer.
 const WRITER_QUEUE: usize = 1024;
@@ -346,6 +346,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         runtime.spawn(Arc::clone(&services.timelocks).run()),
         runtime.spawn(collateral.run()),
         runtime.spawn(checkpoints::run(raft.clone(), Arc::clone(&log), config.checkpoint_every_entries)),
+        runtime.spawn(env_attempts::run(Arc::clone(&log))),
         runtime.spawn(consume(Arc::clone(&services), noted)),
         runtime.spawn(fetch_certificates(Arc::clone(&services))),
         runtime.spawn(Arc::clone(&source).keep_fresh(issue, Arc::clone(&now), ahead, stop.clone())),
@@ -566,13 +567,18 @@ async fn consume(services: Arc<Services>, mut noted: mpsc::UnboundedReceiver<Not
                 tokio::spawn(async move { services.heads.due(head).await });
             }
             Effect::TimelockStarted(action_id) => services.timelocks.started(action_id),
+            Effect::AppKeyReplaced(replaced) if !replayed => crate::status::app_key_replaced(&replaced),
             Effect::Rejected { kind, code } if !replayed => {
                 tracing::debug!(kind = kind.name(), %code, "command rejected");
             }
             Effect::Changed(kind) if !replayed && kind != RecordKind::Beacon => {
                 tracing::debug!(kind = kind.name(), "applied");
             }
-            Effect::Changed(_) | Effect::Rejected { .. } | Effect::BeaconApplied { .. } | Effect::IntentsRecorded(_) => {}
+            Effect::Changed(_)
+            | Effect::Rejected { .. }
+            | Effect::BeaconApplied { .. }
+            | Effect::IntentsRecorded(_)
+            | Effect::AppKeyReplaced(_) => {}
         }
     }
 }

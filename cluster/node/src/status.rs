@@ -48,6 +48,12 @@ pub(crate) const METRICS: &[(&str, &str, &str, &str)] = &[
         "Heads that deviate from this node's log, or that one signer signed twice. Alarm on any.",
     ),
     (
+        "kms_node_app_keys_replaced_total",
+        "counter",
+        "",
+        "Pinned app keys that the app's own claim replaced: a node lied at the app's first legacy release. Alarm on any.",
+    ),
+    (
         "kms_node_tcb_apps",
         "gauge",
         "standing",
@@ -65,6 +71,14 @@ pub(crate) fn refused(code: RefusalCode) {
 /// Counts a deviating head.
 pub(crate) fn deviation() {
     metrics::counter!("kms_node_head_deviations_total").increment(1);
+}
+
+/// Counts an app's key that its own claim replaced, and says which node vouched for the old one.
+pub(crate) fn app_key_replaced(replaced: &dstack_raft::machine::sign::Replaced) {
+    metrics::counter!("kms_node_app_keys_replaced_total").increment(1);
+    let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (from, to) = (hex(&replaced.from), hex(&replaced.to));
+    tracing::error!(app_id = %replaced.app_id, peer_id = replaced.author.0, from, to, "an app's pinned key was replaced by its own claim");
 }
 
 fn voting_text(voting: Voting) -> String {

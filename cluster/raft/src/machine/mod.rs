@@ -8,7 +8,9 @@ mod admission;
 mod beacon;
 mod ceremony;
 pub mod collateral;
+pub mod env;
 mod intents;
+pub mod sign;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -52,6 +54,8 @@ pub enum Effect {
     Changed(RecordKind),
     /// A governance action began to wait for its timelock; the node counts from here with its monotonic clock.
     TimelockStarted([u8; 16]),
+    /// An app's key was replaced by the app's own claim. An alarm.
+    AppKeyReplaced(sign::Replaced),
     /// A command was rejected.
     Rejected {
         /// What it was.
@@ -237,22 +241,30 @@ impl KmsMachine {
             Command::Intents(batch) => self.record_intents(state, batch, &mut effects),
             other => {
                 let (kind, body) = named(&other);
+                // Leaf of the first ask, where a signature is asked for again.
+                let mut first = None;
                 let outcome = match &other {
                     Command::Genesis { .. } => Err(RefusalCode::GenesisRepeated),
                     Command::Beacon(readings) => beacon::apply(state, &cluster_id, readings),
                     Command::Ceremony(message) => match kind {
                         RecordKind::Admission => admission::apply(state, &cluster_id, message),
+                        RecordKind::Env => env::publish(state, &cluster_id, message),
                         _ => ceremony::message(state, &cluster_id, message),
                     },
                     Command::Open(open) => ceremony::open(state, open),
                     Command::Step(step) => ceremony::step(state, &cluster_id, step),
                     Command::Governance(entry) => govern(state, &cluster_id, entry, &mut effects),
                     Command::Collateral(pin) => collateral::apply(state, &self.birth.roots, pin),
-                    // No root `ca` or `id` is in force yet.
-                    Command::Sign(_) | Command::Signed(_) | Command::Env(_) => Err(RefusalCode::RootMissing),
+                    Command::Sign(ask) => sign::ask(state, &cluster_id, ask, size_before).map(|pos| first = Some(pos)),
+                    Command::Signed(signed) => sign::stored(state, &cluster_id, signed, size_before)
+                        .map(|replaced| effects.extend(replaced.map(Effect::AppKeyReplaced))),
+                    Command::Env(attempt) => env::attempt(state, &cluster_id, attempt, size_before),
                     Command::Checkpoint | Command::Intents(_) => Ok(()),
                 };
-                let (leaves, outcomes, _) = append(state, vec![Draft { kind, outcome, body }]);
+                let (leaves, mut outcomes, _) = append(state, vec![Draft { kind, outcome, body }]);
+                if let (Some(pos), [answered]) = (first, outcomes.as_mut_slice()) {
+                    answered.pos = pos;
+                }
                 match outcome {
                     Ok(()) => effects.push(Effect::Changed(kind)),
                     Err(code) => effects.push(Effect::Rejected { kind, code }),
@@ -338,6 +350,7 @@ fn named(command: &Command) -> (RecordKind, Vec<u8>) {
         Command::Ceremony(message) => {
             let kind = match message.kind {
                 MessageKind::Admit | MessageKind::Vouch => RecordKind::Admission,
+                MessageKind::EnvPub => RecordKind::Env,
                 _ => RecordKind::Ceremony,
             };
             (kind, message.encode())

@@ -15,7 +15,7 @@ use dstack_protocol::state::State;
 use dstack_protocol::{NodeIndex, RefusalCode, Wire};
 
 use super::view::verifies;
-use super::{Birth, ceremony};
+use super::{Birth, ceremony, env, sign};
 
 /// Decodes and checks the canonical state.
 pub(super) fn checked(birth: &Birth, bytes: &[u8]) -> Result<State, String> {
@@ -29,6 +29,8 @@ pub(super) fn checked(birth: &Birth, bytes: &[u8]) -> Result<State, String> {
     governance::check_signatures(&state.governance, birth.cluster_id(), &keys)
         .map_err(|code: RefusalCode| format!("snapshot: governance signatures: {code}"))?;
     ceremony::check_roots(&state, birth.cluster_id()).map_err(|code| format!("snapshot: roots: {code}"))?;
+    sign::check_snapshot(&state, birth.cluster_id())?;
+    env::check_snapshot(&state, birth.cluster_id(), &keys)?;
     Ok(state)
 }
 

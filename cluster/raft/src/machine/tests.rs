@@ -1,5 +1,8 @@
 //! The machine driven as three nodes would: genesis, admissions, beacons, key generation, policy, intents, snapshots.
 
+mod env;
+mod sign;
+
 use std::sync::Arc;
 
 use dstack_audit::{VouchedHead, verify_log, verify_receipt};
