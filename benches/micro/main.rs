@@ -48,6 +48,9 @@ fn measure<M: Measurement>(criterion: &mut Criterion<M>, name: &'static str, mut
         // A disk's time does not grow with the number of iterations in a sample.
         group.sampling_mode(SamplingMode::Flat);
     }
+    if estimate.expected > Duration::from_millis(200) {
+        group.sample_size(10);
+    }
     group.bench_function(BenchmarkId::new(operation, size), |bencher| routine(bencher));
     group.finish();
 }

@@ -81,6 +81,20 @@ pub const ESTIMATES: &[Estimate] = &[
     cpu("threshold/combine_1/2of3", 480, "1 key: a partial 200, then 2 sums of 2"),
     cpu("threshold/seal_partial/4", 110, "two X25519 multiplications of 45, HKDF, 380 bytes of ChaCha20-Poly1305"),
     cpu("threshold/open_partial/4", 60, "one X25519 multiplication, HKDF, ChaCha20-Poly1305"),
+    cpu("threshold/frost_sign/2of3", 700, "signers and coordinator: 4 base multiplications 50, decoding and checks 400, verifications 120"),
+    cpu(
+        "threshold/ecdsa_setup/secp256k1_pair",
+        533_000,
+        "both ends: 256 proofs made (10 multiplications of 45 µs) and checked (8), 3 more each",
+    ),
+    cpu("threshold/ecdsa_setup/p256_pair", 1_200_000, "the same with multiplications of 100 µs"),
+    cpu(
+        "threshold/ecdsa_sign/secp256k1_2",
+        14_000,
+        "two signers: 416 x 4 hashes of 200 bytes twice each way, PRG of 40 kB, binary field products",
+    ),
+    cpu("threshold/ecdsa_sign/p256_2", 16_000, "the same; few multiplications"),
+    cpu("threshold/ecdsa_sign/secp256k1_3", 42_000, "three signers with two peers each: three times as many pairs"),
     cpu(
         "ratls/handshake/mutual",
         1200,

@@ -14,5 +14,6 @@ pub mod estimates;
 pub mod holders;
 pub mod log_world;
 pub mod report;
+pub mod signers;
 pub mod tls_world;
 pub mod vectors;

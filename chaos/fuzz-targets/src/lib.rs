@@ -18,6 +18,7 @@ mod raft;
 mod ratls;
 mod segments;
 mod share_file;
+mod sign;
 mod store;
 
 /// A target: its name, as in `fuzz/fuzz_targets` and `fuzz/seeds`, and its function.
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "attest", run: attest::run },
     Target { name: "attest_raw", run: attest_raw::run },
     Target { name: "share_file", run: share_file::run },
+    Target { name: "sign", run: sign::run },
     Target { name: "segments", run: segments::run },
     Target { name: "store", run: store::run },
     Target { name: "raft", run: raft::run },

@@ -41,6 +41,10 @@ use dstack_runtime::telemetry::{Catalogue, Metrics, init_logging};
 
 use crate::config::Config;
 
+/// Overwrites what is freed: the engines behind threshold signatures free secrets as they are (ADR 0017).
+#[global_allocator]
+static ALLOCATOR: dstack_secret::Wiping = dstack_secret::Wiping::system();
+
 /// One node of a threshold KMS cluster.
 ///
 /// It holds a share of the root, never the root; it answers a key request only after the request is recorded by a majority, and only

@@ -35,7 +35,8 @@
 //! [`ecdsa::EcdsaError::Cheated`] the driver MUST call [`dkls::Pairwise::expel`] and drop every run with that peer: each further run
 //! leaks bits of the long-lived correlation.
 //!
-//! All calls compute (milliseconds to seconds, docs/performance.md): run them on a worker pool.
+//! All calls compute (milliseconds to seconds, docs/performance.md): run them on a worker pool whose threads may survive a panic
+//! (`runtime::guard`): a panic of the engine is caught and ends its run, but the hook of our binaries would end the process first.
 
 pub mod dkls;
 pub mod ecdsa;

@@ -1,5 +1,7 @@
 //! Whole runs, honest and faulty, in every group.
 
+mod groups;
+
 use dstack_protocol::ceremony::{ComplainBody, DealBody, InstHolder, MessageKind, Open, ReadyBody, What, key_hash};
 use dstack_protocol::release::{KeyClass, Wish};
 use dstack_protocol::{AppId, ClusterId, DecodeError, Epoch, Generation, NodeIndex, RootTag, UnixMillis, Wire as _};
@@ -68,8 +70,13 @@ fn committed<G: Group>(root: RootTag, t: u16, n: u16) -> (Run<G>, Vec<Vec<u8>>) 
 
 /// A prf run of 2 of 3 in which dealer 2 commits to and deals `change`d bytes.
 fn dealt_with(change: impl FnOnce(&mut DealBody)) -> (Run<Ristretto255>, Result<Progress, CeremonyError>) {
-    let (mut run, mut bodies) = committed::<Ristretto255>(RootTag::Prf, 2, 3);
-    let mut deal = DealBody::decode(&bodies[1], 32, true).unwrap();
+    dealt_in(RootTag::Prf, change)
+}
+
+/// The same for any root and group.
+fn dealt_in<G: Group>(root: RootTag, change: impl FnOnce(&mut DealBody)) -> (Run<G>, Result<Progress, CeremonyError>) {
+    let (mut run, mut bodies) = committed::<G>(root, 2, 3);
+    let mut deal = DealBody::decode(&bodies[1], G::ELEMENT_BYTES, true).unwrap();
     change(&mut deal);
     bodies[1] = deal.encode();
     let inst = run.ceremony.instance().inst();
@@ -211,9 +218,12 @@ fn a_bad_sub_share_convicts_its_dealer() {
 
 /// Replaces the sub-share of `recipient` by `scalar` bytes under a valid encryption.
 fn reseal(deal: &mut DealBody, dealer: NodeIndex, recipient: NodeIndex, scalar_bytes: [u8; 32]) {
+    reseal_in(&instance::<Ristretto255>(RootTag::Prf, 2, 3).inst(), deal, dealer, recipient, scalar_bytes);
+}
+
+fn reseal_in(inst: &[u8; 32], deal: &mut DealBody, dealer: NodeIndex, recipient: NodeIndex, scalar_bytes: [u8; 32]) {
     use chacha20poly1305::aead::AeadInOut as _;
     use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
-    let inst = instance::<Ristretto255>(RootTag::Prf, 2, 3).inst();
     let secret = scalar::<Ristretto255>(b"reseal", 1);
     let ephemeral = secret.public();
     let recipient_key = key(recipient);

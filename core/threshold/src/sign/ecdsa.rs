@@ -4,6 +4,8 @@
 //! Never: knows the engine ([`crate::sign::dkls`] does). Source: threshold.md §5.1.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use dkls23_core::curve::DklsCurve;
 use dstack_protocol::NodeIndex;
@@ -15,7 +17,6 @@ use serde::de::DeserializeOwned;
 
 use crate::group::{Group, NistP256, Secp256k1};
 use crate::sign::{HoldersError, RootShare, Run};
-use std::sync::Arc;
 
 /// A threshold ECDSA engine over one group.
 pub trait ThresholdEcdsa {
@@ -237,6 +238,9 @@ pub enum EcdsaError {
     /// What came out does not verify: some signer sent a wrong last message, nobody can tell who. The run has ended.
     #[error("the combined signature does not verify")]
     BadSignature,
+    /// The engine panicked on that node's bytes: a fault of the engine, found by them. The run has ended.
+    #[error("the engine failed on a message of node {0}")]
+    EngineFailed(NodeIndex),
     /// The machine ended before.
     #[error("the run has ended")]
     Ended,
@@ -267,6 +271,7 @@ impl EcdsaError {
             | Self::Cheated { .. }
             | Self::Aborted { .. }
             | Self::BadSignature
+            | Self::EngineFailed(_)
             | Self::Ended => true,
         }
     }
@@ -280,6 +285,7 @@ impl EcdsaError {
             | Self::SetupFault { peer, .. }
             | Self::Cheated { peer, .. }
             | Self::Stranger(peer)
+            | Self::EngineFailed(peer)
             | Self::Expelled(peer) => Some(*peer),
             Self::Aborted { peer, .. } => *peer,
             Self::Signers { .. }
@@ -304,6 +310,12 @@ impl EcdsaError {
     pub fn must_expel(&self) -> Option<NodeIndex> {
         if let Self::Cheated { peer, .. } = self { Some(*peer) } else { None }
     }
+}
+
+/// Runs a step of a machine on the bytes of `peer`; a panic of the engine becomes an error that ends the run. The caller destroys the
+/// state, so nothing half done is used again.
+pub(crate) fn guarded<T>(peer: NodeIndex, step: impl FnOnce() -> Result<T, EcdsaError>) -> Result<T, EcdsaError> {
+    catch_unwind(AssertUnwindSafe(step)).unwrap_or(Err(EcdsaError::EngineFailed(peer)))
 }
 
 /// A group whose curve the engine and an independent ECDSA implementation both know.
@@ -345,5 +357,27 @@ ecdsa_group!(NistP256, p256, NistP256);
 impl fmt::Display for EcdsaSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.to_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::panic, reason = "that is what is caught")]
+    fn a_panic_of_the_engine_ends_the_run_and_nothing_else() {
+        let failed = guarded(NodeIndex(2), || -> Result<(), EcdsaError> { panic!("a vector of a length that nobody checked") });
+        assert_eq!(failed, Err(EcdsaError::EngineFailed(NodeIndex(2))));
+        assert!(EcdsaError::EngineFailed(NodeIndex(2)).ends_run());
+        assert_eq!(guarded(NodeIndex(2), || Ok(5)), Ok(5));
+    }
+
+    #[test]
+    fn a_signature_has_one_form() {
+        let signature = EcdsaSignature { r: [1; 32], s: [2; 32], recid: 1 };
+        assert_eq!(signature.to_bytes()[..], [&[1; 32][..], &[2; 32], &[1]].concat());
+        assert_eq!(signature.to_rs()[..], signature.to_bytes()[..64]);
+        assert_eq!(signature.to_string(), format!("{}{}01", "01".repeat(32), "02".repeat(32)));
     }
 }

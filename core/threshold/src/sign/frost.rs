@@ -11,6 +11,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hint::black_box;
 
 use curve25519_dalek::scalar::Scalar;
 use dstack_protocol::NodeIndex;
@@ -24,7 +25,7 @@ use frost_ed25519::round1::{NonceCommitment, SigningCommitments, SigningNonces};
 use frost_ed25519::round2::SignatureShare;
 use frost_ed25519::{Identifier, SigningPackage, VerifyingKey};
 use sha2::{Digest as _, Sha512};
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, ZeroizeOnDrop};
 
 use crate::group::{Edwards25519, Group as _};
 use crate::message;
@@ -123,6 +124,16 @@ pub struct Nonces {
     index: NodeIndex,
     nonces: Box<SigningNonces>,
 }
+
+impl Drop for Nonces {
+    fn drop(&mut self) {
+        // The engine wipes by plain assignments, which the compiler leaves out before a block is freed: it must believe in a reader.
+        self.nonces.zeroize();
+        black_box(&*self.nonces);
+    }
+}
+
+impl ZeroizeOnDrop for Nonces {}
 
 impl fmt::Debug for Nonces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,7 +22,7 @@ use dstack_secret::SecretBytes;
 use crate::sign::dkls::{check_members, party};
 use crate::sign::ecdsa::{EcdsaError, EcdsaGroup};
 
-/// Engine state of one pair at rest, bytes; about 51 kB today.
+/// Engine state of one pair at rest, bytes; about 52 kB today.
 const PAIR_BYTES_MAX: usize = 64 * 1024;
 
 type Curve<G> = <G as EcdsaGroup>::Curve;
@@ -80,7 +80,7 @@ impl<G: EcdsaGroup> Pairwise<G> {
     }
 
     /// Destroys the secrets with a peer that cheated: no run with it any more (threshold.md §5.1). Runs in progress with it are the
-    /// caller's to drop. True if there was something to destroy.
+    /// caller's to drop, and a sealed copy to be written again. True if there was something to destroy.
     pub fn expel(&mut self, peer: NodeIndex) -> bool {
         self.pairs.remove(&peer).is_some()
     }

@@ -24,7 +24,7 @@ use crate::group::SecretScalar;
 use crate::shamir::lagrange_at_zero;
 use crate::sign::dkls::pairwise::Pairwise;
 use crate::sign::dkls::{member, party};
-use crate::sign::ecdsa::{EcdsaError, EcdsaGroup, EcdsaSignature, Outgoing, Progress, Rounds};
+use crate::sign::ecdsa::{EcdsaError, EcdsaGroup, EcdsaSignature, Outgoing, Progress, Rounds, guarded};
 use crate::sign::envelope::{Desk, Kind, decode_body, encode_body};
 use crate::sign::{RootShare, Run};
 
@@ -122,7 +122,10 @@ impl<G: EcdsaGroup> Rounds for Signing<G> {
         let State::Live(live) = &mut self.state else { return Err(EcdsaError::Ended) };
         let id = self.run.id();
         let desk = Desk { kind: Kind::Signing, id: &id, me: self.me, participants: self.run.signers() };
-        let outcome = desk.unwrap(from, message).and_then(|(round, body)| live.step(&desk, from, round, body));
+        let outcome = guarded(from, || {
+            let (round, body) = desk.unwrap(from, message)?;
+            live.step(&desk, from, round, body)
+        });
         // One-shot: the state is destroyed on success and abort.
         let ended = match &outcome {
             Ok(progress) => progress.done.is_some(),
