@@ -10,6 +10,7 @@
 //! | [`pin`] | `{cluster_id, PK_prf}` out of the measured app-compose.json |
 //! | [`nodes`] | addresses, health, order |
 //! | [`client`] | [`KmsClient`]: sessions, requests, failover |
+//! | [`dstack`] | one question to dstack's listener of a node |
 //! | [`release`] | what a release answers |
 //! | [`route`] | direct, or through a proxy, out of an enclave over vsock |
 //! | [`kcv`] | check values kept beside what the keys protect |
@@ -19,6 +20,7 @@
 
 mod channel;
 pub mod client;
+pub mod dstack;
 pub mod error;
 mod gather;
 pub mod kcv;

@@ -131,7 +131,7 @@ impl Route {
 }
 
 /// Asks the proxy at the other end for a tunnel to `authority`. The text says why there is none.
-async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, authority: &str) -> Result<(), String> {
+pub(crate) async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, authority: &str) -> Result<(), String> {
     let broke = |error: std::io::Error| format!("the connection broke: {error}");
     let ask = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
     stream.write_all(ask.as_bytes()).await.map_err(broke)?;

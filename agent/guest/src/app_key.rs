@@ -60,6 +60,8 @@ impl Algorithm {
 pub struct DerivedKey {
     /// The 32 bytes.
     pub key: Secret<32>,
+    /// 33 bytes (SEC1 compressed) or 32.
+    pub public_key: Vec<u8>,
     /// `r ‖ s ‖ v` by the app key over `Keccak-256(purpose ‖ ":" ‖ hex(public key))`.
     pub signature: [u8; 65],
 }
@@ -74,23 +76,33 @@ pub fn derive(app_key: &Locked<32>, path: &str, purpose: &str, algorithm: Algori
             return Err(AppKeyError::TooLong { field, have_bytes: text.len() });
         }
     }
-    let hkdf = app_key.expose(|ikm| Hkdf::<Sha256>::new(Some(b"RATLS"), ikm));
-    let key = Secret::from_fn(|key: &mut [u8; 32]| {
-        hkdf.expand(path.as_bytes(), key).expect("32 bytes, far below 255 hash outputs");
-    });
+    let key = app_key.expose(|ikm| kdf(ikm, path.as_bytes()));
     let public = public_key(&key, algorithm)?;
-    let digest = Keccak256::new().chain_update(purpose).chain_update(b":").chain_update(hex::encode(public)).finalize();
+    let digest = Keccak256::new().chain_update(purpose).chain_update(b":").chain_update(hex::encode(&public)).finalize();
+    let signature = sign_by_app_key(app_key, &digest.into())?;
+    Ok(DerivedKey { key, public_key: public, signature })
+}
+
+/// `r ‖ s ‖ v`, low-s, RFC 6979, over a digest.
+pub(crate) fn sign_by_app_key(app_key: &Locked<32>, digest: &[u8; 32]) -> Result<[u8; 65], AppKeyError> {
     let signer = app_key.expose(|bytes| SigningKey::from_slice(bytes)).map_err(|_| AppKeyError::NotAScalar)?;
-    let (rs, v) = signer.sign_prehash_recoverable(&digest);
+    let (rs, v) = signer.sign_prehash_recoverable(digest);
     let mut signature = [0; 65];
     let (head, tail) = signature.split_at_mut(64);
     head.copy_from_slice(&rs.to_bytes());
     tail.fill(v.to_byte());
-    Ok(DerivedKey { key, signature })
+    Ok(signature)
+}
+
+/// dstack's derivation: `HKDF-SHA256(salt "RATLS", IKM, info = path, 32)`.
+#[must_use]
+pub fn kdf(ikm: &[u8; 32], path: &[u8]) -> Secret<32> {
+    let hkdf = Hkdf::<Sha256>::new(Some(b"RATLS"), ikm);
+    Secret::from_fn(|key: &mut [u8; 32]| hkdf.expand(path, key).expect("32 bytes, far below 255 hash outputs"))
 }
 
 /// 33 bytes (SEC1 compressed) or 32.
-fn public_key(key: &Secret<32>, algorithm: Algorithm) -> Result<Vec<u8>, AppKeyError> {
+pub(crate) fn public_key(key: &Secret<32>, algorithm: Algorithm) -> Result<Vec<u8>, AppKeyError> {
     match algorithm {
         Algorithm::Secp256k1 => {
             let key = key.expose(|bytes| SigningKey::from_slice(bytes)).map_err(|_| AppKeyError::NotAScalar)?;

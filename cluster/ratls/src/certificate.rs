@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dstack_protocol::{ClusterId, UnixMillis, binding};
-use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue};
+use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue, Issuer, KeyPair};
 use rustls::sign::CertifiedKey;
 
 use crate::error::RatlsError;
@@ -15,6 +15,9 @@ use crate::{CERTIFICATE_BYTES_MAX, EVIDENCE_OID, SESSION_COMMON_NAME};
 
 /// Common name of certificates in dstack's own binding. Carries no meaning.
 pub const NODE_COMMON_NAME: &str = "dstack-kms node";
+
+/// Common name of a guest's certificate on dstack's listener.
+pub const DSTACK_CLIENT_COMMON_NAME: &str = "RA-TLS TEMP Cert";
 
 /// Certificates begin this long before they are made, so that a peer whose clock lags does not refuse them.
 const BACKDATED: Duration = Duration::from_secs(600);
@@ -79,6 +82,25 @@ impl CertifiedIdentity {
         Self::assemble(key, spki, evidence, subject, now, lifetime)
     }
 
+    /// A guest's certificate for dstack's listener, in dstack's own binding. `temp_ca`: certificate and key, PEM, of the CA that a KMS
+    /// hands to anybody; without it the certificate is self-signed. Neither proves anything, the evidence does.
+    ///
+    /// # Errors
+    /// As [`CertifiedIdentity::for_node`].
+    pub fn for_dstack_client(
+        now: UnixMillis,
+        lifetime: Duration,
+        temp_ca: Option<(&str, &str)>,
+        evidence_of: impl FnOnce([u8; 64]) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, RatlsError> {
+        let issuer = temp_ca.map(|(certificate, key)| temp_issuer(certificate, key)).transpose()?;
+        let key = CertificateKey::generate()?;
+        let spki = key.spki();
+        let evidence = evidence_of(binding::ratls_certificate(&spki)).map_err(|reason| RatlsError::Evidence { reason })?;
+        let subject = Subject { common_name: DSTACK_CLIENT_COMMON_NAME, serial_number: None };
+        Self::signed(key, spki, evidence, subject, now, lifetime, issuer.as_ref())
+    }
+
     fn assemble(
         key: CertificateKey,
         spki: Vec<u8>,
@@ -87,6 +109,18 @@ impl CertifiedIdentity {
         now: UnixMillis,
         lifetime: Duration,
     ) -> Result<Self, RatlsError> {
+        Self::signed(key, spki, evidence, subject, now, lifetime, None)
+    }
+
+    fn signed(
+        key: CertificateKey,
+        spki: Vec<u8>,
+        evidence: Vec<u8>,
+        subject: Subject,
+        now: UnixMillis,
+        lifetime: Duration,
+        issuer: Option<&Issuer<'static, KeyPair>>,
+    ) -> Result<Self, RatlsError> {
         let not_after = now.plus_ms(millis(lifetime));
         let mut params = CertificateParams::default();
         params.distinguished_name = subject.distinguished_name()?;
@@ -94,7 +128,11 @@ impl CertifiedIdentity {
         params.not_after = rcgen::date_time_ymd(1970, 1, 1) + calendar(not_after);
         // The content is complete DER of its own: an OCTET STRING inside the extension's OCTET STRING.
         params.custom_extensions = vec![CustomExtension::from_oid_content(EVIDENCE_OID, octet_string(&evidence))];
-        let certificate = params.self_signed(&key).map_err(|error| RatlsError::Certificate { reason: error.to_string() })?;
+        let certificate = match issuer {
+            Some(issuer) => params.signed_by(&key, issuer),
+            None => params.self_signed(&key),
+        };
+        let certificate = certificate.map_err(|error| RatlsError::Certificate { reason: error.to_string() })?;
         let der = certificate.der().clone();
         if der.len() > CERTIFICATE_BYTES_MAX {
             return Err(RatlsError::CertificateTooLarge { size_bytes: der.len(), limit_bytes: CERTIFICATE_BYTES_MAX });
@@ -131,6 +169,22 @@ impl CertifiedIdentity {
     pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified)
     }
+}
+
+/// The temp CA as an issuer. Its name is taken over attribute by attribute, in UTF-8 as dstack writes it.
+fn temp_issuer(certificate: &str, key: &str) -> Result<Issuer<'static, KeyPair>, RatlsError> {
+    let refused = |reason: String| RatlsError::Certificate { reason: format!("temp CA: {reason}") };
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).map_err(|error| refused(error.to_string()))?;
+    let parsed = pem.parse_x509().map_err(|error| refused(error.to_string()))?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    for attribute in parsed.subject().iter_attributes() {
+        let kind: Vec<u64> = attribute.attr_type().iter().map(Iterator::collect).ok_or_else(|| refused("a name of unknown type".to_owned()))?;
+        let text = attribute.as_str().map_err(|error| refused(error.to_string()))?;
+        params.distinguished_name.push(DnType::from_oid(&kind), text);
+    }
+    let key = KeyPair::from_pem(key).map_err(|error| refused(error.to_string()))?;
+    Ok(Issuer::new(params, key))
 }
 
 struct Subject {

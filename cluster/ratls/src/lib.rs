@@ -9,7 +9,7 @@
 //! - [`hello`]: which seat and node key a node connection speaks for.
 //! - [`server`], [`plain`], [`limits`]: listeners; [`dstack_server`]: that of dstack's KMS protocol.
 //! - [`peer_client`], [`client`]: connections to nodes, as a node and as a client; [`probe`]: a look at a server's certificate.
-//! - [`prpc`]: dstack's RPC over HTTP: forms, limits, statuses.
+//! - [`prpc`], [`prpc_client`]: dstack's RPC over HTTP: forms, limits, statuses; a guest's side of it over TLS.
 
 #![forbid(unsafe_code)]
 
@@ -35,6 +35,7 @@ pub mod plain;
 mod pool;
 pub mod probe;
 pub mod prpc;
+pub mod prpc_client;
 pub mod server;
 pub mod source;
 mod tls;

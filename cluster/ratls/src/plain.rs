@@ -103,7 +103,8 @@ impl PlainServer {
 #[derive(Debug)]
 pub struct UnixServer {
     listener: UnixListener,
-    path: PathBuf,
+    /// Where this is its own socket.
+    path: Option<PathBuf>,
     limits: PlainLimits,
 }
 
@@ -117,7 +118,17 @@ impl UnixServer {
         remove_stale(path).map_err(refused)?;
         let listener = UnixListener::bind(path).map_err(|error| refused(error.to_string()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|error| refused(error.to_string()))?;
-        Ok(Self { listener, path: path.to_owned(), limits })
+        Ok(Self { listener, path: Some(path.to_owned()), limits })
+    }
+
+    /// A socket that somebody else opened: systemd. Its file stays.
+    ///
+    /// # Errors
+    /// [`RatlsError::Bind`].
+    pub fn from_listener(listener: std::os::unix::net::UnixListener, limits: PlainLimits) -> Result<Self, RatlsError> {
+        let refused = |error: std::io::Error| RatlsError::Bind { address: "a socket handed over".to_owned(), reason: error.to_string() };
+        listener.set_nonblocking(true).map_err(refused)?;
+        Ok(Self { listener: UnixListener::from_std(listener).map_err(refused)?, path: None, limits })
     }
 
     /// Serves until `shutdown`, then removes the socket file.
@@ -137,12 +148,22 @@ impl UnixServer {
             });
         }
         drop(listener);
-        if let Err(error) = std::fs::remove_file(&path) {
+        if let Some(path) = path
+            && let Err(error) = std::fs::remove_file(&path)
+        {
             tracing::debug!(path = %path.display(), reason = %error, "socket file not removed");
         }
         tasks.close();
         let _ = tokio::time::timeout(limits.drain_timeout.saturating_add(Duration::from_secs(1)), tasks.wait()).await;
     }
+}
+
+/// HTTP/1.1 on a connection that the caller accepted (vsock). Returns when it ends.
+pub async fn serve_connection<IO>(io: IO, router: Router, limits: &PlainLimits, shutdown: &CancellationToken)
+where
+    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    http::serve(io, Version::One, router, Arc::new(|_| {}), limits.http.clone(), end(limits, shutdown)).await;
 }
 
 fn end(limits: &PlainLimits, shutdown: &CancellationToken) -> End {

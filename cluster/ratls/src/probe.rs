@@ -24,7 +24,7 @@ use crate::{dial, tls};
 /// [`PeerError`] where no certificate was seen.
 pub async fn server_certificates(address: SocketAddr, timeout: Duration) -> Result<Vec<Vec<u8>>, PeerError> {
     let provider = tls::provider();
-    let seen = Arc::new(Seen { algorithms: provider.signature_verification_algorithms, shown: Mutex::default() });
+    let seen = Seen::new(provider.signature_verification_algorithms);
     let protocol = |error: Error| PeerError::Protocol { address, reason: error.to_string() };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -60,7 +60,7 @@ struct Shown {
 
 /// A verifier that takes every certificate and notes it.
 #[derive(Debug)]
-struct Seen {
+pub(crate) struct Seen {
     algorithms: WebPkiSupportedAlgorithms,
     shown: Mutex<Shown>,
 }
@@ -103,6 +103,11 @@ impl ServerCertVerifier for Seen {
 }
 
 impl Seen {
+    /// Takes any server, of which only possession of the key is proven.
+    pub(crate) fn new(algorithms: WebPkiSupportedAlgorithms) -> Arc<Self> {
+        Arc::new(Self { algorithms, shown: Mutex::default() })
+    }
+
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }

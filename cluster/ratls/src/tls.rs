@@ -93,7 +93,7 @@ fn refused(error: rustls::Error) -> RatlsError {
     RatlsError::Tls { reason: error.to_string() }
 }
 
-struct GivenTime(Now);
+pub(crate) struct GivenTime(pub(crate) Now);
 
 impl TimeProvider for GivenTime {
     fn current_time(&self) -> Option<UnixTime> {

@@ -120,6 +120,8 @@ messages! {
         report_data: bytes = 3,
         /// JSON text.
         vm_config: text = 4,
+        /// Versioned attestation, on platforms without a TD quote; else not there.
+        attestation: rare_bytes = 5,
     }
 
     /// Of `Attest`.

@@ -25,7 +25,7 @@ impl<'de> Deserialize<'de> for Empty {
     }
 }
 
-/// Declares messages: `name: kind = tag`, where a kind is `text`, `bytes`, `bool`, `u32`, `u64`, `i64`, `opt_text`, `opt_bool`, `opt_u32`,
+/// Declares messages: `name: kind = tag`, where a kind is `text`, `bytes`, `rare_bytes` (left out of JSON when empty), `bool`, `u32`, `u64`, `i64`, `opt_text`, `opt_bool`, `opt_u32`,
 /// `opt_u64`, `texts`, `many_bytes`, `one(Type)` (optional message) or `many(Type)`. `secret(field, …) Name {…}` wipes these fields at drop.
 macro_rules! messages {
     () => {};
@@ -62,6 +62,9 @@ macro_rules! message_fields {
     };
     ($h:tt $n:ident {$($done:tt)*} $(#[$($doc:tt)*])* $field:ident: bytes = $tag:tt, $($rest:tt)*) => {
         message_fields!($h $n {$($done)* $(#[$($doc)*])* #[prost(bytes = "vec", tag = $tag)] #[serde(default, with = "crate::json::bytes")] pub $field: Vec<u8>,} $($rest)*);
+    };
+    ($h:tt $n:ident {$($done:tt)*} $(#[$($doc:tt)*])* $field:ident: rare_bytes = $tag:tt, $($rest:tt)*) => {
+        message_fields!($h $n {$($done)* $(#[$($doc)*])* #[prost(bytes = "vec", tag = $tag)] #[serde(default, with = "crate::json::bytes", skip_serializing_if = "Vec::is_empty")] pub $field: Vec<u8>,} $($rest)*);
     };
     ($h:tt $n:ident {$($done:tt)*} $(#[$($doc:tt)*])* $field:ident: bool = $tag:tt, $($rest:tt)*) => {
         message_fields!($h $n {$($done)* $(#[$($doc)*])* #[prost(bool, tag = $tag)] #[serde(default)] pub $field: bool,} $($rest)*);

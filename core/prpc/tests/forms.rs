@@ -31,10 +31,10 @@ proptest! {
     fn answers(a in bytes(), b in bytes(), text in ".*", number in any::<u64>(), signed in any::<i64>(), small in any::<u32>()) {
         round_trips(&GetKeyResponse { key: a.clone(), signature_chain: vec![b.clone(), Vec::new()] });
         round_trips(&SignResponse { signature: a.clone(), signature_chain: vec![a.clone(), b.clone(), b.clone()], public_key: b.clone() });
-        round_trips(&GetQuoteResponse { quote: a.clone(), event_log: text.clone(), report_data: b.clone(), vm_config: text.clone() });
+        round_trips(&GetQuoteResponse { quote: a.clone(), event_log: text.clone(), report_data: b.clone(), vm_config: text.clone(), attestation: a.clone() });
         round_trips(&AppInfo { app_id: a.clone(), tcb_info: text.clone(), compose_hash: b.clone(), cloud_product: text.clone(), ..AppInfo::default() });
         round_trips(&PublicKeyResponse { public_key: a.clone(), signature: b.clone(), timestamp: number, signature_v1: a.clone() });
-        round_trips(&SignCertRequest { api_version: small, csr: a.clone(), signature: b.clone(), vm_config: text.clone() });
+        round_trips(&SignCertRequest { api_version: small, csr: a.clone(), signature: b.clone(), vm_config: text.clone(), attestation: a.clone() });
         let bootstrap_info = Some(BootstrapResponse { ca_pubkey: a, k256_pubkey: b, attestation: Vec::new() });
         round_trips(&GetMetaResponse { bootstrap_info, chain_id: Some(number), kms_contract_address: Some(text.clone()), ..GetMetaResponse::default() });
         let disks = vec![DiskInfo { name: text.clone(), total_size: number, ..DiskInfo::default() }; 2];

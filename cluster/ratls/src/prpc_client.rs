@@ -1,0 +1,247 @@
+//! A guest's side of dstack's listener: one RPC on one TLS connection. Owns: how the server is checked (chain under a given root, host
+//! name, usage `kms:rpc`), the JSON form of requests as dstack's own clients send it. Never: picks a server, retries, keeps a connection.
+//! Source: KMS API reference §1 (Rust clients), §2, §8 ("Guest requirements on the server").
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dstack_attest::x509ext::CertificateClaims;
+use dstack_prpc::{Codec, Rpc};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::certificate::CertifiedIdentity;
+use crate::probe::Seen;
+use crate::tls::{GivenTime, provider};
+use crate::{Now, RatlsError};
+
+/// Largest answer, bytes.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Longest part of a server's answer that an error repeats, characters.
+const ECHO_CHARS_MAX: usize = 300;
+/// Usage of a KMS server's certificate.
+const USAGE: &str = "kms:rpc";
+
+/// How the server is checked.
+#[derive(Debug, Clone, Copy)]
+pub enum ServerTrust<'a> {
+    /// Not at all: for the question which root it claims.
+    Nobody,
+    /// Its chain ends at this root (PEM), names the host, and its usage is `kms:rpc`.
+    Root(&'a str),
+}
+
+/// Why an RPC has no answer.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RpcCallError {
+    /// Our own side: a root or name that is none.
+    #[error("cannot ask {host}: {reason}")]
+    Setup {
+        /// The server.
+        host: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No connection, no TLS session, no HTTP answer. Try another server, or later.
+    #[error("{host} unreachable: {reason}")]
+    Connection {
+        /// The server.
+        host: String,
+        /// What failed.
+        reason: String,
+    },
+    /// It did not answer in time.
+    #[error("{host} did not answer {method} within {waited:?}")]
+    Timeout {
+        /// The server.
+        host: String,
+        /// The method.
+        method: &'static str,
+        /// How long it was given.
+        waited: Duration,
+    },
+    /// The server's certificate is not that of a KMS.
+    #[error("{host}: Invalid server cert usage: expected {USAGE}, got {got:?}")]
+    Usage {
+        /// The server.
+        host: String,
+        /// The usage found.
+        got: Option<String>,
+    },
+    /// The server refuses; its own words.
+    #[error("{host} refuses {method} with status {status}: {answer}")]
+    Refused {
+        /// The server.
+        host: String,
+        /// The method.
+        method: &'static str,
+        /// HTTP status.
+        status: u16,
+        /// Start of its answer.
+        answer: String,
+    },
+    /// The answer is none.
+    #[error("answer of {host} to {method}: {reason}")]
+    Answer {
+        /// The server.
+        host: String,
+        /// The method.
+        method: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Where an RPC goes.
+#[derive(Debug, Clone, Copy)]
+pub struct RpcTarget<'a> {
+    /// Name or address in the server's certificate.
+    pub host: &'a str,
+    /// For the `Host` field.
+    pub port: u16,
+    /// Ends in `/prpc`.
+    pub path: &'a str,
+    /// Name of the method.
+    pub method: &'static str,
+    /// For everything.
+    pub timeout: Duration,
+}
+
+/// A client with or without a certificate.
+#[derive(Clone)]
+pub struct RpcClient {
+    tls: Arc<ClientConfig>,
+    checks_usage: bool,
+}
+
+impl RpcClient {
+    /// `identity`: see [`CertifiedIdentity::for_dstack_client`].
+    ///
+    /// # Errors
+    /// [`RatlsError::Tls`].
+    pub fn new(trust: ServerTrust<'_>, identity: Option<&CertifiedIdentity>, now: &Now) -> Result<Self, RatlsError> {
+        let refused = |reason: String| RatlsError::Tls { reason };
+        let provider = provider();
+        let verifier: Arc<dyn ServerCertVerifier> = match trust {
+            ServerTrust::Nobody => Seen::new(provider.signature_verification_algorithms),
+            ServerTrust::Root(pem) => {
+                let mut roots = RootCertStore::empty();
+                let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| refused(format!("root certificate: {error:?}")))?;
+                roots.add(der).map_err(|error| refused(format!("root certificate: {error}")))?;
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                    .build()
+                    .map_err(|error| refused(error.to_string()))?
+            }
+        };
+        let builder = ClientConfig::builder_with_details(provider, Arc::new(GivenTime(Arc::clone(now))))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(|error| refused(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut tls = match identity {
+            Some(identity) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.certified_key()))),
+            None => builder.with_no_client_auth(),
+        };
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        tls.resumption = Resumption::disabled();
+        Ok(Self { tls: Arc::new(tls), checks_usage: matches!(trust, ServerTrust::Root(_)) })
+    }
+
+    /// Connects by TCP and asks.
+    ///
+    /// # Errors
+    /// [`RpcCallError`].
+    pub async fn call<Q: Rpc, A: Rpc>(&self, address: SocketAddr, target: RpcTarget<'_>, request: &Q) -> Result<A, RpcCallError> {
+        self.within(target, async {
+            let stream = TcpStream::connect(address).await.map_err(|error| unreachable(target, &error))?;
+            stream.set_nodelay(true).map_err(|error| unreachable(target, &error))?;
+            self.ask(stream, target, request).await
+        })
+        .await
+    }
+
+    /// Asks over a stream that leads to the server already: a tunnel.
+    ///
+    /// # Errors
+    /// [`RpcCallError`].
+    pub async fn call_over<S, Q, A>(&self, stream: S, target: RpcTarget<'_>, request: &Q) -> Result<A, RpcCallError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        Q: Rpc,
+        A: Rpc,
+    {
+        self.within(target, self.ask(stream, target, request)).await
+    }
+
+    async fn within<A>(&self, target: RpcTarget<'_>, call: impl Future<Output = Result<A, RpcCallError>>) -> Result<A, RpcCallError> {
+        let RpcTarget { method, timeout: waited, .. } = target;
+        let late = |_| RpcCallError::Timeout { host: target.host.to_owned(), method, waited };
+        tokio::time::timeout(waited, call).await.map_err(late)?
+    }
+
+    async fn ask<S, Q, A>(&self, stream: S, target: RpcTarget<'_>, request: &Q) -> Result<A, RpcCallError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        Q: Rpc,
+        A: Rpc,
+    {
+        let RpcTarget { host, port, path, method, .. } = target;
+        let setup = |reason: String| RpcCallError::Setup { host: host.to_owned(), reason };
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| setup(error.to_string()))?;
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(|error| unreachable(target, &error))?;
+        if self.checks_usage {
+            // The chain names the host, and so might an app's certificate under the same root.
+            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let claims = leaf.map(|leaf| CertificateClaims::read(leaf.as_ref())).transpose();
+            let got = claims.map_err(|error| unreachable(target, &error))?.and_then(|claims| claims.usage);
+            if got.as_deref() != Some(USAGE) {
+                return Err(RpcCallError::Usage { host: host.to_owned(), got });
+            }
+        }
+        let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(target, &error))?;
+        let connection = tokio::spawn(connection);
+        let body = Full::new(Bytes::from(Codec::Json.encode(request).body));
+        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let request = Request::builder().method(Method::POST).uri(format!("{path}/{method}?json")).header(HOST, authority).body(body);
+        let outcome = async {
+            let response =
+                requests.send_request(request.map_err(|error| setup(error.to_string()))?).await.map_err(|error| unreachable(target, &error))?;
+            let status = response.status().as_u16();
+            let answer = |reason: String| RpcCallError::Answer { host: host.to_owned(), method, reason };
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| answer(error.to_string()))?.to_bytes();
+            if status != 200 {
+                let answer = String::from_utf8_lossy(&body).chars().filter(|shown| !shown.is_control()).take(ECHO_CHARS_MAX).collect();
+                return Err(RpcCallError::Refused { host: host.to_owned(), method, status, answer });
+            }
+            Codec::Json.decode("", &body).map_err(|error| answer(error.to_string()))
+        }
+        .await;
+        connection.abort();
+        outcome
+    }
+}
+
+impl std::fmt::Debug for RpcClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RpcClient")
+    }
+}
+
+fn unreachable(target: RpcTarget<'_>, error: &dyn std::error::Error) -> RpcCallError {
+    RpcCallError::Connection { host: target.host.to_owned(), reason: error.to_string() }
+}
