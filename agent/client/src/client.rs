@@ -129,6 +129,30 @@ impl KmsClient {
         &self.nodes
     }
 
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn anonymous(&self) -> &Channel {
+        &self.anonymous
+    }
+
+    pub(crate) fn request_id(&self) -> Result<String, ClientError> {
+        Ok(hex::encode(random::<16>()?))
+    }
+
+    pub(crate) async fn anonymous_beacon(&self, request_id: &str) -> Result<(usize, BeaconAnswer), ClientError> {
+        self.beacon_over(&self.anonymous, request_id).await
+    }
+
+    /// Evidence of this guest, made on a thread of its own: devices block.
+    pub(crate) async fn evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, ClientError> {
+        let evidence_of = Arc::clone(&self.evidence_of);
+        let made = tokio::task::spawn_blocking(move || evidence_of(report_data)).await;
+        let evidence = made.unwrap_or_else(|error| Err(error.to_string()));
+        evidence.map_err(|reason| ClientError::Session(RatlsError::Evidence { reason }))
+    }
+
     /// Asks for the keys of `wishes`, all of the app `app_id`, which the evidence must prove.
     ///
     /// # Errors
@@ -306,7 +330,7 @@ impl KmsClient {
     }
 
     /// The error that says most: a refusal, final before passing, else all faults.
-    fn failed(&self, faults: Vec<(usize, NodeFault)>) -> ClientError {
+    pub(crate) fn failed(&self, faults: Vec<(usize, NodeFault)>) -> ClientError {
         let refusals = || faults.iter().filter_map(|(place, fault)| Some((*place, fault.refusal()?)));
         let telling = refusals().find(|(_, refusal)| !refusal.code.retryable()).or_else(|| refusals().next());
         match telling {

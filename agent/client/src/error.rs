@@ -59,6 +59,9 @@ pub enum ClientError {
         /// Its words.
         reason: String,
     },
+    /// The app key is no scalar of secp256k1. The keys file or the cluster is at fault.
+    #[error("the app's key is no key of secp256k1")]
+    AppKey,
 }
 
 impl ClientError {
@@ -74,6 +77,7 @@ impl ClientError {
             Self::Kcv(_) => "client.kcv",
             Self::Session(_) => "client.session",
             Self::Randomness { .. } => "client.randomness",
+            Self::AppKey => "client.app_key",
         }
     }
 
@@ -98,7 +102,8 @@ impl ClientError {
             | Self::Key(_)
             | Self::Kcv(_)
             | Self::Session(_)
-            | Self::Randomness { .. } => false,
+            | Self::Randomness { .. }
+            | Self::AppKey => false,
         }
     }
 
@@ -156,6 +161,9 @@ pub enum NodeFault {
     /// Its receipt does not hold, or the holders contradict it.
     #[error("receipt refused: {0}")]
     Receipt(AuditError),
+    /// Its signature over the app's key is none of the pinned identity.
+    #[error("signature over the app's key is not by the pinned identity (id_pub)")]
+    Signature,
 }
 
 impl NodeFault {
@@ -170,6 +178,7 @@ impl NodeFault {
             Self::Status { .. } => "status",
             Self::WrongCluster { .. } => "wrong_cluster",
             Self::Receipt(_) => "receipt",
+            Self::Signature => "signature",
         }
     }
 

@@ -10,6 +10,7 @@
 //! | [`pin`] | `{cluster_id, PK_prf}` out of the measured app-compose.json |
 //! | [`nodes`] | addresses, health, order |
 //! | [`client`] | [`KmsClient`]: sessions, requests, failover |
+//! | [`app_key`] | the identity's signature over an app's key |
 //! | [`dstack`] | one question to dstack's listener of a node |
 //! | [`release`] | what a release answers |
 //! | [`route`] | direct, or through a proxy, out of an enclave over vsock |
@@ -18,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod app_key;
 mod channel;
 pub mod client;
 pub mod dstack;
@@ -38,7 +40,7 @@ pub use dstack_threshold::keys::{KeyCheckValue, TypedKey};
 pub use error::{BadPartial, ClientError, NodeFault};
 pub use kcv::{KcvError, KcvStore};
 pub use nodes::{NodeUrl, Nodes, UrlError};
-pub use pin::{Pin, PinError};
+pub use pin::{CaPub, Pin, PinError};
 pub use release::ReleasedKeys;
 pub use route::{Route, RouteError};
 pub use trust::{Trust, TrustError};

@@ -57,7 +57,7 @@ impl fmt::Display for NodeUrl {
 
 impl NodeUrl {
     /// Name or address, without brackets.
-    pub(crate) fn host(&self) -> &str {
+    pub fn host(&self) -> &str {
         &self.host
     }
 

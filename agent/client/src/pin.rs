@@ -26,6 +26,19 @@ pub struct Pin {
     pub pk_prf: [u8; 32],
     /// Generation that the key belongs to.
     pub generation: Generation,
+    /// Public key of root `ca`, where it is pinned: what a root certificate must be of.
+    pub ca_pub: Option<CaPub>,
+    /// Public key of root `id`, SEC1 compressed, where it is pinned: who signs app keys.
+    pub id_pub: Option<[u8; 33]>,
+}
+
+/// Public key of root `ca`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaPub {
+    /// 32 bytes.
+    Ed25519([u8; 32]),
+    /// SEC1 compressed.
+    P256([u8; 33]),
 }
 
 /// Why there is no pin. Whoever wrote the compose file is at fault: mend it (its hash changes) and register the new hash.
@@ -47,8 +60,8 @@ pub enum PinError {
     /// The file has no member `dstack_kms`.
     #[error("compose file has no member `{MEMBER}`: add {{\"cluster_id\": …, \"pk_prf\": …}} as printed by `dstack cluster init`")]
     Missing,
-    /// A field is not 32 bytes of hex.
-    #[error("{MEMBER}.{field}: expected 64 hex digits, got {got:?}")]
+    /// A field is not 32 bytes of hex, or 33 where it is a point of another curve.
+    #[error("{MEMBER}.{field}: expected 64 hex digits (66 for id_pub and a P-256 ca_pub), got {got:?}")]
     Hex {
         /// The field.
         field: &'static str,
@@ -72,11 +85,10 @@ struct RawPin {
     pk_prf: String,
     #[serde(default)]
     generation: u32,
-    /// As `dstack cluster init` prints them; this client needs neither.
-    #[serde(default, rename = "ca_pub")]
-    _ca_pub: serde::de::IgnoredAny,
-    #[serde(default, rename = "id_pub")]
-    _id_pub: serde::de::IgnoredAny,
+    #[serde(default)]
+    ca_pub: String,
+    #[serde(default)]
+    id_pub: String,
 }
 
 impl Pin {
@@ -90,15 +102,21 @@ impl Pin {
         }
         let compose: Compose = serde_json::from_slice(compose).map_err(|error| PinError::Json { reason: error.to_string() })?;
         let raw = compose.dstack_kms.ok_or(PinError::Missing)?;
-        let cluster_id = ClusterId(bytes_32("cluster_id", &raw.cluster_id)?);
-        let pk_prf = bytes_32("pk_prf", &raw.pk_prf)?;
+        let cluster_id = ClusterId(bytes("cluster_id", &raw.cluster_id)?);
+        let pk_prf = bytes("pk_prf", &raw.pk_prf)?;
         Ristretto255::decode(&pk_prf).ok_or(PinError::PublicKey)?;
-        Ok(Self { cluster_id, pk_prf, generation: Generation(raw.generation) })
+        let ca_pub = match raw.ca_pub.trim_start_matches("0x") {
+            "" => None,
+            text if text.len() == 64 => Some(CaPub::Ed25519(bytes("ca_pub", text)?)),
+            text => Some(CaPub::P256(bytes("ca_pub", text)?)),
+        };
+        let id_pub = if raw.id_pub.is_empty() { None } else { Some(bytes("id_pub", &raw.id_pub)?) };
+        Ok(Self { cluster_id, pk_prf, generation: Generation(raw.generation), ca_pub, id_pub })
     }
 }
 
-fn bytes_32(field: &'static str, text: &str) -> Result<[u8; 32], PinError> {
-    let mut bytes = [0; 32];
+fn bytes<const N: usize>(field: &'static str, text: &str) -> Result<[u8; N], PinError> {
+    let mut bytes = [0; N];
     let digits = text.strip_prefix("0x").unwrap_or(text);
     match hex::decode_to_slice(digits, &mut bytes) {
         Ok(()) => Ok(bytes),
@@ -108,6 +126,8 @@ fn bytes_32(field: &'static str, text: &str) -> Result<[u8; 32], PinError> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Add as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -124,7 +144,17 @@ mod tests {
         let pin = Pin::of_compose(&compose(&member)).unwrap();
         assert_eq!(pin.cluster_id, ClusterId([0x1a; 32]));
         assert_eq!(hex::encode(pin.pk_prf), PK);
-        assert_eq!(pin.generation, Generation(0));
+        assert_eq!((pin.generation, pin.ca_pub, pin.id_pub), (Generation(0), None, None));
+        let all = format!(
+            r#"{}"ca_pub":"{}","id_pub":"{}"}},"#,
+            &member[..member.len() - 2].to_owned().add(","),
+            "07".repeat(32),
+            "02".repeat(33)
+        );
+        let pin = Pin::of_compose(&compose(&all)).unwrap();
+        assert_eq!((pin.ca_pub, pin.id_pub), (Some(CaPub::Ed25519([7; 32])), Some([2; 33])));
+        let all = all.replace(&"07".repeat(32), &"03".repeat(33));
+        assert_eq!(Pin::of_compose(&compose(&all)).unwrap().ca_pub, Some(CaPub::P256([3; 33])));
     }
 
     #[test]

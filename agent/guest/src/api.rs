@@ -1,66 +1,54 @@
-//! Methods of dstack's guest API, v0 (frozen at the shape of 0.5.11). Owns: their arguments and answers as JSON values.
-//! Never: transport; keys in a log. Source: guest API reference §3, §10, §15.
-//!
-//! Empty until the cluster has the roots `ca` and `id`: `app_cert`, and the second element of `signature_chain`.
+//! `DstackGuest` v0: what each method does. Owns: their rules and error texts. Never: HTTP.
+//! Source: guest API reference §3. Frozen; quirks are kept.
 
 use std::sync::Arc;
 
 use dstack_attest::AttestError;
-use dstack_attest::wire::TdxEvent;
+use dstack_attest::wire::{CertificateConfig, TdxEvent};
 use dstack_protocol::Platform;
-use dstack_tee::TeeError;
-use serde_json::{Map, Value, json};
+use dstack_prpc::RpcError;
+use dstack_prpc::guest::{
+    AttestResponse, EmitEventArgs, GetKeyArgs, GetKeyResponse, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse, GpuInfoResponse,
+    RawQuoteArgs, SignRequest, SignResponse, VerifyRequest, VerifyResponse,
+};
+use dstack_secret::Locked;
+use dstack_tee::{Quote, TeeError};
 
 use crate::app_key::{Algorithm, AppKeyError, derive};
-use crate::boot::Guest;
+use crate::certify::{Certified, CertifyError, certify, fresh_scalar};
+use crate::guest::Guest;
 use crate::identity::stripped_log;
+use crate::report_data::{ReportDataError, padded};
+use crate::signing::{self, SigningError};
 
-/// SHA-256 of nothing: what dstack says as `device_id`, for nothing of it is verified here.
-const DEVICE_ID: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-/// Methods served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// What runs here.
-    Info,
-    /// A key by path.
-    GetKey,
-    /// A quote over the caller's bytes.
-    GetQuote,
-    /// A versioned attestation over the caller's bytes.
-    Attest,
-    /// Of the agent.
-    Version,
-}
-
-impl Method {
-    /// All methods.
-    pub const ALL: [Self; 5] = [Self::Info, Self::GetKey, Self::GetQuote, Self::Attest, Self::Version];
-
-    /// Its name, exact in case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Info => "Info",
-            Self::GetKey => "GetKey",
-            Self::GetQuote => "GetQuote",
-            Self::Attest => "Attest",
-            Self::Version => "Version",
-        }
-    }
-
-    /// The method of that name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == name)
-    }
-}
+/// What `EmitEvent` answers, always.
+pub const EMIT_EVENT_REMOVED: &str =
+    "EmitEvent was removed in dstack 0.6.0; runtime RTMR3 events are system-owned and cannot be extended by apps";
+/// What the boot found out of GPUs.
+pub const GPU_ATTESTATION_FILE: &str = "/run/nvidia-gpu-attestation/attestation.out";
+/// Largest part of it that is read, bytes.
+const GPU_ATTESTATION_BYTES_MAX: u64 = 4 << 20;
 
 /// Why a method has no answer. Its text is what the caller sees.
 #[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// An argument is of another type. Caller's fault.
+    /// Report data that is none. Caller's fault.
+    #[error(transparent)]
+    ReportData(#[from] ReportDataError),
+    /// The key cannot be derived. Caller's fault.
+    #[error(transparent)]
+    Key(#[from] AppKeyError),
+    /// No signature, or no verdict. Caller's fault.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+    /// No certificate; its own words.
+    #[error(transparent)]
+    Certify(#[from] CertifyError),
+    /// The app key is not held. The configuration's fault.
+    #[error("the k256 key is not held: add it to key_classes")]
+    NoAppKey,
+    /// Another argument is wrong. Caller's fault.
     #[error("{field}: expected {expected}")]
     Argument {
         /// Its name.
@@ -68,151 +56,156 @@ pub enum ApiError {
         /// What it may be.
         expected: &'static str,
     },
-    /// More than 64 bytes of report data. Caller's fault.
-    #[error("Report data is too long")]
-    ReportData,
-    /// The key cannot be derived. Caller's fault.
-    #[error(transparent)]
-    Key(#[from] AppKeyError),
-    /// The app key was not fetched. The configuration's fault.
-    #[error("the k256 key is not held: add it to key_classes")]
-    NoAppKey,
+    /// Not on this platform. Ask another method.
+    #[error("{method} needs Intel TDX, this is {platform}: use Attest")]
+    Platform {
+        /// The method.
+        method: &'static str,
+        /// What it runs on.
+        platform: &'static str,
+    },
+    /// Taken away for good.
+    #[error("{}", EMIT_EVENT_REMOVED)]
+    EmitEvent,
     /// The device failed. Not the caller's fault: retry.
     #[error(transparent)]
     Device(#[from] TeeError),
-    /// The device's event log is none. Not the caller's fault.
-    #[error("event log of the device: {0}")]
-    EventLog(AttestError),
-    /// The device's thread failed. Our bug.
-    #[error("internal error")]
-    Internal,
+    /// The device's event log or evidence is none. Not the caller's fault.
+    #[error("evidence of the device: {0}")]
+    Evidence(#[from] AttestError),
+    /// Something of the machine cannot be asked. Its words.
+    #[error("{what}: {reason}")]
+    Machine {
+        /// What was asked.
+        what: &'static str,
+        /// Why there is no answer.
+        reason: String,
+    },
 }
 
-/// Arguments by name; unknown ones are ignored, missing ones are their type's default.
-pub type Arguments = Map<String, Value>;
+impl From<ApiError> for RpcError {
+    fn from(error: ApiError) -> Self {
+        Self::refused(error)
+    }
+}
 
-/// Answers a method.
+/// The app key, which everything is derived from.
 ///
 /// # Errors
-/// [`ApiError`].
-pub async fn answer(guest: &Arc<Guest>, method: Method, arguments: &Arguments) -> Result<Value, ApiError> {
-    match method {
-        Method::Info => info(guest).await,
-        Method::GetKey => key(guest, arguments),
-        Method::GetQuote => quote(guest, report_data(arguments)?).await,
-        Method::Attest => Ok(json!({ "attestation": hex::encode(evidence(guest, report_data(arguments)?).await?) })),
-        Method::Version => Ok(json!({ "version": env!("CARGO_PKG_VERSION"), "rev": option_env!("DSTACK_BUILD_REV").unwrap_or("") })),
-    }
+/// [`ApiError::NoAppKey`].
+pub(crate) fn app_key(guest: &Guest) -> Result<&Locked<32>, ApiError> {
+    guest.keys.k256.as_ref().ok_or(ApiError::NoAppKey)
 }
 
-async fn info(guest: &Arc<Guest>) -> Result<Value, ApiError> {
-    let own = &guest.identity;
-    let quote = on_device(guest, |guest| Ok(guest.device.quote([0; 64])?)).await?;
-    let event_log: Vec<Value> = serde_json::from_str(&quote.event_log).unwrap_or_default();
-    // Strings also where there is no TD report: SDKs read these members strictly (reference §15.3).
-    let register =
-        |read: fn(&crate::identity::TdMeasurements) -> &[u8; 48]| own.td.as_ref().map_or_else(String::new, |td| hex::encode(read(td)));
-    let tcb_info = json!({
-        "mrtd": register(|td| &td.mrtd),
-        "rtmr0": register(|td| { let [rtmr, ..] = &td.rtmr; rtmr }),
-        "rtmr1": register(|td| { let [_, rtmr, ..] = &td.rtmr; rtmr }),
-        "rtmr2": register(|td| { let [_, _, rtmr, _] = &td.rtmr; rtmr }),
-        "rtmr3": register(|td| { let [.., rtmr] = &td.rtmr; rtmr }),
-        "mr_aggregated": hex::encode(&own.mr_aggregated),
-        "os_image_hash": hex::encode(&own.os_image_hash),
-        "compose_hash": hex::encode(&own.compose_hash),
-        "device_id": DEVICE_ID,
-        "event_log": event_log,
-        "app_compose": guest.compose,
-    });
-    let (cloud_vendor, cloud_product) = cloud(guest.device.is_software()).await;
-    Ok(json!({
-        "app_id": own.app_id.to_string(),
-        "instance_id": hex::encode(&own.instance_id),
-        "app_cert": "",
-        "tcb_info": format!("{tcb_info:#}"),
-        "app_name": guest.app_name,
-        "device_id": DEVICE_ID,
-        "mr_aggregated": hex::encode(&own.mr_aggregated),
-        "os_image_hash": hex::encode(&own.os_image_hash),
-        "key_provider_info": if own.key_provider.is_empty() { json!({ "name": "kms", "id": guest.pin.cluster_id.to_string() }).to_string() } else { own.key_provider.clone() },
-        "compose_hash": hex::encode(&own.compose_hash),
-        "vm_config": own.vm_config,
-        "cloud_vendor": cloud_vendor,
-        "cloud_product": cloud_product,
-    }))
-}
-
-/// What the firmware says of the machine; of an emulated one, that it is one.
-async fn cloud(is_software: bool) -> (String, String) {
-    if is_software {
-        return (String::new(), "software TEE, no hardware".to_owned());
-    }
-    let read = async |name: &str| {
-        let text = tokio::fs::read_to_string(format!("/sys/class/dmi/id/{name}")).await.unwrap_or_default();
-        text.trim().chars().take(128).collect::<String>()
+/// `GetTlsKey`, also `IssueCert`.
+pub(crate) async fn tls_key(guest: &Arc<Guest>, args: GetTlsKeyArgs) -> Result<GetTlsKeyResponse, ApiError> {
+    let config = CertificateConfig {
+        org_name: None,
+        subject: args.subject,
+        alt_names: args.alt_names,
+        usage_server_auth: args.usage_server_auth,
+        usage_client_auth: args.usage_client_auth,
+        ext_quote: args.usage_ra_tls,
+        ext_app_info: args.with_app_info,
+        not_before: args.not_before,
+        not_after: args.not_after,
     };
-    (read("sys_vendor").await, read("product_name").await)
+    Ok(tls_key_response(certify(guest, &fresh_scalar()?, config).await?))
 }
 
-fn key(guest: &Guest, arguments: &Arguments) -> Result<Value, ApiError> {
-    let app_key = guest.keys.k256.as_ref().ok_or(ApiError::NoAppKey)?;
-    let algorithm = Algorithm::from_name(text(arguments, "algorithm")?)?;
-    let derived = derive(app_key, text(arguments, "path")?, text(arguments, "purpose")?, algorithm)?;
-    // The cluster's own signature over the app key needs root `id`: empty until it exists.
-    Ok(json!({ "key": derived.key.expose(|key| hex::encode(key)), "signature_chain": [hex::encode(derived.signature), ""] }))
+pub(crate) fn tls_key_response(certified: Certified) -> GetTlsKeyResponse {
+    let mut response = GetTlsKeyResponse::default();
+    response.key = certified.key.expose(|pem| String::from_utf8_lossy(pem).into_owned());
+    response.certificate_chain = certified.chain;
+    response
 }
 
-async fn quote(guest: &Arc<Guest>, report_data: [u8; 64]) -> Result<Value, ApiError> {
-    if guest.identity.platform == Platform::Tdx || guest.identity.platform == Platform::GcpTdx {
-        let quote = on_device(guest, move |guest| Ok(guest.device.quote(report_data)?)).await?;
-        let event_log = stripped_log(&quote.event_log).map_err(ApiError::EventLog)?;
-        return Ok(json!({
-            "quote": hex::encode(&quote.quote),
-            "event_log": event_log,
-            "report_data": hex::encode(report_data),
-            "vm_config": quote.vm_config,
-        }));
+/// `GetKey`.
+pub(crate) fn key(guest: &Guest, args: &GetKeyArgs) -> Result<GetKeyResponse, ApiError> {
+    let derived = derive(app_key(guest)?, &args.path, &args.purpose, Algorithm::from_name(&args.algorithm)?)?;
+    let mut response = GetKeyResponse::default();
+    response.key = derived.key.expose(|key| key.to_vec());
+    response.signature_chain = vec![derived.signature.to_vec(), guest.keys.identity_signature()];
+    Ok(response)
+}
+
+/// `Sign`.
+pub(crate) fn sign(guest: &Guest, request: &SignRequest) -> Result<SignResponse, ApiError> {
+    let signed = signing::sign(app_key(guest)?, &request.algorithm, &request.data)?;
+    Ok(SignResponse {
+        signature: signed.signature.to_vec(),
+        signature_chain: vec![signed.signature.to_vec(), signed.key_signature.to_vec(), guest.keys.identity_signature()],
+        public_key: signed.public_key,
+    })
+}
+
+/// `Verify`.
+pub(crate) fn verify(request: &VerifyRequest) -> Result<VerifyResponse, ApiError> {
+    Ok(VerifyResponse { valid: signing::verify(&request.algorithm, &request.data, &request.signature, &request.public_key)? })
+}
+
+/// `EmitEvent`.
+pub(crate) fn emit_event(_args: &EmitEventArgs) -> Result<dstack_prpc::Empty, ApiError> {
+    Err(ApiError::EmitEvent)
+}
+
+/// `GetQuote`: where there is no TD quote, an attestation stands beside an empty one.
+pub(crate) async fn quote(guest: &Arc<Guest>, report_data: [u8; 64]) -> Result<GetQuoteResponse, ApiError> {
+    if has_td_quote(guest) {
+        let (quote, event_log) = td_quote(guest, "GetQuote", report_data).await?;
+        let vm_config = if guest.vm_config.is_empty() { quote.vm_config } else { guest.vm_config.clone() };
+        return Ok(GetQuoteResponse {
+            quote: quote.quote,
+            event_log,
+            report_data: report_data.to_vec(),
+            vm_config,
+            attestation: Vec::new(),
+        });
     }
-    let attestation = evidence(guest, report_data).await?;
-    Ok(json!({
-        "quote": "",
-        "event_log": TdxEvent::log_to_json(&[]),
-        "report_data": hex::encode(report_data),
-        "vm_config": guest.identity.vm_config,
-        "attestation": hex::encode(attestation),
-    }))
+    Ok(GetQuoteResponse {
+        quote: Vec::new(),
+        event_log: TdxEvent::log_to_json(&[]),
+        report_data: report_data.to_vec(),
+        vm_config: guest.vm_config.clone(),
+        attestation: guest.evidence(report_data).await?,
+    })
 }
 
-async fn evidence(guest: &Arc<Guest>, report_data: [u8; 64]) -> Result<Vec<u8>, ApiError> {
-    on_device(guest, move |guest| Ok(guest.device.evidence(report_data)?)).await
-}
-
-/// Devices block: a thread of its own.
-async fn on_device<T: Send + 'static>(
-    guest: &Arc<Guest>,
-    call: impl FnOnce(&Guest) -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let guest = Arc::clone(guest);
-    tokio::task::spawn_blocking(move || call(&guest)).await.unwrap_or(Err(ApiError::Internal))
-}
-
-/// At most 64 bytes of hex, zeros to the right.
-fn report_data(arguments: &Arguments) -> Result<[u8; 64], ApiError> {
-    let mut digits = text(arguments, "report_data")?;
-    while let Some(rest) = digits.strip_prefix("0x") {
-        digits = rest;
+/// A TD quote with its log as callers get it.
+pub(crate) async fn td_quote(guest: &Arc<Guest>, method: &'static str, report_data: [u8; 64]) -> Result<(Quote, String), ApiError> {
+    if !has_td_quote(guest) {
+        return Err(ApiError::Platform { method, platform: guest.identity.platform.name() });
     }
-    let bytes = hex::decode(digits).map_err(|_| ApiError::Argument { field: "report_data", expected: "hex" })?;
-    let mut report_data = [0; 64];
-    report_data.get_mut(..bytes.len()).ok_or(ApiError::ReportData)?.copy_from_slice(&bytes);
-    Ok(report_data)
+    let quote = guest.quote(report_data).await?;
+    let event_log = stripped_log(&quote.event_log)?;
+    Ok((quote, event_log))
 }
 
-fn text<'a>(arguments: &'a Arguments, field: &'static str) -> Result<&'a str, ApiError> {
-    match arguments.get(field) {
-        None | Some(Value::Null) => Ok(""),
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(ApiError::Argument { field, expected: "a string" }),
-    }
+fn has_td_quote(guest: &Guest) -> bool {
+    matches!(guest.identity.platform, Platform::Tdx | Platform::GcpTdx)
+}
+
+/// `Attest`.
+pub(crate) async fn attest(guest: &Arc<Guest>, args: &RawQuoteArgs) -> Result<AttestResponse, ApiError> {
+    Ok(AttestResponse { attestation: guest.evidence(padded(&args.report_data)?).await? })
+}
+
+/// `GpuInfo`.
+pub(crate) async fn gpu_info() -> Result<GpuInfoResponse, ApiError> {
+    let attestation = String::from_utf8_lossy(&boot_gpu_evidence().await?).into_owned();
+    Ok(GpuInfoResponse { attestation })
+}
+
+/// What the boot found out of GPUs; empty where it found none.
+pub(crate) async fn boot_gpu_evidence() -> Result<Vec<u8>, ApiError> {
+    use tokio::io::AsyncReadExt as _;
+    let wrong = |reason: String| ApiError::Machine { what: "GPU attestation of the boot", reason };
+    let file = match tokio::fs::File::open(GPU_ATTESTATION_FILE).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(wrong(error.to_string())),
+    };
+    let mut evidence = Vec::new();
+    file.take(GPU_ATTESTATION_BYTES_MAX).read_to_end(&mut evidence).await.map_err(|error| wrong(error.to_string()))?;
+    Ok(evidence)
 }

@@ -67,7 +67,9 @@ mod tests {
     /// Guest API reference §14.
     #[test]
     fn the_references_vectors() {
-        let key = Locked::new(Secret::take_slice(&mut hex::decode("1a2b3c4d5e6f7a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b").unwrap()).unwrap());
+        let key = Locked::new(
+            Secret::take_slice(&mut hex::decode("1a2b3c4d5e6f7a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b").unwrap()).unwrap(),
+        );
         let of = |domain: &str, name: &str| derive(&key, domain, name).unwrap();
         let hexed = |key: &DerivedKey| key.key.expose(|bytes| hex::encode(bytes));
         let derived = of("storage-encryption", "secp256k1");

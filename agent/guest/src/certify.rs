@@ -175,7 +175,8 @@ impl LocalAuthority {
 }
 
 fn key_pair(pem: &SecretBytes) -> Result<KeyPair, CertifyError> {
-    pem.expose(|bytes| std::str::from_utf8(bytes).map_err(|_| rcgen::Error::CouldNotParseKeyPair).and_then(KeyPair::from_pem)).map_err(Into::into)
+    pem.expose(|bytes| std::str::from_utf8(bytes).map_err(|_| rcgen::Error::CouldNotParseKeyPair).and_then(KeyPair::from_pem))
+        .map_err(Into::into)
 }
 
 impl fmt::Debug for Authority {
@@ -249,7 +250,12 @@ async fn evidence(guest: &Arc<Guest>, spki: Vec<u8>) -> Result<Vec<u8>, CertifyE
 async fn by_kms(guest: &Arc<Guest>, kms: &KmsAuthority, pair: &KeyPair, config: CertificateConfig) -> Result<Vec<String>, CertifyError> {
     let public_key = pair.subject_public_key_info();
     let attestation = evidence(guest, public_key.clone()).await?;
-    let request = CertificateRequest { confirm: CONFIRM.to_owned(), public_key: public_key.clone(), config, evidence: CertificateEvidence::Versioned(attestation) };
+    let request = CertificateRequest {
+        confirm: CONFIRM.to_owned(),
+        public_key: public_key.clone(),
+        config,
+        evidence: CertificateEvidence::Versioned(attestation),
+    };
     let csr = request.encode();
     let signature = pair.sign(&csr)?;
     let request = SignCertRequest { api_version: request.api_version(), csr, signature, vm_config: guest.vm_config.clone() };
@@ -265,17 +271,23 @@ async fn by_kms(guest: &Arc<Guest>, kms: &KmsAuthority, pair: &KeyPair, config: 
     outcome
 }
 
-async fn signed(guest: &Arc<Guest>, kms: &KmsAuthority, url: &NodeUrl, request: &SignCertRequest, public_key: &[u8]) -> Result<Vec<String>, CertifyError> {
+async fn signed(
+    guest: &Arc<Guest>,
+    kms: &KmsAuthority,
+    url: &NodeUrl,
+    request: &SignCertRequest,
+    public_key: &[u8],
+) -> Result<Vec<String>, CertifyError> {
     let root = match kms.known() {
         Some(root) => root,
         None => {
-            let root = Arc::new(learned(&guest.now, kms, url).await?);
+            let root = Arc::new(learned(&guest.now.0, kms, url).await?);
             let mut known = kms.authority.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(known.get_or_insert(root))
         }
     };
     let identity = client_identity(guest, kms, &root).await?;
-    let client = RpcClient::new(ServerTrust::Root(&root.ca_cert), Some(&identity), &guest.now)?;
+    let client = RpcClient::new(ServerTrust::Root(&root.ca_cert), Some(&identity), &guest.now.0)?;
     let answer: SignCertResponse = dstack::ask(&kms.route, &client, url, "SignCert", request, RPC_TIMEOUT).await?;
     let wrong = |why| CertifyError::Chain { host: url.host().to_owned(), why };
     let leaf = answer.certificate_chain.first().and_then(|pem| pem_der(pem)).ok_or_else(|| wrong("no certificate in PEM"))?;
@@ -308,7 +320,7 @@ fn check_root(pinned: Option<&[u8]>, ca_cert: &str, url: &NodeUrl) -> Result<(),
 
 async fn client_identity(guest: &Arc<Guest>, kms: &KmsAuthority, root: &KnownRoot) -> Result<Arc<CertifiedIdentity>, CertifyError> {
     let mut slot = kms.identity.lock().await;
-    let now = (guest.now)();
+    let now = (guest.now.0)();
     let use_ms = u64::try_from(CLIENT_CERTIFICATE_USE.as_millis()).unwrap_or(u64::MAX);
     if let Some((made, identity)) = slot.as_ref().filter(|(made, _)| now.0.abs_diff(made.0) < use_ms) {
         let _ = made;
@@ -318,14 +330,21 @@ async fn client_identity(guest: &Arc<Guest>, kms: &KmsAuthority, root: &KnownRoo
     // The device blocks.
     let made = tokio::task::spawn_blocking(move || {
         let temp_ca = temp_ca.as_ref().map(|(certificate, key)| (certificate.as_str(), key.as_str()));
-        CertifiedIdentity::for_dstack_client(now, CLIENT_CERTIFICATE_LIFETIME, temp_ca, |report_data| device.evidence(report_data).map_err(|error| error.to_string()))
+        CertifiedIdentity::for_dstack_client(now, CLIENT_CERTIFICATE_LIFETIME, temp_ca, |report_data| {
+            device.evidence(report_data).map_err(|error| error.to_string())
+        })
     });
     let identity = Arc::new(made.await.map_err(|error| CertifyError::Evidence { reason: error.to_string() })??);
     *slot = Some((now, Arc::clone(&identity)));
     Ok(identity)
 }
 
-async fn by_local(guest: &Arc<Guest>, local: &LocalAuthority, pair: &KeyPair, config: &CertificateConfig) -> Result<Vec<String>, CertifyError> {
+async fn by_local(
+    guest: &Arc<Guest>,
+    local: &LocalAuthority,
+    pair: &KeyPair,
+    config: &CertificateConfig,
+) -> Result<Vec<String>, CertifyError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, config.subject.as_str());
@@ -344,7 +363,7 @@ async fn by_local(guest: &Arc<Guest>, local: &LocalAuthority, pair: &KeyPair, co
             Err(_) => SanType::DnsName(name.as_str().try_into()?),
         });
     }
-    let now_s = (guest.now)().0 / 1000;
+    let now_s = (guest.now.0)().0 / 1000;
     let not_before = config.not_before.unwrap_or_else(|| now_s.saturating_sub(BACKDATED_S));
     let not_after = config.not_after.unwrap_or_else(|| now_s.saturating_add(LOCAL_DAYS * 86_400));
     if not_before >= not_after {
@@ -391,7 +410,7 @@ fn since_1970(at_s: u64) -> Duration {
 }
 
 /// DER of the first certificate of a PEM text.
-fn pem_der(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn pem_der(text: &str) -> Option<Vec<u8>> {
     use base64::Engine as _;
     let (_, rest) = text.split_once("-----BEGIN CERTIFICATE-----")?;
     let (body, _) = rest.split_once("-----END CERTIFICATE-----")?;

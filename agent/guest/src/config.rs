@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dstack_client::{NodeUrl, Settings, Trust};
+use dstack_client::{NodeUrl, Route, Settings, Trust};
 use dstack_protocol::release::KeyClass;
 use dstack_runtime::config::{ConfigError, Loaded, Loader};
 use dstack_runtime::telemetry::LogFormat;
 use serde::Deserialize;
+
+use crate::guest::Surroundings;
 
 /// Prefix of environment variables: `DSTACK_AGENT__API__SOCKET` sets `api.socket`.
 pub const ENVIRONMENT_PREFIX: &str = "DSTACK_AGENT";
@@ -21,14 +23,23 @@ pub const ENVIRONMENT_PREFIX: &str = "DSTACK_AGENT";
 pub struct RawConfig {
     device: String,
     app_compose: PathBuf,
+    #[serde(default)]
     kms_urls: Vec<String>,
-    state_dir: PathBuf,
+    #[serde(default)]
+    dstack_urls: Vec<String>,
+    state_dir: Option<PathBuf>,
+    keys_file: Option<PathBuf>,
+    sys_config: Option<PathBuf>,
+    #[serde(default = "default_proxy")]
+    proxy: String,
     #[serde(default = "default_classes")]
     key_classes: Vec<String>,
     #[serde(default)]
     api: RawApi,
     #[serde(default)]
     admin: RawAdmin,
+    #[serde(default)]
+    machine: RawMachine,
     #[serde(default)]
     trust: Trust,
     #[serde(default)]
@@ -46,12 +57,40 @@ pub struct RawConfig {
 struct RawApi {
     socket: PathBuf,
     socket_mode: String,
+    tappd_socket: Option<PathBuf>,
+    external: Option<SocketAddr>,
+    host: Option<String>,
     connections_max: usize,
 }
 
 impl Default for RawApi {
     fn default() -> Self {
-        Self { socket: PathBuf::from("/var/run/dstack.sock"), socket_mode: "0777".to_owned(), connections_max: 256 }
+        Self {
+            socket: PathBuf::from("/var/run/dstack.sock"),
+            socket_mode: "0777".to_owned(),
+            tappd_socket: None,
+            external: None,
+            host: None,
+            connections_max: 256,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMachine {
+    data_disks: Vec<PathBuf>,
+    docker_socket: PathBuf,
+    poweroff: Vec<String>,
+}
+
+impl Default for RawMachine {
+    fn default() -> Self {
+        Self {
+            data_disks: vec![PathBuf::from("/")],
+            docker_socket: PathBuf::from("/var/run/docker.sock"),
+            poweroff: ["systemctl", "poweroff"].map(str::to_owned).to_vec(),
+        }
     }
 }
 
@@ -102,6 +141,10 @@ struct RawHardening {
     lock_memory: bool,
 }
 
+fn default_proxy() -> String {
+    Route::Direct.to_string()
+}
+
 fn default_classes() -> Vec<String> {
     [KeyClass::Disk, KeyClass::Env, KeyClass::K256].map(|class| class.name().to_owned()).to_vec()
 }
@@ -113,18 +156,28 @@ pub struct Config {
     pub device: String,
     /// app-compose.json, the measured file.
     pub app_compose: PathBuf,
-    /// Nodes, in order of preference.
-    pub kms_urls: Vec<NodeUrl>,
-    /// Where check values and the instance seed are kept.
-    pub state_dir: PathBuf,
+    /// Where keys come from.
+    pub keys: KeySource,
+    /// The host's `.sys-config.json`, where there is one.
+    pub sys_config: Option<PathBuf>,
+    /// How nodes are reached.
+    pub route: Route,
     /// Keys to fetch at start.
     pub key_classes: Vec<KeyClass>,
     /// Guest socket.
     pub socket: PathBuf,
     /// Its permissions.
     pub socket_mode: u32,
-    /// Connections to it.
+    /// Socket of the legacy API, where it is served.
+    pub tappd_socket: Option<PathBuf>,
+    /// External listener, where it is served.
+    pub external: Option<SocketAddr>,
+    /// Listener for the host, where it is served.
+    pub host: Option<HostListener>,
+    /// Connections to each listener.
     pub connections_max: usize,
+    /// Machinery around the guest.
+    pub surroundings: Surroundings,
     /// Health and metrics, where wanted.
     pub admin_listen: Option<SocketAddr>,
     /// What nodes are judged by.
@@ -143,11 +196,42 @@ pub struct Config {
     pub lock_memory: bool,
 }
 
-/// Reads file and environment.
+/// Where keys come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// The cluster that the compose file pins, in mode C.
+    Cluster {
+        /// Nodes, in order of preference.
+        kms_urls: Vec<NodeUrl>,
+        /// Their dstack listeners, which certify keys.
+        dstack_urls: Vec<NodeUrl>,
+        /// Where check values and the instance seed are kept.
+        state_dir: PathBuf,
+    },
+    /// The file that the boot left.
+    File(PathBuf),
+}
+
+/// Where the host reaches the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostListener {
+    /// A port of this machine's vsock.
+    Vsock(u32),
+    /// A unix socket, where there is no vsock.
+    Unix(PathBuf),
+}
+
+/// Reads file and environment. A file that is JSON is one of dstack's own agent: see [`crate::upstream`].
 ///
 /// # Errors
 /// [`ConfigError`] names the key.
 pub fn load(file: PathBuf) -> Result<Loaded<RawConfig>, ConfigError> {
+    if let Some(pairs) = crate::upstream::read(&file)? {
+        let named = |key: String| format!("{ENVIRONMENT_PREFIX}__{}", key.to_uppercase().replace('.', "__"));
+        let pairs = pairs.into_iter().map(|(key, value)| (named(key), value));
+        // The environment still has the last word.
+        return Loader::new().environment_from(ENVIRONMENT_PREFIX, pairs).environment(ENVIRONMENT_PREFIX).load();
+    }
     Loader::new().file(file).environment(ENVIRONMENT_PREFIX).secret("boot.instance_seed").load()
 }
 
@@ -159,11 +243,8 @@ impl TryFrom<RawConfig> for Config {
     type Error = ConfigError;
 
     fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
-        let kms_urls = raw.kms_urls.iter().map(|text| text.parse::<NodeUrl>().map_err(|_| wrong("kms_urls", "https://host:port", text)));
-        let kms_urls = kms_urls.collect::<Result<Vec<_>, _>>()?;
-        if kms_urls.is_empty() || kms_urls.len() > dstack_client::nodes::NODES_MAX {
-            return Err(wrong("kms_urls", "1 to 64 addresses", kms_urls.len()));
-        }
+        let keys = key_source(&raw)?;
+        let route = raw.proxy.parse().map_err(|_| wrong("proxy", "direct, vsock:CID:PORT or http://host:port", &raw.proxy))?;
         let mut key_classes = BTreeSet::new();
         for name in &raw.key_classes {
             match KeyClass::from_name(name) {
@@ -202,15 +283,28 @@ impl TryFrom<RawConfig> for Config {
                 .filter(|seed| (1..=64).contains(&seed.len()))
                 .ok_or_else(|| wrong("boot.instance_seed", "1 to 64 bytes of hex", "other text"))
         });
+        let host = raw.api.host.as_deref().map(host_listener).transpose()?;
+        let RawMachine { data_disks, docker_socket, poweroff } = raw.machine;
+        if data_disks.is_empty() || data_disks.len() > DISKS_MAX {
+            return Err(wrong("machine.data_disks", "1 to 16 mount points", data_disks.len()));
+        }
+        if poweroff.is_empty() {
+            return Err(wrong("machine.poweroff", "a program and its arguments", "nothing"));
+        }
         Ok(Self {
             device: raw.device,
             app_compose: raw.app_compose,
-            kms_urls,
-            state_dir: raw.state_dir,
+            keys,
+            sys_config: raw.sys_config,
+            route,
             key_classes: key_classes.into_iter().collect(),
             socket: raw.api.socket,
             socket_mode,
+            tappd_socket: raw.api.tappd_socket,
+            external: raw.api.external,
+            host,
             connections_max: raw.api.connections_max,
+            surroundings: Surroundings { data_disks, docker_socket, host_api_url: String::new(), poweroff },
             admin_listen: raw.admin.listen,
             trust: raw.trust,
             app_id: app_id.transpose()?,
@@ -220,6 +314,39 @@ impl TryFrom<RawConfig> for Config {
             log_filter: raw.log.filter,
             lock_memory: raw.hardening.lock_memory,
         })
+    }
+}
+
+/// Most mount points shown.
+const DISKS_MAX: usize = 16;
+
+fn key_source(raw: &RawConfig) -> Result<KeySource, ConfigError> {
+    if let Some(file) = &raw.keys_file {
+        if !raw.kms_urls.is_empty() {
+            return Err(wrong("keys_file", "either this file or kms_urls", "both"));
+        }
+        return Ok(KeySource::File(file.clone()));
+    }
+    let urls = |key: &'static str, texts: &[String]| {
+        let parsed = texts.iter().map(|text| text.parse::<NodeUrl>().map_err(|_| wrong(key, "https://host:port", text)));
+        let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+        let in_bounds = parsed.len() <= dstack_client::nodes::NODES_MAX;
+        in_bounds.then_some(parsed).ok_or_else(|| wrong(key, "at most 64 addresses", texts.len()))
+    };
+    let kms_urls = urls("kms_urls", &raw.kms_urls)?;
+    if kms_urls.is_empty() {
+        return Err(wrong("kms_urls", "1 to 64 addresses, or a keys_file", "none"));
+    }
+    let state_dir = raw.state_dir.clone().ok_or_else(|| wrong("state_dir", "a directory", "nothing"))?;
+    Ok(KeySource::Cluster { kms_urls, dstack_urls: urls("dstack_urls", &raw.dstack_urls)?, state_dir })
+}
+
+fn host_listener(text: &str) -> Result<HostListener, ConfigError> {
+    let expected = || wrong("api.host", "vsock:PORT or unix:PATH", text);
+    match text.split_once(':') {
+        Some(("vsock", port)) => port.parse().map(HostListener::Vsock).map_err(|_| expected()),
+        Some(("unix", path)) if !path.is_empty() => Ok(HostListener::Unix(PathBuf::from(path))),
+        _ => Err(expected()),
     }
 }
 
@@ -247,7 +374,8 @@ mod tests {
         assert_eq!(config.trust, Trust::default());
         let config = checked("", &[("DSTACK_AGENT__API__SOCKET", "/tmp/d.sock"), ("DSTACK_AGENT__KMS_URLS", "[\"https://b:1\"]")]).unwrap();
         assert_eq!(config.socket, PathBuf::from("/tmp/d.sock"));
-        assert_eq!(config.kms_urls, ["https://b:1".parse().unwrap()]);
+        let KeySource::Cluster { kms_urls, dstack_urls, .. } = config.keys else { panic!("a cluster") };
+        assert_eq!((kms_urls, dstack_urls), (vec!["https://b:1".parse().unwrap()], Vec::new()));
     }
 
     #[test]
@@ -262,6 +390,11 @@ mod tests {
         assert_eq!(key("[api]\nsocket_mode = \"999\""), "api.socket_mode");
         assert_eq!(key("[api]\nconnections_max = 0"), "api.connections_max");
         assert_eq!(key("[timeouts]\nrequest_ms = 0"), "timeouts.request_ms");
+        assert_eq!(key("[api]\nhost = \"tcp:1\""), "api.host");
+        assert_eq!(key("[machine]\ndata_disks = []"), "machine.data_disks");
+        assert_eq!(key("proxy = \"socks\""), "proxy");
+        assert_eq!(key("dstack_urls = [\"http://x\"]"), "dstack_urls");
+        assert_eq!(key("keys_file = \"/k\""), "keys_file");
         assert_eq!(key("[boot]\napp_id = \"12\""), "boot.app_id");
         assert_eq!(key("[boot]\ninstance_seed = \"\""), "boot.instance_seed");
         assert_eq!(key("[trust]\nroots = []"), "trust.roots");

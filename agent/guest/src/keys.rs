@@ -3,6 +3,7 @@
 use dstack_client::ReleasedKeys;
 use dstack_protocol::release::KeyClass;
 use dstack_secret::{Locked, Secret};
+use std::sync::OnceLock;
 
 /// The app's keys, in locked memory for as long as the agent runs.
 #[derive(Debug, Default)]
@@ -15,8 +16,8 @@ pub struct AppKeys {
     pub k256: Option<Locked<32>>,
     /// P-256 key of the app CA.
     pub p256: Option<Locked<32>>,
-    /// By the cluster's identity over the public half of `k256`, 65 bytes; empty where there is none. Public.
-    pub k256_signature: Vec<u8>,
+    /// By the cluster's identity over the public half of `k256`, 65 bytes; not set until it is known. Public.
+    pub k256_signature: OnceLock<Vec<u8>>,
 }
 
 impl AppKeys {
@@ -36,6 +37,12 @@ impl AppKeys {
             *place = Some(locked(key.into_bytes()));
         }
         keys
+    }
+
+    /// The identity's signature, or nothing.
+    #[must_use]
+    pub fn identity_signature(&self) -> Vec<u8> {
+        self.k256_signature.get().cloned().unwrap_or_default()
     }
 
     /// Names of the keys held.

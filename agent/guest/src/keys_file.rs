@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail};
 use dstack_secret::{Secret, SecretBytes};
@@ -120,7 +121,9 @@ pub struct PemKey(pub SecretBytes);
 
 impl<'de> Deserialize<'de> for PemKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(SecretBytes::take(text.into_bytes()))).map_err(|_| D::Error::custom("expected a key in PEM"))
+        String::deserialize(deserializer)
+            .map(|text| Self(SecretBytes::take(text.into_bytes())))
+            .map_err(|_| D::Error::custom("expected a key in PEM"))
     }
 }
 
@@ -138,7 +141,9 @@ impl KeysFile {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         let file = File::open(path).with_context(|| format!("cannot read the keys in {shown}: did `dstack-util setup` run?"))?;
-        let mut bytes = Vec::with_capacity(usize::try_from(file.metadata().map_or(0, |meta| meta.len()).min(FILE_BYTES_MAX)).unwrap_or(0).saturating_add(1));
+        let mut bytes = Vec::with_capacity(
+            usize::try_from(file.metadata().map_or(0, |meta| meta.len()).min(FILE_BYTES_MAX)).unwrap_or(0).saturating_add(1),
+        );
         let outcome = file.take(FILE_BYTES_MAX.saturating_add(1)).read_to_end(&mut bytes);
         let text = SecretBytes::take(bytes);
         outcome.with_context(|| format!("cannot read the keys in {shown}"))?;
@@ -158,13 +163,13 @@ impl KeysFile {
     /// A signature that is not hex.
     pub fn take_keys(&mut self) -> anyhow::Result<AppKeys> {
         let k256_signature = hex::decode(self.k256_signature.trim_start_matches("0x")).context("keys file: k256_signature is not hex")?;
-        let mut take = |key: &mut HexKey| key.0.take().map(locked);
+        let take = |key: &mut HexKey| key.0.take().map(locked);
         Ok(AppKeys {
             disk: take(&mut self.disk_crypt_key),
             env: take(&mut self.env_crypt_key),
             k256: take(&mut self.k256_key),
             p256: None,
-            k256_signature,
+            k256_signature: if k256_signature.is_empty() { OnceLock::new() } else { OnceLock::from(k256_signature) },
         })
     }
 }
@@ -181,8 +186,12 @@ mod tests {
     }
 
     fn document(provider: &str) -> String {
-        format!(r#"{{"disk_crypt_key":"{d}","k256_key":"{k}","k256_signature":"{s}","gateway_app_id":"","ca_cert":"x","key_provider":{provider},"more":1}}"#,
-            d = "11".repeat(32), k = "22".repeat(32), s = "33".repeat(65))
+        format!(
+            r#"{{"disk_crypt_key":"{d}","k256_key":"{k}","k256_signature":"{s}","gateway_app_id":"","ca_cert":"x","key_provider":{provider},"more":1}}"#,
+            d = "11".repeat(32),
+            k = "22".repeat(32),
+            s = "33".repeat(65)
+        )
     }
 
     #[test]
@@ -197,7 +206,7 @@ mod tests {
             assert_eq!(file.key_provider.name_and_id(), (name, id));
             let keys = file.take_keys().unwrap();
             assert_eq!(keys.names(), ["disk", "k256"], "no env key in the document");
-            assert_eq!(keys.k256_signature, [0x33; 65]);
+            assert_eq!(keys.identity_signature(), [0x33; 65]);
             assert!(!format!("{file:?}{keys:?}").contains("1111"));
         }
     }
@@ -205,7 +214,15 @@ mod tests {
     #[test]
     fn errors_repeat_nothing_of_the_file() {
         let secret = "5ec2e7".repeat(11);
-        for text in ["", "{}", "[]", &document(r#"{"Sgx":{}}"#), &document(r#""None""#), &document(r#"{"None":{"key":7}}"#), &format!(r#"{{"k256_key":"{secret}"}}"#)] {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            &document(r#"{"Sgx":{}}"#),
+            &document(r#""None""#),
+            &document(r#"{"None":{"key":7}}"#),
+            &format!(r#"{{"k256_key":"{secret}"}}"#),
+        ] {
             let error = format!("{:#}", read(text).unwrap_err());
             assert!(error.contains("AppKeys document") && !error.contains("5ec2e7"), "{error}");
         }

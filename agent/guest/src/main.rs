@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use dstack_guest::config::{Config, load};
-use dstack_guest::{admin, boot, http, metrics};
-use dstack_ratls::limits::HttpLimits;
-use dstack_ratls::plain::{PlainLimits, PlainServer, UnixServer};
+use dstack_guest::listen::Listeners;
+use dstack_guest::{admin, boot, identity_signature, metrics, systemd};
+use dstack_ratls::plain::{PlainLimits, PlainServer};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_runtime::hardening::{Hardening, harden};
 use dstack_runtime::shutdown::Shutdown;
@@ -19,16 +19,19 @@ use dstack_runtime::telemetry::{Catalogue, Metrics, init_logging};
 #[command(
     name = "dstack-agent",
     version,
-    about = "Fetches an app's keys from a dstack KMS cluster and serves dstack's guest API on a unix socket",
+    about = "Gets an app's keys, from a dstack KMS cluster or as the boot left them, and serves dstack's guest APIs",
     after_help = "Every key of the file can be set by the environment: DSTACK_AGENT__SECTION__KEY.\nReference: docs/agent.md"
 )]
 struct Arguments {
-    /// Configuration file (TOML).
+    /// Configuration file: TOML, or the JSON file of dstack's own agent.
     #[arg(short, long, default_value = "/etc/dstack/agent.toml")]
     config: PathBuf,
     /// Check the configuration, print what is in force, and end.
     #[arg(long)]
     check_config: bool,
+    /// Answer systemd's watchdog, as long as the external port answers.
+    #[arg(long)]
+    watchdog: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -45,7 +48,7 @@ fn main() -> anyhow::Result<()> {
     // The software device measures its caller by looking at the process.
     harden(Hardening { lock_memory: config.lock_memory, inspectable: config.device.starts_with("software:") });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-    let outcome = runtime.block_on(run(config));
+    let outcome = runtime.block_on(run(config, arguments.watchdog));
     runtime.shutdown_timeout(Duration::from_secs(2));
     if let Err(error) = &outcome {
         tracing::error!(reason = format!("{error:#}"), "agent ends");
@@ -53,7 +56,8 @@ fn main() -> anyhow::Result<()> {
     outcome
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, wants_watchdog: bool) -> anyhow::Result<()> {
+    let sockets = systemd::Sockets::take().context("sockets of systemd")?;
     let shutdown = Shutdown::on_signals().context("signal handlers")?;
     let catalogue = Catalogue::new()
         .with("ratls", dstack_ratls::metrics::METRICS)?
@@ -68,9 +72,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     if guest.is_software {
         tracing::warn!("software TEE or software root in use: no hardware protects these keys");
     }
-    let client = HttpLimits { body_bytes_max: http::BODY_READ_BYTES_MAX, ..HttpLimits::client() };
-    let limits = PlainLimits { connections_max: config.connections_max, http: client, ..PlainLimits::default() };
-    let server = UnixServer::bind(&config.socket, config.socket_mode, limits)?;
+    let listeners = Listeners::bind(&config, sockets).await?;
     let admin = match config.admin_listen {
         Some(address) => {
             let server = PlainServer::bind(address, PlainLimits::default()).await?;
@@ -79,8 +81,25 @@ async fn run(config: Config) -> anyhow::Result<()> {
         }
         None => None,
     };
-    tracing::info!(socket = %config.socket.display(), app_id = %guest.identity.app_id, "ready");
-    server.run(http::router(guest), shutdown.token()).await;
+    let watchdog = match (wants_watchdog, listeners.external_address()) {
+        (true, Some(address)) => Some(tokio::spawn(systemd::watchdog(address, shutdown.token()))),
+        (true, None) => anyhow::bail!("--watchdog asks the external port: set api.external"),
+        (false, _) => None,
+    };
+    tracing::info!(
+        socket = %config.socket.display(),
+        external = listeners.external_address().map(tracing::field::display),
+        app_id = %guest.identity.app_id,
+        "ready"
+    );
+    systemd::ready();
+    let signature = tokio::spawn(identity_signature::fetch(Arc::clone(&guest), shutdown.token()));
+    listeners.run(&guest, &shutdown.token()).await;
+    systemd::stopping();
+    let _ = signature.await;
+    if let Some(watchdog) = watchdog {
+        let _ = watchdog.await;
+    }
     if let Some(admin) = admin {
         let _ = admin.await;
     }

@@ -22,7 +22,9 @@ pub enum ReportDataError {
         have_bytes: usize,
     },
     /// No such hash.
-    #[error("invalid hash algorithm: expected sha256, sha384, sha512, sha3-256, sha3-384, sha3-512, keccak256, keccak384, keccak512 or raw")]
+    #[error(
+        "invalid hash algorithm: expected sha256, sha384, sha512, sha3-256, sha3-384, sha3-512, keccak256, keccak384, keccak512 or raw"
+    )]
     Hash,
 }
 
@@ -103,7 +105,13 @@ mod tests {
         assert_eq!(&short.report_data[..32], Sha3_256::digest(b"tag:x").as_slice());
         assert_eq!(&short.report_data[32..], [0; 32]);
         for name in ["sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512", "keccak256", "keccak384", "keccak512"] {
-            let length = if name.ends_with("256") { 32 } else if name.ends_with("384") { 48 } else { 64 };
+            let length = if name.ends_with("256") {
+                32
+            } else if name.ends_with("384") {
+                48
+            } else {
+                64
+            };
             let tagged = tagged(b"x", name, "").unwrap();
             assert_eq!(tagged.hash_algorithm, name);
             assert!(tagged.report_data[length - 1] != 0 || tagged.report_data[length - 2] != 0);
@@ -123,7 +131,10 @@ mod tests {
         let text = of_app_key(Algorithm::Secp256k1, &public).unwrap();
         assert_eq!(&text, b"dip1::secp256k1c-pk:A6t_JdVkVdMAocH3f1f20WGT6JzdntxcXimUtEax8zc9");
         let key = dstack_secret::Locked::new(
-            dstack_secret::Secret::take_slice(&mut hex::decode("1a2b3c4d5e6f7a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b").unwrap()).unwrap(),
+            dstack_secret::Secret::take_slice(
+                &mut hex::decode("1a2b3c4d5e6f7a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b").unwrap(),
+            )
+            .unwrap(),
         );
         let derived = crate::app_key::derive(&key, "vms", "", Algorithm::Ed25519).unwrap();
         let text = of_app_key(Algorithm::Ed25519, &derived.public_key).unwrap();

@@ -101,7 +101,8 @@ pub fn verify(algorithm: &str, data: &[u8], signature: &[u8], public_key: &[u8])
         Mode::Ed25519 => {
             let key = public_key.try_into().ok().and_then(|bytes| ed25519_dalek::VerifyingKey::from_bytes(bytes).ok());
             let key = key.ok_or_else(|| wrong("public_key", "an Ed25519 public key of 32 bytes"))?;
-            let signature = ed25519_dalek::Signature::from_slice(signature).map_err(|_| wrong("signature", "an Ed25519 signature of 64 bytes"))?;
+            let signature =
+                ed25519_dalek::Signature::from_slice(signature).map_err(|_| wrong("signature", "an Ed25519 signature of 64 bytes"))?;
             Ok(ed25519_dalek::Verifier::verify(&key, data, &signature).is_ok())
         }
         mode => {
@@ -123,13 +124,17 @@ mod tests {
     use super::*;
 
     fn app_key() -> Locked<32> {
-        Locked::new(Secret::take_slice(&mut hex::decode("1a2b3c4d5e6f7a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b").unwrap()).unwrap())
+        Locked::new(
+            Secret::take_slice(&mut hex::decode("1a2b3c4d5e6f7a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b").unwrap()).unwrap(),
+        )
     }
 
     #[test]
     fn what_is_signed_verifies_and_nothing_else() {
         let digest = Sha256::digest(b"message");
-        for (algorithm, data) in [("ed25519", b"message".as_slice()), ("secp256k1", b"message"), ("k256", b""), ("secp256k1_prehashed", &digest)] {
+        for (algorithm, data) in
+            [("ed25519", b"message".as_slice()), ("secp256k1", b"message"), ("k256", b""), ("secp256k1_prehashed", &digest)]
+        {
             let signed = sign(&app_key(), algorithm, data).unwrap();
             assert_eq!(verify(algorithm, data, &signed.signature, &signed.public_key), Ok(true), "{algorithm}");
             assert_eq!(verify(algorithm, b"another message of some length...", &signed.signature, &signed.public_key), Ok(false));
@@ -138,7 +143,8 @@ mod tests {
             assert_eq!(verify(algorithm, data, &other, &signed.public_key), Ok(false));
         }
         // The two secp256k1 modes are one signature.
-        let (whole, hashed) = (sign(&app_key(), "secp256k1", b"message").unwrap(), sign(&app_key(), "secp256k1_prehashed", &digest).unwrap());
+        let (whole, hashed) =
+            (sign(&app_key(), "secp256k1", b"message").unwrap(), sign(&app_key(), "secp256k1_prehashed", &digest).unwrap());
         assert_eq!(whole.signature, hashed.signature);
         assert_eq!(hex::encode(&whole.public_key), "03ab7f25d56455d300a1c1f77f57f6d16193e89cdd9edc5c5e2994b446b1f3373d");
     }

@@ -179,7 +179,8 @@ fn temp_issuer(certificate: &str, key: &str) -> Result<Issuer<'static, KeyPair>,
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     for attribute in parsed.subject().iter_attributes() {
-        let kind: Vec<u64> = attribute.attr_type().iter().map(Iterator::collect).ok_or_else(|| refused("a name of unknown type".to_owned()))?;
+        let kind: Vec<u64> =
+            attribute.attr_type().iter().map(Iterator::collect).ok_or_else(|| refused("a name of unknown type".to_owned()))?;
         let text = attribute.as_str().map_err(|error| refused(error.to_string()))?;
         params.distinguished_name.push(DnType::from_oid(&kind), text);
     }

@@ -141,7 +141,8 @@ impl RpcClient {
             ServerTrust::Nobody => Seen::new(provider.signature_verification_algorithms),
             ServerTrust::Root(pem) => {
                 let mut roots = RootCertStore::empty();
-                let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| refused(format!("root certificate: {error:?}")))?;
+                let der =
+                    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| refused(format!("root certificate: {error:?}")))?;
                 roots.add(der).map_err(|error| refused(format!("root certificate: {error}")))?;
                 WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
                     .build()
@@ -219,11 +220,14 @@ impl RpcClient {
         let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let request = Request::builder().method(Method::POST).uri(format!("{path}/{method}?json")).header(HOST, authority).body(body);
         let outcome = async {
-            let response =
-                requests.send_request(request.map_err(|error| setup(error.to_string()))?).await.map_err(|error| unreachable(target, &error))?;
+            let response = requests
+                .send_request(request.map_err(|error| setup(error.to_string()))?)
+                .await
+                .map_err(|error| unreachable(target, &error))?;
             let status = response.status().as_u16();
             let answer = |reason: String| RpcCallError::Answer { host: host.to_owned(), method, reason };
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| answer(error.to_string()))?.to_bytes();
+            let body =
+                Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| answer(error.to_string()))?.to_bytes();
             if status != 200 {
                 let answer = String::from_utf8_lossy(&body).chars().filter(|shown| !shown.is_control()).take(ECHO_CHARS_MAX).collect();
                 return Err(RpcCallError::Refused { host: host.to_owned(), method, status, answer });

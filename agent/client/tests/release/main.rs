@@ -21,7 +21,13 @@ const K256: &str = "261da6e22ebc221c13a04488b797e9b0aaa3d94ef21965bb76fa71b78828
 const DISK_WITHOUT_INSTANCE: &str = "cd68c7a54eecf9921bee2c39bd9762493093e8f496021e5e4f3eb603a7929d17";
 
 fn pin() -> Pin {
-    Pin { cluster_id: CLUSTER, pk_prf: hex::decode(PK_PRF).unwrap().try_into().unwrap(), generation: Generation(0) }
+    Pin {
+        cluster_id: CLUSTER,
+        pk_prf: hex::decode(PK_PRF).unwrap().try_into().unwrap(),
+        generation: Generation(0),
+        ca_pub: None,
+        id_pub: None,
+    }
 }
 
 fn wishes() -> Vec<Wish> {
