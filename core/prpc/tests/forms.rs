@@ -34,7 +34,7 @@ proptest! {
         round_trips(&GetQuoteResponse { quote: a.clone(), event_log: text.clone(), report_data: b.clone(), vm_config: text.clone(), attestation: a.clone() });
         round_trips(&AppInfo { app_id: a.clone(), tcb_info: text.clone(), compose_hash: b.clone(), cloud_product: text.clone(), ..AppInfo::default() });
         round_trips(&PublicKeyResponse { public_key: a.clone(), signature: b.clone(), timestamp: number, signature_v1: a.clone() });
-        round_trips(&SignCertRequest { api_version: small, csr: a.clone(), signature: b.clone(), vm_config: text.clone(), attestation: a.clone() });
+        round_trips(&SignCertRequest { api_version: small, csr: a.clone(), signature: b.clone(), vm_config: text.clone() });
         let bootstrap_info = Some(BootstrapResponse { ca_pubkey: a, k256_pubkey: b, attestation: Vec::new() });
         round_trips(&GetMetaResponse { bootstrap_info, chain_id: Some(number), kms_contract_address: Some(text.clone()), ..GetMetaResponse::default() });
         let disks = vec![DiskInfo { name: text.clone(), total_size: number, ..DiskInfo::default() }; 2];

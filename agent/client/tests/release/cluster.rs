@@ -16,12 +16,14 @@ use curve25519_dalek::ristretto::RistrettoPoint;
 use curve25519_dalek::scalar::Scalar;
 use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots};
 use dstack_audit::{Frontier, leaf_hash, make_receipt};
+use dstack_client::app_key::PATH_APP_KEY;
 use dstack_client::{EvidenceOf, KcvStore, KmsClient, NodeUrl, Pin, Settings, trust};
 use dstack_protocol::binding::evidence_hash;
 use dstack_protocol::log::{Record, RecordKind, body_hash};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::Out;
 use dstack_protocol::rpc::{BeaconAnswer, PATH_BEACON, PATH_RELEASE, REQUEST_ID_HEADER, ReleaseAnswer, ReleaseAsk};
+use dstack_protocol::sign::AppPkClaim;
 use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex, Refusal, RefusalCode, Seat, UnixMillis, Wire};
 use dstack_ratls::attest_judge::{Beacons, TrustMaterial};
 use dstack_ratls::server::{AttestedClient, Setup};
@@ -204,6 +206,7 @@ impl Cluster {
         let router = Router::new()
             .route(PATH_BEACON, get(serve_beacon))
             .route(PATH_RELEASE, post(serve_release))
+            .route(PATH_APP_KEY, post(serve_app_key))
             .layer(Extension(Arc::clone(&conduct)))
             .layer(Extension(Arc::clone(self)));
         let setup = Setup {
@@ -324,6 +327,38 @@ async fn serve_beacon(Extension(conduct): Extension<Arc<Mutex<Conduct>>>) -> Ans
     let beacon_pos = if conduct == Conduct::FalseBeacon { BEACON_POS + 1 } else { BEACON_POS };
     let answer = BeaconAnswer { cluster_id, generation: Generation(0), beacon_pos, beacon: beacon(), log_time: UnixMillis(1) };
     (StatusCode::OK, answer.encode())
+}
+
+/// Secret of the identity that signs app keys here.
+pub const IDENTITY: [u8; 32] = [9; 32];
+
+/// Judges a claim as nodes do (threshold.md §5.1) and signs.
+async fn serve_app_key(
+    Extension(cluster): Extension<Arc<Cluster>>,
+    Extension(conduct): Extension<Arc<Mutex<Conduct>>>,
+    body: Bytes,
+) -> Answer {
+    let conduct = *conduct.lock().unwrap();
+    if !matches!(conduct, Conduct::Refuses(_))
+        && let Some(answer) = misconduct(conduct).await
+    {
+        return answer;
+    }
+    let claim = AppPkClaim::decode(&body).unwrap();
+    assert_eq!((claim.beacon_pos, claim.beacon), (BEACON_POS, beacon()));
+    let material = cluster.material();
+    let context = dstack_attest::VerifyContext {
+        now: (cluster.now())(),
+        roots: &material.roots,
+        collateral: &material.collateral,
+        tcb: &material.tcb,
+    };
+    let proven = dstack_attest::verify(&claim.evidence, &context).unwrap();
+    assert_eq!((proven.report_data(), proven.app_id()), (&claim.report_data(&CLUSTER), Some(claim.app_id)));
+    dstack_certificates::identity::verify_plain(&claim.app_pk, &claim.digest(&CLUSTER), &claim.sig).unwrap();
+    let key = k256::ecdsa::SigningKey::from_slice(&IDENTITY).unwrap();
+    let (rs, recovery) = key.sign_prehash_recoverable(&claim.object().identity_digest().unwrap());
+    (StatusCode::OK, [rs.to_bytes().as_slice(), &[recovery.to_byte()]].concat())
 }
 
 async fn serve_release(

@@ -317,3 +317,19 @@ async fn a_node_with_a_false_beacon_keeps_nobody_from_the_keys() {
     let alone = cluster.client(pin(), &[&nodes[0]], Vec::new(), None);
     assert!(matches!(release(&alone).await.unwrap_err(), ClientError::NoNode { .. }));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_identity_signs_the_apps_key_and_no_other_does() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let key = dstack_secret::Locked::new(dstack_secret::Secret::take(&mut [7; 32]));
+    let identity = k256::ecdsa::SigningKey::from_slice(&cluster::IDENTITY).unwrap();
+    let identity: [u8; 33] = identity.verifying_key().to_sec1_point(true).as_bytes().try_into().unwrap();
+    let signed = async |id_pub| cluster.client(Pin { id_pub, ..pin() }, &[&node], Vec::new(), None).app_key_signature(&APP, &key).await;
+    let signature = signed(None).await.unwrap();
+    assert_eq!(signed(Some(identity)).await.unwrap(), signature);
+    let refused = signed(Some([2; 33])).await.unwrap_err();
+    assert!(refused.to_string().contains("id_pub"), "{refused}");
+    node.conducts(Conduct::Status(404));
+    assert!(signed(Some(identity)).await.is_err());
+}

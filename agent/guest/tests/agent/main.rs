@@ -4,6 +4,7 @@
 #[path = "../../../client/tests/release/cluster.rs"]
 mod cluster;
 mod hostile;
+mod kms;
 mod local;
 mod services;
 mod supervised;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use dstack_protocol::RefusalCode;
 use dstack_testkit::{SoftwareRoots, World};
 use serde_json::{Value, json};
+use sha3::Digest as _;
 
 use crate::cluster::{Cluster, Conduct, Node, PK_PRF};
 
@@ -162,7 +164,19 @@ async fn serves_the_v0_api_from_released_keys() {
         let (status, key) = setting.call("GetKey", &json!({ "path": "a/b", "purpose": "p", "algorithm": "ed25519", "more": 1 }));
         assert_eq!(status, 200, "{key}");
         assert_eq!(key["signature_chain"][0].as_str().unwrap().len(), 130);
-        assert_eq!(key["signature_chain"][1], "", "until the cluster has an identity root");
+        // The cluster's identity says whose the app key is (reference §8).
+        let signature = hex::decode(key["signature_chain"][1].as_str().unwrap()).unwrap();
+        assert_eq!(setting.call("Sign", &json!({ "algorithm": "k256", "data": "00" })).1["signature_chain"][2], key["signature_chain"][1]);
+        let by_app = hex::decode(key["signature_chain"][0].as_str().unwrap()).unwrap();
+        let seed: [u8; 32] = hex::decode(key["key"].as_str().unwrap()).unwrap().try_into().unwrap();
+        let public = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key().to_bytes();
+        let claim: [u8; 32] = sha3::Keccak256::digest(format!("p:{}", hex::encode(public))).into();
+        let app_pk = dstack_certificates::identity::recover(&claim, &by_app).unwrap();
+        let app_id = hex::decode(info["app_id"].as_str().unwrap()).unwrap();
+        let issued: [u8; 32] = sha3::Keccak256::digest([b"dstack-kms-issued:".as_slice(), &app_id, &app_pk].concat()).into();
+        let identity = k256::ecdsa::SigningKey::from_slice(&cluster::IDENTITY).unwrap();
+        let identity: [u8; 33] = identity.verifying_key().to_sec1_point(true).as_bytes().try_into().unwrap();
+        assert_eq!(dstack_certificates::identity::recover(&issued, &signature), Ok(identity));
         let (_, same) =
             setting.raw("GET /v0/GetKey?path=a%2Fb&purpose=p&algorithm=ed25519 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert_eq!(same, key);
