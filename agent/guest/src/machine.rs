@@ -50,9 +50,11 @@ fn disk(mount_point: &Path) -> Option<DiskInfo> {
     let stat = rustix::fs::statvfs(mount_point).ok()?;
     let shown = mount_point.to_string_lossy().into_owned();
     let mounts = read("/proc/self/mounts");
-    let device = mounts.lines().filter_map(|line| line.split_once(' ')).filter(|(_, rest)| rest.split(' ').next() == Some(shown.as_str()));
+    // What is mounted last there is what is seen.
+    let mut device =
+        mounts.lines().rev().filter_map(|line| line.split_once(' ')).filter(|(_, rest)| rest.split(' ').next() == Some(shown.as_str()));
     Some(DiskInfo {
-        name: device.last().map(|(device, _)| device.to_owned()).unwrap_or_default(),
+        name: device.next().map(|(device, _)| device.to_owned()).unwrap_or_default(),
         mount_point: shown,
         total_size: stat.f_blocks.saturating_mul(stat.f_frsize),
         free_size: stat.f_bavail.saturating_mul(stat.f_frsize),

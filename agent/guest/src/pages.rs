@@ -33,7 +33,7 @@ pub(crate) async fn dashboard(State(guest): State<Arc<Guest>>) -> Response<Body>
     let own = &guest.identity;
     let mut rows = String::new();
     let mut row = |name: &str, value: &str| {
-        let _ = write!(rows, "<tr><th>{name}</th><td><code>{}</code></td></tr>\n", escaped(value));
+        let _ = writeln!(rows, "<tr><th>{name}</th><td><code>{}</code></td></tr>", escaped(value));
     };
     row("App", &guest.facts.name);
     row("App id", &own.app_id.to_string());
@@ -69,9 +69,9 @@ pub(crate) async fn dashboard(State(guest): State<Arc<Guest>>) -> Response<Body>
                 let name = escaped(container.name());
                 let shown =
                     if guest.facts.public_logs { format!("<a href=\"/logs/{name}?text=true&amp;bare=true\">{name}</a>") } else { name };
-                let _ = write!(
+                let _ = writeln!(
                     containers,
-                    "<tr><td>{shown}</td><td>{}</td><td>{}</td></tr>\n",
+                    "<tr><td>{shown}</td><td>{}</td><td>{}</td></tr>",
                     escaped(&container.image),
                     escaped(&container.status)
                 );
