@@ -267,8 +267,8 @@ pub enum Command {
         after_help = "Exit status: 0 keys written; 1 settings, files or device; 2 usage; 3 refused by the cluster; 4 no node served \
                             the request, try later; 5 a key differs from the one used before.\n\
                             Each setting can also stand in the file of --config, or in the environment as DSTACK_UTIL__NAME.\n\
-                            Empty in the output until the cluster has its CA and identity: k256_signature, gateway_app_id, ca_cert, and \
-                            in key_provider all but url. Reference: docs/agent.md\n\n\
+                            Mode native leaves these empty: k256_signature, gateway_app_id, ca_cert, and in key_provider all but url; \
+                            mode dstack fills them, and the node that answers learns the keys. Reference: docs/agent.md\n\n\
                             Example: dstack-util get-keys -k https://kms-1:12001 -k https://kms-2:12001 --device software:/run/tee.sock \
                             --compose app-compose.json -o .appkeys.json"
     )]
@@ -374,9 +374,18 @@ pub struct GetKeys {
     /// The app, 40 hex digits; else the one of the compose file
     #[arg(long)]
     pub app_id: Option<String>,
-    /// Device that makes the evidence: nsm in an enclave, or software:/path/to/socket
+    /// Device that makes the evidence [default: the one that is here]
     #[arg(long)]
     pub device: Option<String>,
+    /// The cluster's own release (native) or dstack's protocol (dstack) [default: native where the compose file pins the cluster]
+    #[arg(long)]
+    pub mode: Option<String>,
+    /// Root CA certificate of the KMS, PEM: what the first connection of mode dstack is checked by
+    #[arg(long)]
+    pub root_ca: Option<PathBuf>,
+    /// Event log of an emulated guest
+    #[arg(long)]
+    pub events: Option<PathBuf>,
     /// The measured app-compose.json, whose member dstack_kms pins the cluster
     #[arg(long)]
     pub compose: Option<PathBuf>,
@@ -428,6 +437,9 @@ impl GetKeys {
         }
         flags.extend(self.app_id.as_ref().map(|id| ("app_id", text(id))));
         flags.extend(self.device.as_ref().map(|device| ("device", text(device))));
+        flags.extend(self.mode.as_ref().map(|mode| ("mode", text(mode))));
+        flags.extend(self.root_ca.as_ref().map(|file| ("root_ca", path(file))));
+        flags.extend(self.events.as_ref().map(|file| ("events", path(file))));
         flags.extend(self.compose.as_ref().map(|file| ("compose", path(file))));
         flags.extend(self.output.as_ref().map(|file| ("output", path(file))));
         flags.extend(self.kcv_file.as_ref().map(|file| ("kcv_file", path(file))));

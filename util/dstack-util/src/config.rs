@@ -10,6 +10,8 @@ use dstack_protocol::release::KeyClass;
 use dstack_runtime::config::{ConfigError, Loaded, Loader};
 use serde::Deserialize;
 
+use crate::dstack_kms::base_of;
+
 /// Prefix of environment variables.
 pub const ENVIRONMENT_PREFIX: &str = "DSTACK_UTIL";
 
@@ -18,8 +20,16 @@ pub const ENVIRONMENT_PREFIX: &str = "DSTACK_UTIL";
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
     kms_urls: Vec<String>,
-    device: String,
-    compose: PathBuf,
+    #[serde(default)]
+    mode: Option<String>,
+    #[serde(default)]
+    device: Option<String>,
+    #[serde(default)]
+    events: Option<PathBuf>,
+    #[serde(default)]
+    compose: Option<PathBuf>,
+    #[serde(default)]
+    root_ca: Option<PathBuf>,
     #[serde(default)]
     app_id: Option<String>,
     #[serde(default)]
@@ -48,15 +58,30 @@ fn default_proxy() -> String {
     Route::Direct.to_string()
 }
 
+/// Which way to a KMS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The cluster's own release: no node learns a key.
+    Native,
+    /// dstack's protocol: the node that answers learns the keys.
+    Dstack,
+}
+
 /// Checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// The way; chosen by the compose file where it is not named.
+    pub mode: Option<Mode>,
     /// Nodes, in order of preference.
     pub kms_urls: Vec<NodeUrl>,
-    /// As `dstack_tee::open` reads it.
-    pub device: String,
-    /// The measured file with the pin.
-    pub compose: PathBuf,
+    /// As `dstack_tee::open` reads it; the one that is here without it.
+    pub device: Option<String>,
+    /// Event log of an emulated guest.
+    pub events: Option<PathBuf>,
+    /// The measured file, with the pin of mode native.
+    pub compose: Option<PathBuf>,
+    /// Root CA of mode dstack, PEM.
+    pub root_ca: Option<PathBuf>,
     /// The app that the evidence shall name.
     pub app_id: Option<AppId>,
     /// Where the keys go; standard output without it.
@@ -94,7 +119,8 @@ impl TryFrom<RawConfig> for Config {
     type Error = ConfigError;
 
     fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
-        let kms_urls = raw.kms_urls.iter().map(|text| text.parse::<NodeUrl>().map_err(|_| wrong("kms_urls", "https://host:port", text)));
+        let kms_urls =
+            raw.kms_urls.iter().map(|text| base_of(text).parse::<NodeUrl>().map_err(|_| wrong("kms_urls", "https://host:port", text)));
         let kms_urls = kms_urls.collect::<Result<Vec<_>, _>>()?;
         if kms_urls.is_empty() || kms_urls.len() > dstack_client::nodes::NODES_MAX {
             return Err(wrong("kms_urls", "1 to 64 addresses", kms_urls.len()));
@@ -114,6 +140,12 @@ impl TryFrom<RawConfig> for Config {
         if raw.patience_s > 3600 {
             return Err(wrong("patience_s", "at most 3600 seconds", raw.patience_s));
         }
+        let mode = match raw.mode.as_deref() {
+            None => None,
+            Some("native") => Some(Mode::Native),
+            Some("dstack") => Some(Mode::Dstack),
+            Some(other) => return Err(wrong("mode", "native or dstack", other)),
+        };
         let route = raw.proxy.parse().map_err(|_| wrong("proxy", "direct, vsock:CID:PORT or http://host:port", &raw.proxy))?;
         let beside = raw.output.as_ref().map(|output| {
             let mut name = output.clone().into_os_string();
@@ -121,9 +153,12 @@ impl TryFrom<RawConfig> for Config {
             PathBuf::from(name)
         });
         Ok(Self {
+            mode,
             kms_urls,
             device: raw.device,
+            events: raw.events,
             compose: raw.compose,
+            root_ca: raw.root_ca,
             app_id: app_id.transpose()?,
             output: raw.output,
             kcv_file: raw.kcv_file.or(beside),

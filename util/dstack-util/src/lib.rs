@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`cli`] | arguments |
 //! | [`config`] | file, environment and flags, checked |
+//! | [`dstack_kms`] | keys by dstack's protocol |
 //! | [`get_keys`] | evidence → keys |
 //! | [`app_keys`] | the JSON document |
 //! | [`show`] | device and measurement, for policies |
@@ -24,6 +25,7 @@ pub mod app_keys;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod dstack_kms;
 pub mod files;
 pub mod forward;
 pub mod get_keys;

@@ -19,7 +19,7 @@ use dstack_util::forward::{Listen, Target};
 use dstack_util::host_api::{DEFAULT_URL, HostUrl};
 use dstack_util::machine::Machine;
 use dstack_util::setup::host_shared::{self, SYS_CONFIG, SysConfig};
-use dstack_util::{app_keys, files, get_keys, setup, show};
+use dstack_util::{files, get_keys, setup, show};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -197,12 +197,11 @@ fn get_keys(arguments: &GetKeys) -> anyhow::Result<()> {
     }
     init_logging(LogFormat::Pretty, &arguments.log)?;
     // The software device measures its caller by looking at the process.
-    harden(Hardening { lock_memory: false, inspectable: config.device.starts_with("software:") });
+    harden(Hardening { lock_memory: false, inspectable: config.device.as_deref().is_some_and(|device| device.starts_with("software:")) });
     let runtime = runtime()?;
     let clock = SystemClock::new();
-    let released = runtime.block_on(get_keys::run(&config, Arc::new(move || clock.now())))?;
-    let url = config.kms_urls.first().map(ToString::to_string).unwrap_or_default();
-    let document = app_keys::AppKeys::released(&released.keys, &url).document();
+    let keys = runtime.block_on(get_keys::run(&config, Arc::new(move || clock.now())))?;
+    let document = keys.document();
     match &config.output {
         Some(file) => document.expose(|bytes| files::write(file, bytes, 0o600)).with_context(|| format!("cannot write {}", file.display())),
         None => document.expose(|bytes| std::io::stdout().lock().write_all(bytes)).context("standard output"),

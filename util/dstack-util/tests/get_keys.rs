@@ -118,7 +118,8 @@ async fn exit_status_tells_why_there_are_no_keys() {
         let other = setting.file("other.json");
         std::fs::write(&other, "{}").unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_dstack-util"))
-            .args(["get-keys", "-k", "https://127.0.0.1:1", "--device", &setting.device, "--compose", other.to_str().unwrap()])
+            .args(["get-keys", "--mode", "native", "-k", "https://127.0.0.1:1", "--device", &setting.device])
+            .args(["--compose", other.to_str().unwrap()])
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(1));

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use dstack_attest::tdx;
 use dstack_attest::wire::{Attestation, TdxEvent};
 use dstack_attest::{COLLATERAL_BYTES_MAX, TdxCollateral};
-use dstack_client::{Pin, Route, Settings, Trust};
+use dstack_client::{Pin, PinError, Route, Settings, Trust};
 use dstack_protocol::Platform;
 use dstack_protocol::codec::sha256;
 use dstack_ratls::Now;
@@ -419,6 +419,10 @@ fn provide(
             };
             match Pin::of_compose(&shared.compose_bytes) {
                 Ok(pin) => Ok(runtime.block_on(provider::kms::native(&asking, pin)).map_err(ProviderError::from)?),
+                Err(PinError::Missing) => {
+                    let vm_config = &shared.config.vm_config;
+                    Ok(runtime.block_on(provider::kms::dstack(&asking, None, vm_config)).map_err(ProviderError::from)?)
+                }
                 Err(error) => Err(error.into()),
             }
         }

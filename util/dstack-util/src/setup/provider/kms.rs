@@ -13,6 +13,7 @@ use dstack_tee::Opened;
 
 use super::Provided;
 use crate::app_keys::AppKeys;
+use crate::dstack_kms::{self, Answered, DstackKmsError, Question, base_of};
 use crate::setup::compose::ProviderKind;
 
 /// Why the KMS gives no keys.
@@ -31,6 +32,9 @@ pub enum KmsError {
     /// The cluster refuses, or nobody answers.
     #[error("{0}")]
     Client(#[from] ClientError),
+    /// By dstack's protocol.
+    #[error("{0}")]
+    Dstack(#[from] DstackKmsError),
     /// A wish that no cluster takes.
     #[error("this instance cannot ask for its keys: {reason}")]
     Wish {
@@ -66,10 +70,8 @@ pub struct Asking<'a> {
 /// # Errors
 /// [`KmsError`].
 pub async fn native(asking: &Asking<'_>, pin: Pin) -> Result<Provided, KmsError> {
-    let wrong = |reason: String| KmsError::Urls { reason };
-    let urls = asking.urls.iter().map(|url| base_of(url).parse::<NodeUrl>().map_err(|error| wrong(error.to_string())));
-    let urls = urls.collect::<Result<Vec<_>, _>>()?;
-    let Some(first) = urls.first().map(ToString::to_string) else { return Err(wrong("there is none".to_owned())) };
+    let urls = nodes(asking.urls)?;
+    let first = urls.first().map(ToString::to_string).unwrap_or_default();
     let device = Arc::clone(asking.device);
     let evidence_of: EvidenceOf = Arc::new(move |report_data| device.evidence(report_data).map_err(|error| error.to_string()));
     let kcvs = KcvStore::new(asking.kcv_file.clone());
@@ -89,20 +91,35 @@ pub async fn native(asking: &Asking<'_>, pin: Pin) -> Result<Provided, KmsError>
     })
 }
 
-/// A URL without dstack's `/prpc`: hosts write both.
-fn base_of(url: &str) -> &str {
-    let url = url.trim_end_matches('/');
-    url.strip_suffix("/prpc").unwrap_or(url)
+/// By dstack's protocol: the node that answers learns the keys. The provider's id is its root CA's public key.
+///
+/// # Errors
+/// [`KmsError`].
+pub async fn dstack(asking: &Asking<'_>, root_ca: Option<&str>, vm_config: &str) -> Result<Provided, KmsError> {
+    let urls = nodes(asking.urls)?;
+    let device = Arc::clone(asking.device);
+    let evidence_of: EvidenceOf = Arc::new(move |report_data| device.evidence(report_data).map_err(|error| error.to_string()));
+    let question = Question {
+        urls: &urls,
+        route: asking.route,
+        settings: asking.settings,
+        now: &asking.now,
+        root_ca,
+        vm_config,
+        evidence_of: &evidence_of,
+    };
+    let Answered { keys, root_spki, os_image_hash } = dstack_kms::fetch(&question).await?;
+    let os_image_hash = Some(os_image_hash).filter(|hash| !hash.is_empty());
+    Ok(Provided { keys, kind: ProviderKind::Kms, id: root_spki, os_image_hash })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_taken_with_and_without_prpc() {
-        for url in ["https://k:1", "https://k:1/", "https://k:1/prpc", "https://k:1/prpc/"] {
-            assert_eq!(base_of(url), "https://k:1");
-        }
-    }
+/// Addresses, with or without dstack's `/prpc`.
+///
+/// # Errors
+/// [`KmsError::Urls`].
+pub fn nodes(urls: &[String]) -> Result<Vec<NodeUrl>, KmsError> {
+    let wrong = |reason: String| KmsError::Urls { reason };
+    let nodes = urls.iter().map(|url| base_of(url).parse::<NodeUrl>().map_err(|error| wrong(error.to_string())));
+    let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+    if nodes.is_empty() { Err(wrong("there is none".to_owned())) } else { Ok(nodes) }
 }
