@@ -153,7 +153,7 @@ fn stay(story: &Teller<'_>, cluster: &mut Cluster, web: &App, left: &std::sync::
     let (dir, dstack) = (cluster.dir().display().to_string(), cluster.binaries.path("dstack")?.display().to_string());
     story.more(&format!(
         "guest API:  curl --unix-socket $AGENT_SOCK http://dstack/Info\n\
-         \x20           curl --unix-socket $AGENT_SOCK -d '{{\"path\":\"db/password\"}}' http://dstack/GetKey\n\
+         \x20           curl --unix-socket $AGENT_SOCK -d '{{\"path\":\"db/password\"}}' http://dstack/GetKey?json\n\
          operators:  {dstack} cluster status --genesis {dir}/cluster\n\
          \x20           {dstack} policy show --genesis {dir}/cluster {}\n\
          metrics:    curl http://{}/metrics\n\
@@ -162,6 +162,7 @@ fn stay(story: &Teller<'_>, cluster: &mut Cluster, web: &App, left: &std::sync::
         cluster.node(1).admin,
     ));
     println!("AGENT_SOCK={}", agent.socket().display());
+    println!("TAPPD_SOCK={}", agent.tappd_socket().display());
     println!("KMS_URLS={}", cluster.kms_urls());
     // The sender is dropped when the reader leaves; meanwhile nothing is sent.
     while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = left.recv_timeout(Duration::from_millis(500)) {

@@ -65,6 +65,12 @@ impl Agent {
         &self.socket
     }
 
+    /// Socket of the legacy API.
+    #[must_use]
+    pub fn tappd_socket(&self) -> PathBuf {
+        self.socket.with_extension("tappd")
+    }
+
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -126,13 +132,14 @@ fn config_text(cluster: &Cluster, spec: &AgentSpec<'_>, socket: &Path, state_dir
     let member = |name: &str, value: Option<&str>| value.map(|value| format!("{name} = {value:?}\n")).unwrap_or_default();
     let boot = format!("[boot]\n{}{}", member("app_id", spec.app_id), member("instance_seed", spec.instance_seed));
     format!(
-        "device = {:?}\napp_compose = {}\nkms_urls = [{}]\nstate_dir = {}\n\n[api]\nsocket = {}\nsocket_mode = \"0600\"\n\n\
+        "device = {:?}\napp_compose = {}\nkms_urls = [{}]\nstate_dir = {}\n\n[api]\nsocket = {}\ntappd_socket = {}\nsocket_mode = \"0600\"\n\n\
          [trust]\nsoftware_roots = [{}]\ncollateral = {}\n\n[log]\nformat = \"pretty\"\n\n{boot}",
         cluster.device.text(spec.machine),
         quoted(&spec.app.compose),
         urls.join(", "),
         quoted(state_dir),
         quoted(socket),
+        quoted(&socket.with_extension("tappd")),
         roots.join(", "),
         quoted(&cluster.device.collateral()),
     )
