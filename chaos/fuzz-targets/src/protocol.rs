@@ -1,7 +1,7 @@
 //! Every decoder of `protocol`, the replicated state included: the first byte selects the format. What decodes must encode to the same bytes: one encoding for each value.
 
 use dstack_protocol::Wire;
-use dstack_protocol::{ceremony, command, genesis, governance, hello, log, policy, receipt, refusal, release, rpc, state};
+use dstack_protocol::{ceremony, command, env, genesis, governance, hello, log, policy, receipt, refusal, release, rpc, sign, state};
 
 /// Calls `judge` for the format with the number `selected`.
 macro_rules! select {
@@ -78,5 +78,11 @@ pub(crate) fn run(data: &[u8]) {
         rpc::ReleaseAnswer,
         rpc::ClockAsk,
         dstack_audit::Frontier,
+        sign::SignObject,
+        sign::SignAsk,
+        sign::Signed,
+        sign::AppPkClaim,
+        env::EnvAttempt,
+        env::EnvPubBody,
     );
 }

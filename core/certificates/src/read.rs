@@ -245,7 +245,7 @@ impl Certificate {
     /// Whether `key` made its signature.
     ///
     /// # Errors
-    /// [`CertificateError::BadSignature`].
+    /// [`CertificateError::BadSignature`]; [`CertificateError::NotACertificate`] when the encoding around what is signed is not DER.
     pub fn signed_by(&self, key: &PublicKey) -> Result<(), CertificateError> {
         let algorithm = match key {
             PublicKey::Ed25519(_) => ED25519,
@@ -254,7 +254,12 @@ impl Certificate {
         if self.algorithm != algorithm {
             return Err(CertificateError::field("signature algorithm", algorithm, self.algorithm.clone()));
         }
-        key.verify("certificate", &self.tbs, &self.signature)
+        key.verify("certificate", &self.tbs, &self.signature)?;
+        // The parser is lenient outside the signed part: one certificate, one encoding.
+        if crate::build::assemble(&self.tbs, key, &self.signature) != self.der {
+            return Err(broken("not DER around what is signed"));
+        }
+        Ok(())
     }
 
     pub(crate) fn is_issued_by(&self, issuer: &Self) -> bool {

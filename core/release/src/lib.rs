@@ -8,6 +8,7 @@
 
 pub mod asker;
 pub mod attempt;
+pub mod claim;
 pub mod clearance;
 pub mod coordination;
 pub mod legacy;
