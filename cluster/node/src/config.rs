@@ -200,6 +200,8 @@ struct RawNode {
     #[serde(default = "default_checkpoint")]
     checkpoint_every_entries: u64,
     #[serde(default)]
+    log_kept_entries: Option<u64>,
+    #[serde(default)]
     heartbeat_ms: Option<u64>,
     #[serde(default)]
     election_min_ms: Option<u64>,
@@ -335,6 +337,7 @@ impl Config {
             heartbeat_ms: node.heartbeat_ms.unwrap_or(defaults.heartbeat_ms),
             election_min_ms: node.election_min_ms.unwrap_or(defaults.election_min_ms),
             election_max_ms: node.election_max_ms.unwrap_or(defaults.election_max_ms),
+            log_kept_entries: node.log_kept_entries.unwrap_or(defaults.log_kept_entries),
             ..defaults
         };
         Ok(Self {
