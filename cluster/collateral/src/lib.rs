@@ -22,6 +22,6 @@ pub use error::FetchError;
 pub use folder::{FolderError, read_folder};
 pub use http::{Http, Limits};
 pub use intel::Intel;
-pub use links::{Link, LinkHosts, follow, links};
+pub use links::{LinkHosts, follow, links};
 pub use pool::{Gathered, PoolSources, gather};
 pub use refresh::{Refreshed, merge, refresh};

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use dstack_attest::X509Pool;
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
 use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::folder::pem_blocks;
 use crate::{FetchError, Http};
@@ -31,32 +31,23 @@ const ANY: &[&str] = &[
     "",
 ];
 
-/// One address of a certificate.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Link {
-    /// Its issuer's certificate.
-    Issuer(String),
-    /// Its issuer's revocation list.
-    List(String),
-}
-
-/// Addresses that a certificate names; none of what cannot be read.
+/// Addresses of a certificate's issuer and of its issuer's revocation list; none of what cannot be read.
 #[must_use]
-pub fn links(der: &[u8]) -> Vec<Link> {
+pub fn links(der: &[u8]) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
     let mut found = Vec::new();
     for extension in certificate.extensions() {
         match extension.parsed_extension() {
             ParsedExtension::AuthorityInfoAccess(access) => {
                 let issuers = access.accessdescs.iter().filter(|one| one.access_method == OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS);
-                found.extend(issuers.filter_map(|one| url(&one.access_location)).map(Link::Issuer));
+                found.extend(issuers.filter_map(|one| url(&one.access_location)));
             }
             ParsedExtension::CRLDistributionPoints(points) => {
                 let names = points.iter().filter_map(|point| match &point.distribution_point {
                     Some(DistributionPointName::FullName(names)) => Some(names),
                     _ => None,
                 });
-                found.extend(names.flatten().filter_map(url).map(Link::List));
+                found.extend(names.flatten().filter_map(url));
             }
             _ => {}
         }
@@ -120,21 +111,17 @@ impl LinkHosts {
     }
 }
 
-/// Follows the addresses of `certificates`, those of `more`, and those of what they lead to. Plain `http` is taken: what comes carries
-/// its own signature.
+/// Follows the addresses of `certificates`, those of `more`, and those of what they lead to. What an answer is, it says itself. Plain
+/// `http` is taken: what comes carries its own signature.
 #[must_use]
 pub fn follow(http: &Http, hosts: &LinkHosts, certificates: &[Vec<u8>], more: &[String]) -> (X509Pool, Vec<FetchError>) {
     let (mut pool, mut failures, mut asked) = (X509Pool::default(), Vec::new(), BTreeSet::new());
-    let mut waiting: Vec<Link> = certificates.iter().flat_map(|der| links(der)).collect();
-    // A list is read as such; anything else is taken for a certificate.
-    let is_list = |url: &String| url.to_ascii_lowercase().ends_with(".crl");
-    waiting.extend(more.iter().map(|url| if is_list(url) { Link::List(url.clone()) } else { Link::Issuer(url.clone()) }));
-    while let Some(link) = waiting.pop() {
-        if asked.len() >= REQUESTS_MAX || !asked.insert(link.clone()) {
+    let mut waiting: Vec<String> = certificates.iter().flat_map(|der| links(der)).chain(more.iter().cloned()).collect();
+    while let Some(url) = waiting.pop() {
+        if asked.len() >= REQUESTS_MAX || !asked.insert(url.clone()) {
             continue;
         }
-        let (Link::Issuer(url) | Link::List(url)) = &link;
-        let http = match hosts.allow(url) {
+        let http = match hosts.allow(&url) {
             Ok(Some(named)) => http.dangerous_reaching(named),
             Ok(None) => *http,
             Err(error) => {
@@ -142,17 +129,16 @@ pub fn follow(http: &Http, hosts: &LinkHosts, certificates: &[Vec<u8>], more: &[
                 continue;
             }
         };
-        let (address, label) = match &link {
-            Link::Issuer(url) => (url, "CERTIFICATE"),
-            Link::List(url) => (url, "X509 CRL"),
-        };
-        let grown = http.get_link(address, ANY).and_then(|fetched| {
+        let grown = http.get_link(&url, ANY).and_then(|fetched| {
             let ders = match std::str::from_utf8(&fetched.body).ok().filter(|text| text.contains("-----BEGIN ")) {
-                Some(text) => pem_blocks(text).map_err(|why| fetched.content(&why, "DER or PEM"))?,
-                None => vec![(label.to_owned(), fetched.body.clone())],
+                Some(text) => pem_blocks(text).map_err(|why| fetched.content(&why, "DER or PEM"))?.into_iter().map(|(_, der)| der).collect(),
+                None => vec![fetched.body.clone()],
             };
-            let ders: Vec<Vec<u8>> = ders.into_iter().filter(|(found, _)| found == label).map(|(_, der)| der).collect();
-            let (certificates, crls) = if label == "CERTIFICATE" { (ders, Vec::new()) } else { (Vec::new(), ders) };
+            let (certificates, rest): (Vec<_>, Vec<_>) = ders.into_iter().partition(|der| X509Certificate::from_der(der).is_ok());
+            let crls: Vec<_> = rest.into_iter().filter(|der| CertificateRevocationList::from_der(der).is_ok()).collect();
+            if certificates.is_empty() && crls.is_empty() {
+                return Err(fetched.content("neither", "a certificate or a revocation list"));
+            }
             let both = |old: &[Vec<u8>], new: &[Vec<u8>]| old.iter().chain(new).cloned().collect();
             let grown = X509Pool::new(both(&pool.certificates, &certificates), both(&pool.crls, &crls));
             Ok((grown.map_err(|error| fetched.content(&error.to_string(), "DER or PEM"))?, certificates))

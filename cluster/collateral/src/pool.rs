@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dstack_attest::snp::{Product, Tcb};
+use dstack_attest::snp::{Product, Tcb, claimed_chip};
 use dstack_attest::{TrustRoots, X509Pool};
 use dstack_protocol::UnixMillis;
 use dstack_protocol::collateral::{Want, Wants};
@@ -12,6 +12,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::amd::{Kds, KeyOf};
 use crate::links::{LinkHosts, follow};
 use crate::{FetchError, Http};
+
+/// Certificates of one chip that are asked for at most, one for each firmware version. AMD signs them for whatever versions are named, so
+/// that strangers could fill the pool; the owner of a chip that needs another has it in its evidence, or an operator brings it.
+const VCEKS_OF_CHIP_MAX: usize = 4;
 
 /// Whom to ask.
 #[derive(Debug, Clone)]
@@ -44,6 +48,10 @@ pub fn gather(current: &X509Pool, wants: &Wants, renew: bool, sources: &PoolSour
     for want in &wants.0 {
         match want {
             Want::Tdx(_) => {}
+            Want::Chip { id, .. } if of_chip(&current.certificates, id).saturating_add(of_chip(&certificates, id)) >= VCEKS_OF_CHIP_MAX => {
+                let chip = hex::encode(id.get(..8).unwrap_or_default());
+                all.failures.push(FetchError::Item(format!("none: chip {chip}… has {VCEKS_OF_CHIP_MAX} certificates in the pool already")));
+            }
             Want::Chip { id, tcb } => match sources.chip(id, *tcb, &mut all.failures) {
                 Some((product, der)) => {
                     certificates.push(der);
@@ -113,6 +121,10 @@ impl PoolSources {
         }
         None
     }
+}
+
+fn of_chip(certificates: &[Vec<u8>], id: &[u8; 64]) -> usize {
+    certificates.iter().filter(|der| claimed_chip(der).as_ref() == Some(id)).count()
 }
 
 /// What of these is new and may be pinned beside `current`.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use dstack_attest::snp::{Product, Tcb};
+use dstack_attest::snp::{Product, Tcb, claimed_chip};
 use dstack_attest::{TrustRoots, X509Pool};
 use dstack_collateral::{Endpoint, FetchError, Http, Kds, KeyOf, Limits, LinkHosts, PoolSources, follow, gather};
 use dstack_protocol::UnixMillis;
@@ -153,6 +153,33 @@ fn what_evidence_lacked_is_gathered_whole() {
 }
 
 #[test]
+fn one_chip_gets_so_many_certificates_and_no_more() {
+    let mut names = rcgen::DistinguishedName::new();
+    names.push(rcgen::DnType::CommonName, "SEV-VCEK");
+    let of_chip = |serial: u64| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = names.clone();
+        params.serial_number = Some(rcgen::SerialNumber::from(serial));
+        params.custom_extensions = vec![rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 3704, 1, 4], CHIP.to_vec())];
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    };
+    let held: Vec<Vec<u8>> = (1..=4).map(of_chip).collect();
+    assert!(held.iter().all(|der| claimed_chip(der) == Some(CHIP)));
+    assert_eq!((claimed_chip(VCEK), claimed_chip(ASK), claimed_chip(b"no certificate")), (Some(CHIP), None, None));
+    let server = amd();
+    let wanted = wants(&[Want::Chip { id: CHIP, tcb: RAW_TCB }]);
+    let ask = |count: usize| {
+        let current = X509Pool::new(held[..count].to_vec(), Vec::new()).unwrap();
+        gather(&current, &wanted, false, &sources(&[&server.url()]), &roots(), NOW)
+    };
+    assert!(ask(3).pool.certificates.contains(&VCEK.to_vec()));
+    let asked = server.requests();
+    let full = ask(4);
+    assert!(full.pool.is_empty() && matches!(&full.failures[..], [FetchError::Item(why), ..] if why.contains("0909090909090909")), "{full:?}");
+    assert_eq!(server.requests(), asked, "nobody was asked");
+}
+
+#[test]
 fn what_may_not_be_pinned_is_not_given_on() {
     let server = amd();
     let chip = wants(&[Want::Chip { id: CHIP, tcb: RAW_TCB }]);
@@ -198,11 +225,19 @@ fn links_of_certificates_are_followed_to_named_hosts_only() {
     let middle = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer).unwrap().der().to_vec();
     server.put("/middle.crt", "application/pkix-cert", &middle);
     server.put("/root.crl", "application/pkix-crl", &list);
+    // Addresses need not tell what they lead to; vendors' do not always.
+    server.put("/lists/1", "application/octet-stream", &list);
+    server.put("/neither", "application/octet-stream", b"\x30\x03\x02\x01\x01");
 
     let trusted = TrustRoots::none().with_software_root(&root).unwrap();
     let link = wants(&[Want::Link(format!("{}/middle.crt", server.url()))]);
     let got = gather(&X509Pool::default(), &link, false, &sources(&[]), &trusted, NOW);
     assert_eq!(got.pool, pool(&[&middle], &[&list]), "{:?}", got.failures);
+
+    let by_content = wants(&["lists/1", "neither"].map(|path| Want::Link(format!("{}/{path}", server.url()))));
+    let got = gather(&X509Pool::default(), &by_content, false, &sources(&[]), &trusted, NOW);
+    assert_eq!(got.pool, pool(&[], &[&list]));
+    assert!(matches!(&got.failures[..], [FetchError::Content { url, .. }] if url.ends_with("/neither")), "{:?}", got.failures);
 
     let asked = server.requests();
     let elsewhere = PoolSources { hosts: LinkHosts::new(&["pki.test".to_owned()]).unwrap(), ..sources(&[]) };

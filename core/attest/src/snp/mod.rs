@@ -23,6 +23,7 @@ pub use endorsement::Endorsement;
 pub use policy::SigningKey;
 pub use product::{Product, Tcb};
 pub use report::{Cpuid, Firmware, REPORT_BYTES, Report, SignedReport};
+pub use vek::claimed_chip;
 
 pub(crate) use guest::{Guest, verify_guest};
 

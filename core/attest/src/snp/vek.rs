@@ -2,7 +2,11 @@
 //! Never: walks its path, which has to be done before.
 //! Source: AMD "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface Specification" (57230), table of X.509 extensions.
 
-use x509_parser::{oid_registry::Oid, prelude::X509Certificate, x509::X509Name};
+use x509_parser::{
+    oid_registry::Oid,
+    prelude::{FromDer as _, X509Certificate},
+    x509::X509Name,
+};
 
 use super::{
     policy::SigningKey,
@@ -66,6 +70,18 @@ impl Vek {
             None => true,
         }
     }
+}
+
+/// The chip that a VCEK names, with zeros behind a short id as reports have it; `None` for any other certificate. A claim: its path is not
+/// walked.
+#[must_use]
+pub fn claimed_chip(der: &[u8]) -> Option<[u8; 64]> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let value = extension(&certificate, &HARDWARE_ID).ok()??;
+    let id = Product::ALL.into_iter().find_map(|product| whole_or_octets(value, product.hardware_id_bytes()).ok())?;
+    let mut chip = [0; 64];
+    chip.get_mut(..id.len())?.copy_from_slice(&id);
+    (common_name(certificate.subject()) == Some("SEV-VCEK")).then_some(chip)
 }
 
 /// The common name, where there is just one.
