@@ -129,7 +129,7 @@ fn refused(story: &Teller<'_>, cluster: &Cluster, examples: &Path, web: &App) ->
     std::fs::write(&file, modified)?;
     let changed = cluster.measure("modified", &file, MachineKind::Tdx)?;
     story.say("someone changes one letter of web-db's compose file, and starts it as web-db")?;
-    let spec = AgentSpec { machine: "web", app: &changed, app_id: Some(&web.app_id), instance_seed: None, name: "modified" };
+    let spec = AgentSpec { machine: "web", device: None, app: &changed, app_id: Some(&web.app_id), instance_seed: None, name: "modified" };
     match Agent::start(cluster, &spec) {
         Err(ClusterError::Ended { log, .. }) => {
             let reason = log.lines().rev().find_map(|line| line.find("COMPOSE_NOT_ALLOWED").and_then(|at| line.get(at..)));
@@ -213,7 +213,7 @@ impl Keys {
 
 /// The web app as one instance, whose disk key is the same at each start.
 fn the_web_app<'a>(app: &'a App, name: &'a str) -> AgentSpec<'a> {
-    AgentSpec { machine: "web", app, app_id: None, instance_seed: Some("5eed"), name }
+    AgentSpec { machine: "web", device: None, app, app_id: None, instance_seed: Some("5eed"), name }
 }
 
 /// The first digits of a long hex text.

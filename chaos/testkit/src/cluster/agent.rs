@@ -28,6 +28,8 @@ pub struct Agent {
 pub struct AgentSpec<'a> {
     /// Machine it runs on.
     pub machine: &'a str,
+    /// Text of another device than that machine's.
+    pub device: Option<&'a str>,
     /// The app.
     pub app: &'a App,
     /// Another app id than that of the compose document.
@@ -134,7 +136,7 @@ fn config_text(cluster: &Cluster, spec: &AgentSpec<'_>, socket: &Path, state_dir
     format!(
         "device = {:?}\napp_compose = {}\nkms_urls = [{}]\nstate_dir = {}\n\n[api]\nsocket = {}\ntappd_socket = {}\nsocket_mode = \"0600\"\n\n\
          [trust]\nsoftware_roots = [{}]\ncollateral = {}\n\n[log]\nformat = \"pretty\"\n\n{boot}",
-        cluster.device.text(spec.machine),
+        spec.device.map_or_else(|| cluster.device.text(spec.machine), str::to_owned),
         quoted(&spec.app.compose),
         urls.join(", "),
         quoted(state_dir),

@@ -12,4 +12,5 @@ mod memory;
 mod releases;
 mod rogue;
 mod story;
+mod tdx;
 mod workload;
