@@ -131,7 +131,9 @@ pub fn follow(http: &Http, hosts: &LinkHosts, certificates: &[Vec<u8>], more: &[
         };
         let grown = http.get_link(&url, ANY).and_then(|fetched| {
             let ders = match std::str::from_utf8(&fetched.body).ok().filter(|text| text.contains("-----BEGIN ")) {
-                Some(text) => pem_blocks(text).map_err(|why| fetched.content(&why, "DER or PEM"))?.into_iter().map(|(_, der)| der).collect(),
+                Some(text) => {
+                    pem_blocks(text).map_err(|why| fetched.content(&why, "DER or PEM"))?.into_iter().map(|(_, der)| der).collect()
+                }
                 None => vec![fetched.body.clone()],
             };
             let (certificates, rest): (Vec<_>, Vec<_>) = ders.into_iter().partition(|der| X509Certificate::from_der(der).is_ok());

@@ -175,7 +175,10 @@ fn one_chip_gets_so_many_certificates_and_no_more() {
     assert!(ask(3).pool.certificates.contains(&VCEK.to_vec()));
     let asked = server.requests();
     let full = ask(4);
-    assert!(full.pool.is_empty() && matches!(&full.failures[..], [FetchError::Item(why), ..] if why.contains("0909090909090909")), "{full:?}");
+    assert!(
+        full.pool.is_empty() && matches!(&full.failures[..], [FetchError::Item(why), ..] if why.contains("0909090909090909")),
+        "{full:?}"
+    );
     assert_eq!(server.requests(), asked, "nobody was asked");
 }
 

@@ -4,9 +4,7 @@
 use std::path::PathBuf;
 
 use dstack_attest::wire::{EventVersion, RuntimeEvent};
-use dstack_tee::options::Options;
-use dstack_tee::tdx::TdxDevice;
-use dstack_testkit::cluster::{Agent, AgentSpec, Cluster, ClusterError, ClusterSpec, FORMING, MachineKind, until};
+use dstack_testkit::cluster::{Agent, AgentSpec, App, Cluster, ClusterError, ClusterSpec, FORMING, MachineKind, until};
 use dstack_testkit::tsm::{Mounted, SoftwareTd, mount};
 use dstack_testkit::{Measured, SoftwareRoots};
 
@@ -47,7 +45,7 @@ impl Td {
 
     /// Measures what a guest's boot measures of an app.
     fn boot(&self, app_id: &str, compose_hash: &str) {
-        let device = TdxDevice::open(&Options::parse(&self.text()).unwrap()).unwrap();
+        let device = dstack_tee::open(&self.text()).unwrap();
         let hex = |text: &str| hex::decode(text).unwrap();
         let events = [
             ("system-preparing", Vec::new()),
@@ -66,6 +64,10 @@ fn of_class(values: &[(String, String)], class: &str) -> String {
     values.iter().find(|(name, _)| name == class).map(|(_, kcv)| kcv.clone()).unwrap()
 }
 
+fn spec<'a>(device: Option<&'a str>, app: &'a App, name: &'a str) -> AgentSpec<'a> {
+    AgentSpec { machine: "web", device, app, app_id: None, instance_seed: None, name }
+}
+
 #[test]
 fn an_agent_in_a_td_gets_the_keys_of_its_app() {
     if !can_mount() {
@@ -74,7 +76,6 @@ fn an_agent_in_a_td_gets_the_keys_of_its_app() {
     let mut cluster = Cluster::start(&ClusterSpec::default()).unwrap();
     let app = registered(&cluster, "web", MachineKind::Tdx);
     let other = cluster.measure("other", &compose_file(cluster.dir(), "other", "alpine:4"), MachineKind::Tdx).unwrap();
-    let spec = |device, app, name| AgentSpec { machine: "web", device, app, app_id: None, instance_seed: None, name };
     let emulated = Agent::start(&cluster, &spec(None, &app, "emulated")).unwrap();
 
     let td = Td::new(&cluster, "guest", &Measured::executable(b"an image"));
@@ -92,7 +93,7 @@ fn an_agent_in_a_td_gets_the_keys_of_its_app() {
     agent.stop().unwrap();
 
     // What was measured decides: another document beside it, a TD that measured an app nobody registered, one that measured none.
-    let ended = |device: &str, app, name| match Agent::start(&cluster, &spec(Some(device), app, name)) {
+    let ended = |device: &str, app: &App, name: &str| match Agent::start(&cluster, &spec(Some(device), app, name)) {
         Err(ClusterError::Ended { log, .. }) => log,
         got => panic!("{name}: {got:?}"),
     };
