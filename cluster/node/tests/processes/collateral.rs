@@ -11,7 +11,7 @@ use dstack_testkit::tdx::{CollateralSpec, bundle_json};
 use dstack_testkit::{SoftwareRoots, Validity};
 
 use crate::releases::audit_verifies;
-use crate::workload::{Workload, check_values, registered, runtime, wishes};
+use crate::workload::{Workload, check_values, registered, runtime};
 
 /// The first bundle ends so long after the start.
 const LIVES_S: u64 = 90;
@@ -29,16 +29,11 @@ struct World {
 impl World {
     /// Roots whose collateral ends soon, where the emulated machines will look for them.
     fn new() -> Self {
-        Self::living(LIVES_S)
-    }
-
-    /// The same, of another life.
-    fn living(lives_s: u64) -> Self {
         let dir = tempfile::Builder::new().prefix("dstack-").tempdir().unwrap();
         let roots = SoftwareRoots::generate(UnixMillis(now_s() * 1000)).unwrap();
         roots.save(&dir.path().join("roots")).unwrap();
-        let world = Self { ends_s: now_s() + lives_s, dir, roots };
-        world.write_first(&world.bundle(19, 3600, lives_s + 3600));
+        let world = Self { ends_s: now_s() + LIVES_S, dir, roots };
+        world.write_first(&world.bundle(19, 3600, LIVES_S + 3600));
         world
     }
 
@@ -55,11 +50,7 @@ impl World {
 
     /// A cluster on the short-lived bundle; its clients judge nodes with a long-lived one.
     fn cluster(&self, collateral: String) -> Cluster {
-        self.cluster_of(ClusterSpec { collateral, ..ClusterSpec::default() })
-    }
-
-    fn cluster_of(&self, spec: ClusterSpec) -> Cluster {
-        let spec = ClusterSpec { dir: Some(self.dir.path().to_owned()), ..spec };
+        let spec = ClusterSpec { dir: Some(self.dir.path().to_owned()), collateral, ..ClusterSpec::default() };
         let cluster = Cluster::start(&spec).unwrap();
         self.write_first(&self.bundle(19, 3600, 86_400));
         cluster
@@ -164,55 +155,5 @@ fn an_operator_brings_collateral_after_everything_has_expired() {
     }
     cluster.wait_ready(FORMING).unwrap();
     assert_eq!(check_values(&runtime.block_on(web.keys(&cluster.kms_urls()))), keys);
-    audit_verifies(&mut cluster);
-}
-
-#[test]
-fn a_node_that_was_away_is_given_a_pin_by_snapshot_and_judges_with_it() {
-    let (world, server) = (World::living(150), Pccs::start(0).unwrap());
-    let mut cluster = world.cluster_of(ClusterSpec {
-        collateral: format!("intel = [\"{}\"]\nrefresh_every_s = 2", server.url()),
-        // The least that is allowed, and nothing of the log stays behind it.
-        more_config: "checkpoint_every_entries = 100\nlog_kept_entries = 0\n".to_owned(),
-        ..ClusterSpec::default()
-    });
-    let runtime = runtime();
-    let app = registered(&cluster, "web", MachineKind::Tdx);
-    let web = Workload::boot(&cluster, "web", &app);
-    let leader = cluster.leader().unwrap();
-    let (away, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
-    let keys = check_values(&runtime.block_on(web.keys(&cluster.node(leader).url())));
-    let had = cluster.node(away).status().unwrap()["raft"]["last_index"].as_u64().unwrap();
-    cluster.node(away).kill();
-
-    // The pin, and then a checkpoint behind it: each release is at least one entry.
-    server.serve(&world.bundle(20, 60, 86_400));
-    until_evaluation(&mut cluster, leader, 20);
-    let pinned = cluster.node(leader).status().unwrap()["raft"]["applied_index"].as_u64().unwrap();
-    assert!(pinned > had);
-    let client = web.client(&cluster.node(leader).url());
-    let mut releases = 0;
-    while cluster.node(leader).status().unwrap()["raft"]["snapshot_index"].as_u64().is_none_or(|index| index < pinned) {
-        runtime.block_on(client.release(&web.app_id, &wishes())).unwrap();
-        releases += 1;
-        assert!(releases < 2000, "a checkpoint after so many releases");
-    }
-
-    let installed = |cluster: &mut Cluster| cluster.node(away).log_text().matches("snapshot installed").count();
-    assert_eq!(installed(&mut cluster), 0);
-    cluster.node(away).start().unwrap();
-    until_evaluation(&mut cluster, away, 20);
-    cluster.wait_ready(FORMING).unwrap();
-    assert!(installed(&mut cluster) > 0, "{}", cluster.node(away).log_text());
-
-    // Now both others hang on it: it coordinates, and one of the others is away.
-    world.wait_for_the_end();
-    assert_eq!(check_values(&runtime.block_on(web.keys(&cluster.node(away).url()))), keys);
-    cluster.node(other).kill();
-    for seat in [leader, away] {
-        assert_eq!(check_values(&runtime.block_on(web.keys(&cluster.node(seat).url()))), keys, "by node {seat}");
-    }
-    cluster.start_all().unwrap();
-    cluster.wait_ready(FORMING).unwrap();
     audit_verifies(&mut cluster);
 }
