@@ -12,6 +12,7 @@ mod config;
 mod dstack;
 mod ending;
 mod env_attempts;
+mod env_combiner;
 mod files;
 mod heads;
 mod identity;

@@ -11,6 +11,7 @@ use actix::{Arbiter, Supervisor};
 use anyhow::{Context as _, bail};
 use dstack_actors::board::Board;
 use dstack_actors::ceremony::{self, Ceremony};
+use dstack_actors::combine::Combine;
 use dstack_actors::holder::Holder;
 use dstack_actors::mailbox::Gate;
 use dstack_actors::policy::Policy;
@@ -52,7 +53,7 @@ use crate::ports::{PeerNodes, Raft, RaftLog};
 use crate::standing::Standing;
 use crate::timelocks::Timelocks;
 use crate::trust::Trust;
-use crate::{admin, checkpoints, dstack, env_attempts, joining, native_api, peer_api, receipts};
+use crate::{admin, checkpoints, dstack, env_attempts, env_combiner, joining, native_api, peer_api, receipts};
 
 /// Requests that may wait for the storage writer.
 const WRITER_QUEUE: usize = 1024;
@@ -104,14 +105,10 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// What a pin of collateral passes through.
-    pub(crate) fn collateral_gate(&self) -> crate::collateral::Gate {
-        crate::collateral::Gate {
-            birth: Arc::clone(&self.birth),
-            log: Arc::clone(&self.log),
-            pinned: Arc::clone(&self.trust.pinned),
-            now: Arc::clone(&self.now),
-        }
+    /// This node as its own client, in modes L and E.
+    pub(crate) fn combine(&self) -> Combine {
+        let certificates = Arc::clone(&self.heads) as _;
+        Combine { cluster_id: *self.birth.cluster_id(), coordinator: self.coordinator.clone(), certificates }
     }
 
     /// Whether this node answers anything that rests on the log.
@@ -346,6 +343,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         runtime.spawn(Arc::clone(&services.timelocks).run()),
         runtime.spawn(collateral.run()),
         runtime.spawn(checkpoints::run(raft.clone(), Arc::clone(&log), config.checkpoint_every_entries)),
+        runtime.spawn(env_combiner::run(Arc::clone(&services), Arc::clone(&identity.node_key))),
         runtime.spawn(env_attempts::run(Arc::clone(&log))),
         runtime.spawn(consume(Arc::clone(&services), noted)),
         runtime.spawn(fetch_certificates(Arc::clone(&services))),

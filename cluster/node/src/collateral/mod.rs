@@ -89,3 +89,15 @@ pub(crate) async fn bring(services: &Services, pin: Pin) -> Result<CommandAnswer
         _ => refusal,
     })
 }
+
+impl Services {
+    /// What a pin of collateral passes through.
+    pub(crate) fn collateral_gate(&self) -> Gate {
+        Gate {
+            birth: Arc::clone(&self.birth),
+            log: Arc::clone(&self.log),
+            pinned: Arc::clone(&self.trust.pinned),
+            now: Arc::clone(&self.now),
+        }
+    }
+}
