@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
-use dstack_protocol::ceremony::{MessageKind, Open, What};
+use dstack_protocol::ceremony::{MessageKind, Open, ReadyBody, What};
 use dstack_protocol::command::Command;
 use dstack_protocol::{ClusterId, Epoch, Generation, Refusal, RefusalCode, RootTag, Seat};
-use dstack_secret::{Locked, Secret};
+use dstack_secret::{Locked, Secret, SecretBytes};
 use dstack_threshold::dkg::{EncryptionKey, RootParticipant};
 use dstack_threshold::message::NodeKey;
 use dstack_threshold::share_file::ShareName;
@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use self::seen::{Seen, see};
 use crate::ports::{Evidence, Log, read};
 use crate::share_holder::ShareHolderPool;
+use crate::signing::pairwise::Setups;
 
 /// How often the state is looked at, beside every change.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -49,6 +50,13 @@ pub trait ShareFiles: Send + Sync {
     /// # Errors
     /// Says why; the share stays in memory only.
     fn save(&self, name: &ShareName, share: &Locked<32>) -> Result<(), String>;
+    /// The sealed secrets of pairs that belong to the share of that name.
+    fn load_pairs(&self, name: &ShareName) -> Option<SecretBytes>;
+    /// Seals secrets of pairs.
+    ///
+    /// # Errors
+    /// As [`ShareFiles::save`].
+    fn save_pairs(&self, name: &ShareName, pairs: &SecretBytes) -> Result<(), String>;
 }
 
 /// What the actor works with.
@@ -70,6 +78,8 @@ pub struct Parts {
     pub shares: ShareHolderPool,
     /// Shares at rest.
     pub files: Arc<dyn ShareFiles>,
+    /// Pairwise setups of the ECDSA roots.
+    pub setups: Arc<Setups>,
     /// Receives this node's dealer constants, for the memory-search test.
     #[cfg(feature = "insecure-test-export")]
     pub export: Export,
@@ -88,6 +98,8 @@ struct Mine {
     /// Keys of its Join, until each is used up by its root's participant.
     keys: BTreeMap<RootTag, EncryptionKey>,
     participants: BTreeMap<RootTag, RootParticipant>,
+    /// Readys whose deals were checked, while their pairwise setup is still under way.
+    checked: BTreeMap<RootTag, ReadyBody>,
     /// Whether every Join was judged; a rejected one means that this node posts no Ready.
     joins_judged: Option<Result<(), Refusal>>,
     joined: bool,

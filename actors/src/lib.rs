@@ -12,6 +12,7 @@
 //! | [`release`] | release | an arbiter, one actor per request |
 //! | [`combine`] | threshold, audit | modes L and E: this node is its own client |
 //! | [`ceremony`] | threshold | an arbiter |
+//! | [`signing`] | threshold, certificates | the node's runtime; shares stay with the share holder |
 //! | [`holder`] | | joins verifier, policy and share holder for a peer's ask and go |
 #![forbid(unsafe_code)]
 
@@ -28,5 +29,6 @@ pub mod release;
 #[cfg(feature = "insecure-rogue")]
 pub mod rogue;
 pub mod share_holder;
+pub mod signing;
 pub mod standings;
 pub mod verifier;

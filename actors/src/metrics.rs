@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dstack_protocol::RefusalCode;
+use dstack_protocol::{RefusalCode, RootTag};
 
 /// `(name, kind, labels, meaning)` of every metric here.
 pub const METRICS: &[(&str, &str, &str, &str)] = &[
@@ -11,7 +11,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "kms_actors_stage_seconds",
         "histogram",
         "stage",
-        "Time of one stage of a release: verify, decide, record, partials, evaluate, total; combine in modes L and E.",
+        "Time of one stage of a release: verify, decide, record, partials, evaluate, total; combine in modes L and E; sign_step of an ECDSA run.",
     ),
     ("kms_actors_releases_total", "counter", "outcome", "Releases coordinated here; outcome is ok or the refusal's code."),
     ("kms_actors_partials_total", "counter", "outcome", "Partials asked of this holder; outcome is ok or the refusal's code."),
@@ -24,6 +24,21 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Partials dropped while this node combined in mode L or E; the log names the holders.",
     ),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
+    ("kms_actors_signatures_total", "counter", "root, outcome", "Signatures coordinated here; outcome is ok or the refusal's code."),
+    ("kms_actors_signature_seconds", "histogram", "root", "Time from the wish for a signature to its row in the log."),
+    (
+        "kms_actors_signing_attempts_total",
+        "counter",
+        "root, outcome",
+        "Attempts of signatures coordinated here: ok or failed. Failed ones are tried again with other signers.",
+    ),
+    ("kms_actors_signing_runs_total", "counter", "root, outcome", "ECDSA runs that this holder took part in; outcome is ok, timeout or the refusal's code."),
+    (
+        "kms_actors_signers_misbehaved_total",
+        "counter",
+        "root",
+        "Wrong messages of signers or in a pairwise setup. Alarm on any: the log names the node.",
+    ),
 ];
 
 /// Text of an outcome.
@@ -62,4 +77,22 @@ pub(crate) fn batch(intents: usize) {
 
 pub(crate) fn running(change: f64) {
     metrics::gauge!("kms_actors_releases_running").increment(change);
+}
+
+pub(crate) fn signature(root: RootTag, outcome: &'static str, took: Duration) {
+    metrics::counter!("kms_actors_signatures_total", "root" => root.name(), "outcome" => outcome).increment(1);
+    metrics::histogram!("kms_actors_signature_seconds", "root" => root.name()).record(took.as_secs_f64());
+}
+
+pub(crate) fn signing_attempt(root: RootTag, ok: bool) {
+    let outcome = if ok { "ok" } else { "failed" };
+    metrics::counter!("kms_actors_signing_attempts_total", "root" => root.name(), "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn signing_run(root: RootTag, outcome: &'static str) {
+    metrics::counter!("kms_actors_signing_runs_total", "root" => root.name(), "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn misbehaved(root: RootTag) {
+    metrics::counter!("kms_actors_signers_misbehaved_total", "root" => root.name()).increment(1);
 }

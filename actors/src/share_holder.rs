@@ -4,7 +4,9 @@
 //! evaluates a point that came from outside, uses a share of one root for another (each has a type of its own).
 //! Source: threshold.md §0 "Roots", §1.2, §2.3.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+mod sign;
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use actix::{Actor, Addr, Handler, Message, SyncArbiter, SyncContext};
@@ -15,6 +17,8 @@ use dstack_threshold::answer::{AnswerContext, seal_partial};
 use dstack_threshold::prf::{Batch, PrfShare, evaluate};
 use dstack_threshold::share::{CaShare, IdShare, RootShare, ShareId};
 
+use self::sign::PairsInUse;
+pub use self::sign::{EcdsaRun, Pairs, Under};
 use crate::mailbox::{Gate, of_mailbox};
 use crate::metrics;
 use crate::ports::{random, random_secret};
@@ -27,6 +31,7 @@ struct Shares {
     prf: Option<Arc<PrfShare>>,
     ca: Option<Arc<CaShare>>,
     id: Option<Arc<IdShare>>,
+    pairs: PairsInUse,
 }
 
 type Slot = Arc<RwLock<Shares>>;
@@ -75,6 +80,10 @@ fn partial(cluster_id: &ClusterId, share: &PrfShare, clearance: &Clearance) -> R
         .map_err(|error| Refusal::new(RefusalCode::Malformed, "an X25519 key that is not of low order", error.to_string()))
 }
 
+fn writing(slot: &Slot) -> RwLockWriteGuard<'_, Shares> {
+    slot.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn reading(slot: &Slot) -> RwLockReadGuard<'_, Shares> {
     slot.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -104,7 +113,7 @@ impl ShareHolderPool {
     /// Takes a share into use; the one of that root before it is wiped with its last use.
     pub fn install(&self, share: impl Into<RootShare>) {
         let share = share.into();
-        let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = writing(&self.shares);
         match share {
             RootShare::Prf(share) => shares.prf = Some(Arc::new(share)),
             RootShare::Ca(share) => shares.ca = Some(Arc::new(share)),

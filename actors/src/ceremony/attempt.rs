@@ -42,7 +42,7 @@ pub(super) async fn take_part(parts: &Parts, mine: &mut Option<Mine>, seen: &See
         return join(parts, mine, seen, attempt, index).await;
     };
     let Some(own) = mine.as_mut().filter(|own| own.attempt == attempt.open.attempt) else {
-        return after_a_restart(parts, attempt, &runs, index).await;
+        return after_a_restart(parts, seen, attempt, &runs, index).await;
     };
     if own.joins_judged.is_none() {
         let judged = judge_joins(parts, attempt).await;
@@ -50,6 +50,10 @@ pub(super) async fn take_part(parts: &Parts, mine: &mut Option<Mine>, seen: &See
             error!(code = %refusal.code, expected = refusal.expected, got = refusal.got, "a Join is rejected: no Ready from this node");
         }
         own.joins_judged = Some(judged);
+    }
+    for run in runs.iter().filter(|run| run.has_pairwise_setup()) {
+        // In the background, beside commits and deals.
+        parts.setups.begin(run.root(), seen.ca, run.inst(), index, seen.seats_of(&run.members()));
     }
     let mut messages = Vec::new();
     for run in &runs {
@@ -105,39 +109,52 @@ fn next_message(parts: &Parts, own: &mut Mine, run: &RootRun, index: NodeIndex) 
         Stage::AwaitingCommits => Some((MessageKind::Commit, participant.package().commit.to_vec())),
         Stage::AwaitingDeals => Some((MessageKind::Deal, participant.package().body.clone())),
         Stage::AwaitingReady if own.posted.contains(&(root, MessageKind::Ready)) => None,
-        Stage::AwaitingReady if matches!(own.joins_judged, Some(Ok(()))) => match participant.check(run) {
-            Ok(Checked::Ready(ready)) => {
-                seal(parts, participant)?;
-                Some((MessageKind::Ready, ready.encode()))
+        Stage::AwaitingReady if matches!(own.joins_judged, Some(Ok(()))) => {
+            if !own.checked.contains_key(&root) {
+                match participant.check(run) {
+                    Ok(Checked::Ready(ready)) => drop(own.checked.insert(root, ready)),
+                    Ok(Checked::Complaints(complaints)) => {
+                        return Ok(complaints.into_iter().next().map(|complaint| (MessageKind::Complain, complaint.encode())));
+                    }
+                    Err(error) => return Err(Refusal::new(RefusalCode::OutOfOrder, "deals of this run", error.to_string())),
+                }
             }
-            Ok(Checked::Complaints(complaints)) => {
-                complaints.into_iter().next().map(|complaint| (MessageKind::Complain, complaint.encode()))
+            let Some(mut ready) = own.checked.get(&root).cloned() else { return Ok(None) };
+            if run.has_pairwise_setup() {
+                let Some(digest) = parts.setups.digest(&run.inst()) else { return Ok(None) };
+                ready.setup = digest;
             }
-            Err(error) => return Err(Refusal::new(RefusalCode::OutOfOrder, "deals of this run", error.to_string())),
-        },
+            seal(parts, run, participant)?;
+            Some((MessageKind::Ready, ready.encode()))
+        }
         Stage::AwaitingReady | Stage::Complete | Stage::Ended(_) => None,
     })
 }
 
 /// threshold.md §4: Ready is posted only when the share is durable, where sealing exists.
-fn seal(parts: &Parts, participant: &RootParticipant) -> Result<(), Refusal> {
-    let share = participant.share().map_err(|error| Refusal::new(RefusalCode::Internal, "a checked share", error.to_string()))?;
-    if let Err(reason) = parts.files.save(&shares::name(parts.cluster_id, share.root(), share.id()), share.scalar()) {
-        warn!(reason, root = share.root().name(), "share is in memory only: it is lost with this process");
+fn seal(parts: &Parts, run: &RootRun, participant: &RootParticipant) -> Result<(), Refusal> {
+    let root = run.root();
+    let checked = participant.checked_share();
+    let (id, share) = checked.map_err(|error| Refusal::new(RefusalCode::Internal, "a checked share", error.to_string()))?;
+    let name = shares::name(parts.cluster_id, root, id);
+    let saved = parts.files.save(&name, &share).and_then(|()| match parts.setups.secret(&run.inst()) {
+        Some(pairs) => parts.files.save_pairs(&name, &pairs),
+        None => Ok(()),
+    });
+    if let Err(reason) = saved {
+        warn!(reason, root = root.name(), "share is in memory only: it is lost with this process");
     }
     Ok(())
 }
 
 /// This process knows nothing of the attempt, so it is another than the one that joined. Of a run that it declared Ready it needs the
 /// sealed share: where that is gone, it says so, and the attempt ends instead of making a root with a holder less.
-async fn after_a_restart(parts: &Parts, attempt: &AttemptRow, runs: &[RootRun], index: NodeIndex) -> Result<(), Refusal> {
-    let ca = read(&*parts.log, |state| state.genesis.ca_algorithm)?;
+async fn after_a_restart(parts: &Parts, seen: &Seen, attempt: &AttemptRow, runs: &[RootRun], index: NodeIndex) -> Result<(), Refusal> {
     for run in runs {
         let declared = matches!(run.stage(), Stage::AwaitingReady | Stage::Complete) && !run.missing().contains(&index);
         let Some(sharing) = run.dealt().filter(|_| declared) else { continue };
         let id = ShareId { index, generation: attempt.open.generation, epoch: attempt.open.new_epoch };
-        let vk = sharing.verification_keys.iter().find(|(holder, _)| *holder == index).map(|(_, vk)| vk.as_slice());
-        if vk.is_some_and(|vk| shares::sealed(parts, ca, run.root(), id, vk).is_some()) {
+        if shares::sealed(parts, seen.ca, run.root(), id, &sharing).is_some() {
             continue;
         }
         warn!(root = run.root().name(), attempt = attempt.open.attempt, "share was lost after Ready");
@@ -164,6 +181,7 @@ async fn join(parts: &Parts, mine: &mut Option<Mine>, seen: &Seen, attempt: &Att
         attempt: attempt.open.attempt,
         keys: secrets,
         participants: BTreeMap::new(),
+        checked: BTreeMap::new(),
         joins_judged: None,
         joined: false,
         posted: std::collections::BTreeSet::new(),

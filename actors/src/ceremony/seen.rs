@@ -2,10 +2,14 @@
 //!
 //! Owns: the copy. Never: replays a run while the state waits; a [`Replay`] is taken along and run outside.
 
+use std::collections::BTreeMap;
+
+use dstack_protocol::genesis::CaAlgorithm;
 use dstack_protocol::limits::CEREMONY_ROUND_MS_MAX;
 use dstack_protocol::state::{AttemptRow, State};
-use dstack_protocol::{Epoch, Generation, NodeIndex, RootTag};
+use dstack_protocol::{Epoch, Generation, NodeIndex, RootTag, Seat};
 use dstack_raft::machine::{Replay, epoch_of_new_roots, missing_roots, view};
+use dstack_threshold::dkg::PublicSharing;
 use dstack_threshold::share::ShareId;
 
 use super::Parts;
@@ -32,6 +36,17 @@ pub(super) struct Seen {
     pub(super) everyone: Vec<NodeIndex>,
     /// Threshold of new roots.
     pub(super) t: u16,
+    /// Algorithm of root `ca`.
+    pub(super) ca: CaAlgorithm,
+    /// Who sits where.
+    seats: BTreeMap<NodeIndex, Seat>,
+}
+
+impl Seen {
+    /// Where these nodes are; one without a seat is left out.
+    pub(super) fn seats_of(&self, members: &[NodeIndex]) -> BTreeMap<NodeIndex, Seat> {
+        members.iter().filter_map(|index| Some((*index, *self.seats.get(index)?))).collect()
+    }
 }
 
 /// The open attempt.
@@ -50,8 +65,10 @@ pub(super) struct RootSeen {
     pub(super) root: RootTag,
     /// This node's share of it.
     pub(super) id: ShareId,
-    /// This node's verification key.
-    pub(super) vk: Vec<u8>,
+    /// The public side of it.
+    pub(super) sharing: PublicSharing,
+    /// The name of its run.
+    pub(super) inst: [u8; 32],
     /// The attempt it came from.
     pub(super) attempt: u32,
     /// What its run is replayed from.
@@ -63,12 +80,18 @@ pub(super) fn see(parts: &Parts, state: &State) -> Seen {
     let index = own.map(|row| row.index);
     let lacking = |((generation, root), row): (&(Generation, RootTag), &dstack_protocol::state::RootRow)| {
         let id = ShareId { index: index?, generation: *generation, epoch: row.epoch };
-        let vk = row.vks.get(&id.index)?.0.clone();
+        row.vks.get(&id.index)?;
         if parts.shares.in_use_of(*root) == Some(id) {
             return None;
         }
         let run = state.ceremonies.get(&row.attempt).and_then(|attempt| Replay::of(state, &parts.cluster_id, attempt, *root));
-        Some(RootSeen { root: *root, id, vk, attempt: row.attempt, run })
+        let sharing = PublicSharing {
+            threshold: row.t,
+            transcript: row.transcript,
+            public_key: row.public_key.0.clone(),
+            verification_keys: row.vks.iter().map(|(index, vk)| (*index, vk.0.clone())).collect(),
+        };
+        Some(RootSeen { root: *root, id, sharing, inst: row.inst, attempt: row.attempt, run })
     };
     let open = state.attempt.as_ref().map(|row| OpenAttempt {
         row: row.clone(),
@@ -86,5 +109,7 @@ pub(super) fn see(parts: &Parts, state: &State) -> Seen {
         beacon: view::latest_beacon(state).map(|(pos, row)| (pos, row.value)),
         everyone: view::signers(state).map(|signers| signers.keys.into_keys().collect()).unwrap_or_default(),
         t: state.genesis.t,
+        ca: state.genesis.ca_algorithm,
+        seats: state.seats.iter().map(|(seat, row)| (row.index, *seat)).collect(),
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use dstack_actors::ceremony::ShareFiles;
-use dstack_secret::{Locked, Secret};
-use dstack_threshold::share_file::{SealingKey, ShareName, open, seal};
+use dstack_secret::{Locked, Secret, SecretBytes};
+use dstack_threshold::share_file::{SealingKey, ShareFileError, ShareName, open, open_pairs, seal, seal_pairs};
 
 /// Writes `bytes` to a temporary file, flushes, renames, flushes the directory. Mode 0600.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
@@ -50,20 +50,41 @@ impl SealedShares {
     }
 }
 
-impl ShareFiles for SealedShares {
-    fn load(&self, name: &ShareName) -> Option<Secret<32>> {
-        let key = self.key.as_deref()?;
-        let path = self.path(name);
-        let file = fs::read(&path).ok()?;
-        match open(key, name, &file) {
+impl SealedShares {
+    fn pairs_path(&self, name: &ShareName) -> PathBuf {
+        self.path(name).with_extension("pairs.sealed")
+    }
+
+    /// What `open` makes of a file; one that it refuses is deleted.
+    fn opened<T>(path: &Path, open: impl FnOnce(&[u8]) -> Result<T, ShareFileError>) -> Option<T> {
+        match open(&fs::read(path).ok()?) {
             Ok(secret) => Some(secret),
             Err(error) => {
                 // threshold.md §6: it is of no use; deleted, and the share is repaired by the next reshare.
                 tracing::warn!(%error, "sealed share deleted");
-                let _already_gone = fs::remove_file(&path);
+                let _already_gone = fs::remove_file(path);
                 None
             }
         }
+    }
+}
+
+impl ShareFiles for SealedShares {
+    fn load(&self, name: &ShareName) -> Option<Secret<32>> {
+        let key = self.key.as_deref()?;
+        Self::opened(&self.path(name), |file| open(key, name, file))
+    }
+
+    fn load_pairs(&self, name: &ShareName) -> Option<SecretBytes> {
+        let key = self.key.as_deref()?;
+        Self::opened(&self.pairs_path(name), |file| open_pairs(key, name, file))
+    }
+
+    fn save_pairs(&self, name: &ShareName, pairs: &SecretBytes) -> Result<(), String> {
+        let key = self.key.as_deref().ok_or("this platform has no sealing key")?;
+        let mut nonce = [0u8; 24];
+        getrandom::fill(&mut nonce).map_err(|error| error.to_string())?;
+        write_durably(&self.pairs_path(name), &seal_pairs(key, name, pairs, nonce)).map_err(|error| format!("{error:#}"))
     }
 
     fn save(&self, name: &ShareName, share: &Locked<32>) -> Result<(), String> {

@@ -105,6 +105,14 @@ pub const SIGHTINGS_OF_APP_MAX: usize = 100_000;
 pub const SIGHTINGS_MAX: usize = 1_000_000;
 /// A holder waits this long for an intent's position to be applied, ms.
 pub const HOLDER_WAIT_MS_MAX: u64 = 500;
+/// A signing run ends after this, ms of the signer's own time.
+pub const SIGN_RUN_MS_MAX: u64 = 20_000;
+/// Signing runs that a node takes part in at once.
+pub const SIGN_RUNS_MAX: usize = 64;
+/// Signing runs that a node takes part in at once for one coordinator.
+pub const SIGN_RUNS_OF_ONE_MAX: usize = 16;
+/// Names of ended runs that a node remembers, so that none is run twice.
+pub const SIGN_RUNS_REMEMBERED: usize = 8192;
 /// A governance action may lie at most this far ahead, ms (90 days).
 pub const ACTION_AHEAD_MS_MAX: u64 = 90 * 86_400_000;
 /// Checkpoint positions are at least every so many leaves.

@@ -159,6 +159,8 @@ codes! {
     132 EnvAttemptOpen "ENV_ATTEMPT_OPEN" true "one attempt for an env key at a time, numbered without gaps" "wait for its end: 60 s of log time at most";
     133 EnvAttemptsSpent "ENV_ATTEMPTS_SPENT" false "after three attempts an operator starts the next" "an operator signs the next attempt";
     134 EnvNotNamed "ENV_NOT_NAMED" false "the node that the open attempt names computes the env key" "nothing: another node is named, or the attempt is over";
+    135 SignRun "SIGN_RUN" true "a signing run names exactly t holders of the epoch in force, among them the node that is asked, and a number not used before" "nothing: the coordinator tries again with other signers or another number";
+    136 SignerExpelled "SIGNER_EXPELLED" true "no run with a signer that cheated in the oblivious transfer" "see the log for who was named; restart the node that named it only after that node was replaced";
 }
 
 impl RefusalCode {

@@ -49,6 +49,16 @@ pub const PATH_PEER_CLOCK: &str = "/peer/clock";
 pub const PATH_PEER_MONO: &str = "/peer/mono";
 /// What evidence needed at a node and the pinned collateral lacks, told to the leader.
 pub const PATH_PEER_WANTS: &str = "/peer/wants";
+/// A node hands another its message of the pairwise setup of an ECDSA root.
+pub const PATH_PEER_SIGN_SETUP: &str = "/peer/sign/setup";
+/// A coordinator asks a signer for its FROST commitments.
+pub const PATH_PEER_SIGN_COMMIT: &str = "/peer/sign/commit";
+/// A coordinator asks a signer for its FROST signature share.
+pub const PATH_PEER_SIGN_SHARE: &str = "/peer/sign/share";
+/// A coordinator asks a signer to take part in an ECDSA run; the answer is the signature.
+pub const PATH_PEER_SIGN_RUN: &str = "/peer/sign/run";
+/// A signer hands another its message of an ECDSA run.
+pub const PATH_PEER_SIGN_ROUND: &str = "/peer/sign/round";
 
 /// Latest certified beacon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

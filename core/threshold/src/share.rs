@@ -3,14 +3,17 @@
 //! Owns: [`SigningShare`], one type for each group, so that a share of one root cannot enter the protocol of another; the check of a
 //! share against the verification key that the log states. Never: signs. Source: threshold.md §0 "Roots", §3, §6.
 
-use std::fmt;
+
+use std::sync::Arc;
 
 use dstack_protocol::genesis::CaAlgorithm;
 use dstack_protocol::{Epoch, Generation, NodeIndex, RootTag};
 use dstack_secret::{LockWarning, Locked, Secret};
 
-use crate::group::{Edwards25519, Group, NistP256, Ristretto255, Secp256k1, SecretScalar};
+use crate::dkg::PublicSharing;
+use crate::group::{Edwards25519, Group, NistP256, Ristretto255, Secp256k1};
 use crate::prf::PrfShare;
+use crate::sign;
 
 /// The bytes are no share of that root: not canonical, zero, or not the expected verification key. The file or the ceremony that gave
 /// them is at fault.
@@ -35,18 +38,22 @@ pub struct ShareId {
 }
 
 /// A share of a signing root, in locked memory. The group is the root: edwards25519 and P-256 are `ca`, secp256k1 is `id`.
+#[derive(Debug)]
 pub struct SigningShare<G: Group> {
     id: ShareId,
-    vk: G::Element,
-    scalar: Locked<32>,
+    share: sign::RootShare<G>,
 }
 
 impl<G: Group> SigningShare<G> {
-    /// Takes over a share; `None` when the bytes are not the scalar behind `expected_vk`, or the index is 0.
-    pub(crate) fn new(id: ShareId, share: Secret<32>, expected_vk: &[u8]) -> Option<Self> {
-        let vk = SecretScalar::<G>::from_secret(&share)?.public();
-        // `decode` refuses the identity, so a zero share fails here too.
-        (id.index.0 != 0 && G::decode(expected_vk) == Some(vk)).then(|| Self { id, vk, scalar: Locked::new(share) })
+    /// Takes over a share; `None` when the bytes are not the scalar behind the holder's verification key.
+    pub(crate) fn new(id: ShareId, holders: Arc<sign::Holders<G>>, share: Secret<32>) -> Option<Self> {
+        let share = sign::RootShare::new(id.index, holders, Locked::new(share)).ok()?;
+        Some(Self { id, share })
+    }
+
+    fn of(id: ShareId, sharing: &PublicSharing, share: Secret<32>) -> Option<Self> {
+        let holders = sign::Holders::new(sharing.threshold, &sharing.public_key, &sharing.verification_keys).ok()?;
+        Self::new(id, Arc::new(holders), share)
     }
 
     /// Which share it is.
@@ -55,22 +62,10 @@ impl<G: Group> SigningShare<G> {
         self.id
     }
 
-    /// `VK_i = s_i · B`.
+    /// The share as the engine of this root takes it.
     #[must_use]
-    pub fn vk(&self) -> Vec<u8> {
-        G::encode(&self.vk).as_ref().to_vec()
-    }
-
-    /// The share's bytes, canonical encoding of the group's scalar: for sealing (threshold.md §6) and for the engine of this root.
-    #[must_use]
-    pub fn scalar(&self) -> &Locked<32> {
-        &self.scalar
-    }
-}
-
-impl<G: Group> fmt::Debug for SigningShare<G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SigningShare").field("group", &G::NAME).field("id", &self.id).finish_non_exhaustive()
+    pub fn engine(&self) -> &sign::RootShare<G> {
+        &self.share
     }
 }
 
@@ -95,8 +90,8 @@ impl CaShare {
 
     fn scalar(&self) -> &Locked<32> {
         match self {
-            Self::Ed25519(share) => &share.scalar,
-            Self::P256(share) => &share.scalar,
+            Self::Ed25519(share) => share.share.scalar(),
+            Self::P256(share) => share.share.scalar(),
         }
     }
 }
@@ -122,16 +117,19 @@ impl From<PrfShare> for RootShare {
 }
 
 impl RootShare {
-    /// Takes over the bytes of a share of `root`. `expected_vk`: the holder's verification key as the log states it.
+    /// Takes over the bytes of a share of `root`. `sharing`: its public side, as the log states it.
     ///
     /// # Errors
-    /// [`NotAShare`] when the bytes are not the scalar behind that key.
-    pub fn new(root: RootTag, ca: CaAlgorithm, id: ShareId, share: Secret<32>, expected_vk: &[u8]) -> Result<Self, NotAShare> {
+    /// [`NotAShare`] when the bytes are not the scalar behind the holder's verification key.
+    pub fn new(root: RootTag, ca: CaAlgorithm, id: ShareId, sharing: &PublicSharing, share: Secret<32>) -> Result<Self, NotAShare> {
         let found = match (root, ca) {
-            (RootTag::Prf, _) => PrfShare::new(id.index, id.generation, id.epoch, share, expected_vk).ok().map(Self::Prf),
-            (RootTag::Ca, CaAlgorithm::Ed25519) => SigningShare::new(id, share, expected_vk).map(CaShare::Ed25519).map(Self::Ca),
-            (RootTag::Ca, CaAlgorithm::P256) => SigningShare::new(id, share, expected_vk).map(CaShare::P256).map(Self::Ca),
-            (RootTag::Id, _) => SigningShare::new(id, share, expected_vk).map(Self::Id),
+            (RootTag::Prf, _) => {
+                let vk = sharing.verification_keys.iter().find(|(holder, _)| *holder == id.index);
+                vk.and_then(|(_, vk)| PrfShare::new(id.index, id.generation, id.epoch, share, vk).ok()).map(Self::Prf)
+            }
+            (RootTag::Ca, CaAlgorithm::Ed25519) => SigningShare::of(id, sharing, share).map(CaShare::Ed25519).map(Self::Ca),
+            (RootTag::Ca, CaAlgorithm::P256) => SigningShare::of(id, sharing, share).map(CaShare::P256).map(Self::Ca),
+            (RootTag::Id, _) => SigningShare::of(id, sharing, share).map(Self::Id),
         };
         found.ok_or(NotAShare { root, index: id.index })
     }
@@ -162,7 +160,7 @@ impl RootShare {
         match self {
             Self::Prf(share) => share.scalar(),
             Self::Ca(share) => share.scalar(),
-            Self::Id(share) => &share.scalar,
+            Self::Id(share) => share.share.scalar(),
         }
     }
 
@@ -195,27 +193,51 @@ pub fn is_public_key(root: RootTag, ca: CaAlgorithm, bytes: &[u8]) -> bool {
     }
 }
 
+/// Whether the holders of `root` sign by threshold ECDSA, for which every two of them set up secrets of their pair (threshold.md §5.1).
+#[must_use]
+pub fn has_pairwise_setup(root: RootTag, ca: CaAlgorithm) -> bool {
+    matches!((root, ca), (RootTag::Id, _) | (RootTag::Ca, CaAlgorithm::P256))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group::SecretScalar;
+    use crate::shamir::Polynomial;
     use crate::testing::scalar;
 
     const ID: ShareId = ShareId { index: NodeIndex(2), generation: Generation(0), epoch: Epoch(1) };
 
+    /// A sharing among 1, 2 and 3, and the share of 2.
+    fn shared<G: Group>() -> (PublicSharing, SecretScalar<G>) {
+        let mut counter = 0;
+        let polynomial = Polynomial::<G>::deal(2, || {
+            counter += 1;
+            scalar(b"share", counter)
+        });
+        let vk = |i: u16| (NodeIndex(i), G::encode(&polynomial.eval(NodeIndex(i)).public()).as_ref().to_vec());
+        let public_key = G::encode(&polynomial.commit().constant()).as_ref().to_vec();
+        let verification_keys = (1..=3).map(vk).collect();
+        (PublicSharing { threshold: 2, transcript: [0; 32], public_key, verification_keys }, polynomial.eval(ID.index))
+    }
+
     fn fits<G: Group>(root: RootTag, ca: CaAlgorithm) {
-        let share = || scalar::<G>(b"share", 1);
-        let vk = G::encode(&share().public());
-        let made = RootShare::new(root, ca, ID, share().to_secret(), vk.as_ref()).unwrap();
+        let (sharing, share) = shared::<G>();
+        let made = RootShare::new(root, ca, ID, &sharing, share.to_secret()).unwrap();
         assert_eq!((made.root(), made.id()), (root, ID));
-        assert!(made.scalar().expose(|bytes| share().to_secret().expose(|want| want == bytes)));
-        let other = G::encode(&scalar::<G>(b"share", 2).public());
-        let refused = Some(NotAShare { root, index: ID.index });
-        assert_eq!(RootShare::new(root, ca, ID, share().to_secret(), other.as_ref()).err(), refused);
-        assert_eq!(RootShare::new(root, ca, ID, Secret::from_fn(|b| b.fill(0xff)), vk.as_ref()).err(), refused);
-        assert_eq!(RootShare::new(root, ca, ID, Secret::from_fn(|_| {}), &vec![0; G::ELEMENT_BYTES]).err(), refused, "a zero share");
-        let nobody = ShareId { index: NodeIndex(0), ..ID };
-        assert!(RootShare::new(root, ca, nobody, share().to_secret(), vk.as_ref()).is_err());
-        assert!(!format!("{made:?}").contains(&hex::encode(share().to_secret().expose(|bytes| *bytes))));
+        assert!(made.scalar().expose(|bytes| share.to_secret().expose(|want| want == bytes)));
+        let refused = |id: ShareId, bytes: Secret<32>| {
+            assert_eq!(RootShare::new(root, ca, id, &sharing, bytes).err(), Some(NotAShare { root, index: id.index }));
+        };
+        refused(ID, scalar::<G>(b"another", 1).to_secret());
+        refused(ID, Secret::from_fn(|b| b.fill(0xff)));
+        refused(ID, Secret::from_fn(|_| {}));
+        for stranger in [0, 1, 4] {
+            refused(ShareId { index: NodeIndex(stranger), ..ID }, share.to_secret());
+        }
+        assert!(!format!("{made:?}").contains(&hex::encode(share.to_secret().expose(|bytes| *bytes))));
+        assert!(is_public_key(root, ca, &sharing.public_key));
+        assert!(!is_public_key(root, ca, &vec![0xff; sharing.public_key.len()]));
     }
 
     #[test]
@@ -230,11 +252,10 @@ mod tests {
 
     #[test]
     fn a_share_of_one_root_is_none_of_another() {
-        // ristretto255 and edwards25519 have the same scalars: only the verification key tells their shares apart.
-        let share = || scalar::<Ristretto255>(b"share", 1);
-        let vk = Ristretto255::encode(&share().public());
-        assert!(RootShare::new(RootTag::Ca, CaAlgorithm::Ed25519, ID, share().to_secret(), &vk).is_err());
-        let vk = Secp256k1::encode(&scalar::<Secp256k1>(b"share", 1).public());
-        assert!(RootShare::new(RootTag::Ca, CaAlgorithm::P256, ID, scalar::<Secp256k1>(b"share", 1).to_secret(), &vk).is_err());
+        // ristretto255 and edwards25519 have the same scalars: only the public side tells their shares apart.
+        let (sharing, share) = shared::<Ristretto255>();
+        assert!(RootShare::new(RootTag::Ca, CaAlgorithm::Ed25519, ID, &sharing, share.to_secret()).is_err());
+        let (sharing, share) = shared::<Secp256k1>();
+        assert!(RootShare::new(RootTag::Ca, CaAlgorithm::P256, ID, &sharing, share.to_secret()).is_err());
     }
 }

@@ -1,12 +1,12 @@
-//! Shares and node keys at rest.
+//! Shares, node keys and the pairwise secrets of a signing root at rest.
 //!
-//! Owns: the file layout, the sealing key, sealing and opening. Never: touches a disk, or decides whether a share may be loaded (the
+//! Owns: the layouts of both kinds of files, the sealing key, sealing and opening. Never: touches a disk, or decides whether a share may be loaded (the
 //! caller compares epoch and index with the log first; a sealed file is presumed copied). Source: threshold.md §6.
 
 use chacha20poly1305::aead::AeadInOut as _;
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305};
 use dstack_protocol::codec::{Reader, Writer};
-use dstack_protocol::{ClusterId, DecodeError, Epoch, Generation, NodeIndex, RootTag, Wire};
+use dstack_protocol::{ClusterId, DecodeError, Epoch, Generation, NodeIndex, RootTag};
 use dstack_secret::{LockWarning, Locked, Secret};
 use hkdf::Hkdf;
 use sha2::Sha256;
@@ -15,6 +15,7 @@ use sha2::Sha256;
 pub const FILE_BYTES: usize = HEADER_BYTES + 48;
 const HEADER_BYTES: usize = 13 + 1 + 32 + 1 + 4 + 8 + 2 + NONCE_BYTES;
 const NONCE_BYTES: usize = 24;
+const LABEL: &str = "DKMS-V1-SHARE";
 
 /// Why a file cannot be sealed or opened.
 #[non_exhaustive]
@@ -125,7 +126,7 @@ fn put(to: &mut [u8], at: &mut usize, bytes: &[u8]) {
 /// The sealed file of `name`. `nonce`: 24 fresh bytes from the operating system.
 #[must_use]
 pub fn seal(key: &SealingKey, name: &ShareName, secret: &Locked<32>, nonce: [u8; NONCE_BYTES]) -> Vec<u8> {
-    let header = Header { name: *name, nonce }.encode();
+    let header = Header { name: *name, nonce }.write(LABEL);
     let mut sealed = Secret::<32>::from_fn(|to| secret.expose(|from| to.copy_from_slice(from)));
     let tag = sealed.expose_mut(|buffer| {
         cipher(key).encrypt_inout_detached(&nonce.into(), &header, buffer.as_mut_slice().into()).expect("32 bytes are within the limit")
@@ -156,7 +157,7 @@ pub fn open(key: &SealingKey, expected: &ShareName, file: &[u8]) -> Result<Secre
     Secret::try_from_fn(|secret| {
         secret.copy_from_slice(&ciphertext);
         cipher(key)
-            .decrypt_inout_detached(&header.nonce.into(), &header.encode(), secret.as_mut_slice().into(), &tag.into())
+            .decrypt_inout_detached(&header.nonce.into(), &header.write(LABEL), secret.as_mut_slice().into(), &tag.into())
             .map_err(|_| ShareFileError::DoesNotOpen)
     })
 }
@@ -167,32 +168,36 @@ fn cipher(key: &SealingKey) -> XChaCha20Poly1305 {
 
 fn parse(file: &[u8]) -> Result<(Header, [u8; 32], [u8; 16]), ShareFileError> {
     let mut reader = Reader::new(file);
-    let header = Header::read(&mut reader)?;
+    let header = Header::read(LABEL, &mut reader)?;
     let (ciphertext, tag) = (reader.array("ciphertext")?, reader.array("tag")?);
     reader.finish()?;
     Ok((header, ciphertext, tag))
 }
+
+mod pairs;
+
+pub use pairs::{open_pairs, seal_pairs};
 
 struct Header {
     name: ShareName,
     nonce: [u8; NONCE_BYTES],
 }
 
-impl Wire for Header {
-    const BYTES_MAX: usize = HEADER_BYTES;
-
-    fn write(&self, w: &mut Writer) {
-        w.label_v1("DKMS-V1-SHARE")
+impl Header {
+    fn write(&self, label: &'static str) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.label_v1(label)
             .raw(&self.name.cluster_id.0)
             .u8(self.name.root.map_or(0, RootTag::byte))
             .u32(self.name.generation.0)
             .u64(self.name.epoch.0)
             .u16(self.name.index.0)
             .raw(&self.nonce);
+        w.into_bytes()
     }
 
-    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        r.label_v1("DKMS-V1-SHARE")?;
+    fn read(label: &'static str, r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1(label)?;
         let cluster_id = ClusterId::read("cluster_id", r)?;
         let root = match r.u8("root_tag")? {
             0 => None,

@@ -262,6 +262,15 @@ impl Wire for SignObject {
 }
 
 impl SignKey {
+    /// The root that signs what it pins.
+    #[must_use]
+    pub fn root(&self) -> RootTag {
+        match self {
+            Self::RootCa(_) | Self::AppCa(..) | Self::IssuingCa(..) | Self::Generation(_) => RootTag::Ca,
+            Self::AppKey(..) | Self::EnvKey(..) | Self::EnvKeyAt(..) => RootTag::Id,
+        }
+    }
+
     /// The app it is about, if any.
     #[must_use]
     pub fn app_id(&self) -> Option<&AppId> {

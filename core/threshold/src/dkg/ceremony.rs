@@ -3,7 +3,7 @@
 //! Owns: which message is expected when, verdicts, the validity of `Switched`. Same messages in the same order give the same state;
 //! a node rebuilds it by applying them again. Never: reads a clock. Source: threshold.md §3 steps 1 to 5.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use dstack_protocol::ceremony::{ComplainBody, MessageKind};
 use dstack_protocol::limits::CEREMONY_ROUND_MS_MAX;
@@ -75,6 +75,9 @@ pub enum End {
     },
     /// A holder lost its share after Ready. No guilt.
     ShareLost(NodeIndex),
+    /// Two holders state different transcripts of the pairwise setup that they made together (threshold.md §5.1). One of them lies; which
+    /// one, the log does not show.
+    SetupDiffers(NodeIndex, NodeIndex),
     /// The sum is the identity: probability 2⁻²⁵² in an honest run.
     Degenerate,
 }
@@ -121,7 +124,8 @@ pub struct Ceremony<G: Group> {
     instance: Instance<G>,
     commits: BTreeMap<NodeIndex, [u8; 32]>,
     deals: Deals<G>,
-    ready: BTreeSet<NodeIndex>,
+    /// Who is Ready, with the digest of the pairwise setup; zero where the root has none.
+    ready: BTreeMap<NodeIndex, [u8; 32]>,
     sharing: Option<Sharing<G>>,
     end: Option<End>,
 }
@@ -130,7 +134,7 @@ impl<G: Group> Ceremony<G> {
     /// A run at its start.
     #[must_use]
     pub fn new(instance: Instance<G>) -> Self {
-        Self { instance, commits: BTreeMap::new(), deals: BTreeMap::new(), ready: BTreeSet::new(), sharing: None, end: None }
+        Self { instance, commits: BTreeMap::new(), deals: BTreeMap::new(), ready: BTreeMap::new(), sharing: None, end: None }
     }
 
     /// The run's members and name.
@@ -162,7 +166,7 @@ impl<G: Group> Ceremony<G> {
         let waits = |i: &NodeIndex| match self.stage() {
             Stage::AwaitingCommits => !self.commits.contains_key(i),
             Stage::AwaitingDeals => !self.deals.contains_key(i),
-            Stage::AwaitingReady => !self.ready.contains(i),
+            Stage::AwaitingReady => !self.ready.contains_key(i),
             Stage::Complete | Stage::Ended(_) => false,
         };
         self.instance.members().filter(waits).collect()
@@ -198,13 +202,13 @@ impl<G: Group> Ceremony<G> {
                 self.deal(from, body)
             }
             (MessageKind::Ready, Stage::AwaitingReady) => {
-                if self.ready.contains(&from) {
+                if self.ready.contains_key(&from) {
                     return Err(repeated);
                 }
                 self.ready(from, body)
             }
             (MessageKind::Complain, Stage::AwaitingReady) => self.complaint(from, body),
-            (MessageKind::Unready, Stage::AwaitingReady | Stage::Complete) if self.ready.contains(&from) => Err(End::ShareLost(from)),
+            (MessageKind::Unready, Stage::AwaitingReady | Stage::Complete) if self.ready.contains_key(&from) => Err(End::ShareLost(from)),
             _ => return Err(CeremonyError::WrongStage { kind, stage: before }),
         };
         if let Err(end) = outcome {
@@ -236,8 +240,11 @@ impl<G: Group> Ceremony<G> {
 
     fn ready(&mut self, from: NodeIndex, body: &[u8]) -> Result<(), End> {
         let sharing = self.sharing.as_ref().ok_or(End::Degenerate)?;
-        sharing.check_ready(from, body).map_err(|fault| End::Convicted { culprit: from, guilt: Guilt::Ready(fault) })?;
-        self.ready.insert(from);
+        let setup = sharing.check_ready(from, body).map_err(|fault| End::Convicted { culprit: from, guilt: Guilt::Ready(fault) })?;
+        if let Some((other, _)) = self.ready.iter().find(|(_, theirs)| **theirs != setup) {
+            return Err(End::SetupDiffers(*other, from));
+        }
+        self.ready.insert(from, setup);
         Ok(())
     }
 

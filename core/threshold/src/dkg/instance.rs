@@ -8,7 +8,7 @@ use dstack_protocol::ceremony::{InstHolder, Open, What, inst};
 use dstack_protocol::limits::NODES_MAX;
 use dstack_protocol::{ClusterId, Epoch, Generation, NodeIndex, RootTag};
 
-use crate::group::{Group, Ristretto255};
+use crate::group::{Group, NistP256, Ristretto255, Secp256k1};
 use crate::share::ShareId;
 
 /// Why an `Open` and its Joins make no instance. The proposer's fault: the entry has no effect.
@@ -124,6 +124,12 @@ impl<G: Group> Instance<G> {
     /// The share that the run gives `index`.
     pub(super) fn share_id(&self, index: NodeIndex) -> ShareId {
         ShareId { index, generation: self.generation, epoch: self.epoch }
+    }
+
+    /// Whether the group's signatures are threshold ECDSA, whose holders set up secrets of each pair before Ready (threshold.md §5.1).
+    #[must_use]
+    pub fn has_pairwise_setup(&self) -> bool {
+        G::NAME == Secp256k1::NAME || G::NAME == NistP256::NAME
     }
 
     /// Dealers and holders, ascending.

@@ -5,10 +5,11 @@
 //! Source: threshold.md §3 steps 2, 3 and 5.
 
 use std::fmt;
+use std::sync::Arc;
 
 use dstack_protocol::NodeIndex;
 use dstack_protocol::ceremony::{ComplainBody, ReadyBody};
-use dstack_secret::Secret;
+use dstack_secret::{Locked, Secret};
 
 use crate::dkg::ceremony::{Ceremony, CeremonyError};
 use crate::dkg::complaint::complain;
@@ -19,6 +20,7 @@ use crate::dkg::sharing::Sharing;
 use crate::group::{Group, Ristretto255, SecretScalar};
 use crate::prf::{PrfError, PrfShare};
 use crate::share::{ShareId, SigningShare};
+use crate::sign::Holders;
 
 /// Why a participant cannot go on.
 #[non_exhaustive]
@@ -120,16 +122,13 @@ impl<G: Group> Participant<G> {
         Ok(Checked::Ready(ready))
     }
 
-    /// Which share the run gives, its bytes and its verification key, once the deals are checked.
-    fn checked(&self) -> Result<(ShareId, Secret<32>, Vec<u8>), ParticipantError> {
+    /// The share that the checked deals give this node, before `Switched`: to seal it.
+    ///
+    /// # Errors
+    /// [`ParticipantError::NotChecked`].
+    pub fn checked_share(&self) -> Result<(ShareId, Locked<32>), ParticipantError> {
         let share = self.share.as_ref().ok_or(ParticipantError::NotChecked)?;
-        Ok((self.instance.share_id(self.index), share.to_secret(), G::encode(&share.public()).as_ref().to_vec()))
-    }
-
-    /// The share as one of a signing root, before `Switched`.
-    pub(super) fn signing_share(&self) -> Result<SigningShare<G>, ParticipantError> {
-        let (id, share, vk) = self.checked()?;
-        SigningShare::new(id, share, &vk).ok_or(ParticipantError::NotAShare(PrfError::NotAShare(self.index)))
+        Ok((self.instance.share_id(self.index), Locked::new(share.to_secret())))
     }
 
     /// The share, once `Switched` is valid. Everything else of the run is wiped.
@@ -177,14 +176,6 @@ impl<G: Group> Outcome<G> {
     }
 }
 
-impl Participant<Ristretto255> {
-    /// The share as one of root `prf`, before `Switched`.
-    pub(super) fn prf_share(&self) -> Result<PrfShare, ParticipantError> {
-        let (id, share, vk) = self.checked()?;
-        Ok(PrfShare::new(id.index, id.generation, id.epoch, share, &vk)?)
-    }
-}
-
 impl<G: Group> Outcome<G> {
     /// The share of a signing root, in locked memory.
     ///
@@ -192,8 +183,7 @@ impl<G: Group> Outcome<G> {
     /// [`ParticipantError::NotAShare`], which a checked run does not give.
     pub(super) fn into_signing_share(self) -> Result<SigningShare<G>, ParticipantError> {
         let not = ParticipantError::NotAShare(PrfError::NotAShare(self.index));
-        let vk = self.sharing.verification_key(self.index).map(G::encode).ok_or(not.clone())?;
-        SigningShare::new(self.instance.share_id(self.index), self.share, vk.as_ref()).ok_or(not)
+        SigningShare::new(self.instance.share_id(self.index), Arc::new(Holders::of(&self.sharing)), self.share).ok_or(not)
     }
 }
 

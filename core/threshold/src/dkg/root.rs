@@ -6,7 +6,7 @@
 use dstack_protocol::ceremony::{InstHolder, MessageKind, Open};
 use dstack_protocol::genesis::CaAlgorithm;
 use dstack_protocol::{ClusterId, NodeIndex, RootTag};
-use dstack_secret::Secret;
+use dstack_secret::{Locked, Secret};
 
 use crate::dkg::ceremony::{Ceremony, CeremonyError, Progress, Stage};
 use crate::dkg::deal::DealPackage;
@@ -15,7 +15,7 @@ use crate::dkg::instance::{Instance, InstanceError};
 use crate::dkg::participant::{Checked, Participant, ParticipantError};
 use crate::dkg::sharing::Sharing;
 use crate::group::{Edwards25519, Group, NistP256, Ristretto255, Secp256k1};
-use crate::share::{CaShare, RootShare};
+use crate::share::{CaShare, RootShare, ShareId};
 
 /// The public result of a root's run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +107,18 @@ impl RootRun {
         each!(self, Self, run => run.missing())
     }
 
+    /// Whether the holders set up secrets of each pair before they are Ready.
+    #[must_use]
+    pub fn has_pairwise_setup(&self) -> bool {
+        each!(self, Self, run => run.instance().has_pairwise_setup())
+    }
+
+    /// Dealers and holders, ascending.
+    #[must_use]
+    pub fn members(&self) -> Vec<NodeIndex> {
+        each!(self, Self, run => run.instance().members().collect())
+    }
+
     /// Whether `index` takes part.
     #[must_use]
     pub fn is_member(&self, index: NodeIndex) -> bool {
@@ -183,18 +195,12 @@ impl RootParticipant {
         }
     }
 
-    /// The share that the checked deals give this node, before anybody switched: to seal it, and to set up what needs it. In use only
-    /// after `Switched` (threshold.md §3 step 5).
+    /// As [`Participant::checked_share`].
     ///
     /// # Errors
-    /// [`ParticipantError::NotChecked`] before [`RootParticipant::check`] accepted the deals.
-    pub fn share(&self) -> Result<RootShare, ParticipantError> {
-        match self {
-            Self::Prf(own) => own.prf_share().map(RootShare::Prf),
-            Self::CaEd25519(own) => own.signing_share().map(CaShare::Ed25519).map(RootShare::Ca),
-            Self::CaP256(own) => own.signing_share().map(CaShare::P256).map(RootShare::Ca),
-            Self::Id(own) => own.signing_share().map(RootShare::Id),
-        }
+    /// [`ParticipantError::NotChecked`].
+    pub fn checked_share(&self) -> Result<(ShareId, Locked<32>), ParticipantError> {
+        each!(self, Self, participant => participant.checked_share())
     }
 
     /// The share, once `Switched` is valid. Everything else of the run is wiped.

@@ -29,8 +29,8 @@ pub enum ReadyFault {
     /// The verification key is not the one that the deals give.
     #[error("verification key differs")]
     VerificationKey,
-    /// A pairwise setup is named where there is none.
-    #[error("this root has no pairwise setup")]
+    /// A pairwise setup is named where there is none, or none where there must be one.
+    #[error("the digest of the pairwise setup is zero if and only if this root has none")]
     Setup,
 }
 
@@ -38,6 +38,7 @@ pub enum ReadyFault {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sharing<G: Group> {
     threshold: u16,
+    has_pairwise_setup: bool,
     transcript: [u8; 32],
     public_key: G::Element,
     verification_keys: BTreeMap<NodeIndex, G::Element>,
@@ -58,7 +59,13 @@ impl<G: Group> Sharing<G> {
         for (dealer, deal) in deals {
             w.u16(dealer.0).raw(&deal.digest);
         }
-        Some(Self { threshold: instance.threshold(), transcript: sha256(&[&w.into_bytes()]), public_key, verification_keys })
+        Some(Self {
+            threshold: instance.threshold(),
+            has_pairwise_setup: instance.has_pairwise_setup(),
+            transcript: sha256(&[&w.into_bytes()]),
+            public_key,
+            verification_keys,
+        })
     }
 
     /// Threshold of the sharing.
@@ -94,18 +101,18 @@ impl<G: Group> Sharing<G> {
         self.verification_keys.get(&holder)
     }
 
-    /// The Ready of `holder`.
+    /// The Ready of `holder`; where the root has a pairwise setup, its digest is still to be filled in.
     #[must_use]
     pub fn ready_body(&self, holder: NodeIndex) -> Option<ReadyBody> {
         let vk = self.verification_keys.get(&holder)?;
         Some(ReadyBody { transcript: self.transcript, vk: G::encode(vk).as_ref().to_vec(), setup: [0; 32] })
     }
 
-    /// Checks the body of a Ready of `holder`: equal transcript, `VK_j` as computed, no setup.
+    /// Checks the body of a Ready of `holder`: equal transcript, `VK_j` as computed, a setup where there is one. Gives the setup's digest.
     ///
     /// # Errors
     /// [`ReadyFault`].
-    pub fn check_ready(&self, holder: NodeIndex, body: &[u8]) -> Result<(), ReadyFault> {
+    pub fn check_ready(&self, holder: NodeIndex, body: &[u8]) -> Result<[u8; 32], ReadyFault> {
         let ready = ReadyBody::decode(body)?;
         let expected = self.ready_body(holder).ok_or(ReadyFault::NotAHolder(holder))?;
         if ready.transcript != expected.transcript {
@@ -114,9 +121,9 @@ impl<G: Group> Sharing<G> {
         if ready.vk != expected.vk {
             return Err(ReadyFault::VerificationKey);
         }
-        if ready.setup != expected.setup {
+        if (ready.setup != [0; 32]) != self.has_pairwise_setup {
             return Err(ReadyFault::Setup);
         }
-        Ok(())
+        Ok(ready.setup)
     }
 }

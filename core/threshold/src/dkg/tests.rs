@@ -112,6 +112,7 @@ pub(crate) fn complete<G: Group>(root: RootTag, t: u16, n: u16) -> Vec<Outcome<G
     for (i, node) in members(n).into_iter().zip(&mut run.nodes) {
         let Checked::Ready(ready) = node.check(&run.ceremony).unwrap() else { panic!("{i} complains") };
         assert_eq!(run.ceremony.switched(), Err(CeremonyError::Incomplete(run.ceremony.missing())));
+        let ready = ReadyBody { setup: [if run.ceremony.instance().has_pairwise_setup() { 7 } else { 0 }; 32], ..ready };
         run.ceremony.apply(MessageKind::Ready, i, &ready.encode()).unwrap();
     }
     assert_eq!(run.ceremony.stage(), Stage::Complete);
@@ -467,7 +468,7 @@ fn ready_must_state_what_the_deals_give() {
     let (_, sharing) = run.ceremony.deals().unwrap();
     let right = sharing.ready_body(NodeIndex(2)).unwrap();
     let check = |ready: ReadyBody| sharing.check_ready(NodeIndex(2), &ready.encode());
-    assert_eq!(check(right.clone()), Ok(()));
+    assert_eq!(check(right.clone()), Ok([0; 32]));
     assert_eq!(check(ReadyBody { transcript: [0; 32], ..right.clone() }), Err(ReadyFault::Transcript));
     let vk = sharing.ready_body(NodeIndex(1)).unwrap().vk;
     assert_eq!(check(ReadyBody { vk, ..right.clone() }), Err(ReadyFault::VerificationKey));
@@ -572,4 +573,29 @@ fn exported_constants_sum_to_the_root() {
         sum + node.package().dealer_constant.expose(|c| Ristretto255::decode_scalar(c).unwrap())
     });
     assert!(sum == root_of::<Ristretto255>(2, 3, RootTag::Prf));
+}
+
+/// A run of `id` whose first holder states setup 7 and whose second one `setup`.
+fn ready_with(setup: u8) -> Result<Progress, CeremonyError> {
+    let (mut run, bodies) = committed::<Secp256k1>(RootTag::Id, 2, 3);
+    for (i, node) in members(3).into_iter().zip(&run.nodes) {
+        run.ceremony.apply(MessageKind::Commit, i, &node.package().commit).unwrap();
+    }
+    for (i, body) in members(3).into_iter().zip(&bodies) {
+        run.ceremony.apply(MessageKind::Deal, i, body).unwrap();
+    }
+    let mut last = Ok(Progress::Accepted);
+    for (i, setup) in [(1, 7), (2, setup)] {
+        let Checked::Ready(ready) = run.nodes[i - 1].check(&run.ceremony).unwrap() else { panic!("honest deals are right") };
+        last = run.ceremony.apply(MessageKind::Ready, NodeIndex(i as u16), &ReadyBody { setup: [setup; 32], ..ready }.encode());
+    }
+    last
+}
+
+#[test]
+fn holders_state_one_pairwise_setup_or_the_run_ends() {
+    assert_eq!(ready_with(7), Ok(Progress::Accepted));
+    let differs = End::SetupDiffers(NodeIndex(1), NodeIndex(2));
+    assert_eq!(ready_with(8), Ok(Progress::Moved(Stage::Ended(differs))), "one of two lies, and nobody is convicted");
+    assert_eq!(ready_with(0), ended(2, Guilt::Ready(ReadyFault::Setup)), "a Ready without a setup");
 }
