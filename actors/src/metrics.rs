@@ -32,7 +32,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "root, outcome",
         "Attempts of signatures coordinated here: ok or failed. Failed ones are tried again with other signers.",
     ),
-    ("kms_actors_signing_runs_total", "counter", "root, outcome", "ECDSA runs that this holder took part in; outcome is ok, timeout or the refusal's code."),
+    (
+        "kms_actors_signing_runs_total",
+        "counter",
+        "root, outcome",
+        "ECDSA runs that this holder took part in; outcome is ok, timeout or the refusal's code.",
+    ),
     (
         "kms_actors_signers_misbehaved_total",
         "counter",

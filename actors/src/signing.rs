@@ -14,6 +14,7 @@
 //!        signature, verified ─▶ propose Signed ─▶ row
 //! ```
 
+pub mod claim;
 mod coordinate;
 pub mod pairwise;
 mod send;
@@ -32,6 +33,7 @@ use dstack_protocol::sign::{Basis, SignAsk, SignKey, SignObject, Signed};
 use dstack_protocol::state::SignedRow;
 use dstack_protocol::{Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire};
 use dstack_raft::machine::view;
+use dstack_threshold::share::has_pairwise_setup;
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::{info, warn};
 
@@ -162,6 +164,21 @@ impl Signing {
         }
     }
 
+    /// Whom this node makes no more runs of `root` with, since they cheated.
+    #[must_use]
+    pub fn expelled(&self, root: RootTag) -> Vec<NodeIndex> {
+        self.signer.parts().shares.expelled(root)
+    }
+
+    /// Whether this node can take part in runs of `root`: it holds a share, and the secrets of pairs where the root has them.
+    #[must_use]
+    pub fn can_sign(&self, root: RootTag) -> bool {
+        let parts = self.signer.parts();
+        let ca = read(&*parts.log, |state| state.genesis.ca_algorithm).ok();
+        let pairs = ca.is_some_and(|ca| !has_pairwise_setup(root, ca) || parts.shares.has_pairs(root));
+        root != RootTag::Prf && parts.shares.in_use_of(root).is_some() && pairs
+    }
+
     /// Runs under way at this node.
     #[must_use]
     pub fn running(&self) -> usize {
@@ -190,9 +207,8 @@ impl Signing {
 
     fn lacks(&self, object: &SignObject) -> bool {
         let (generation, own) = (object.generation(), self.signer.index().is_ok());
-        let lacks = read(&*self.signer.parts().log, |state| {
-            state.roots.contains_key(&(generation, RootTag::Ca)) && state.signed(object).is_none()
-        });
+        let lacks =
+            read(&*self.signer.parts().log, |state| state.roots.contains_key(&(generation, RootTag::Ca)) && state.signed(object).is_none());
         own && lacks.unwrap_or(false)
     }
 

@@ -3,139 +3,22 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor as _, Arbiter};
-use dstack_actors::ceremony::{ATTEMPTS_UNATTENDED_MAX, Ceremony, Look, NodeJudge, Parts, ShareFiles};
-use dstack_actors::share_holder::ShareHolderPool;
+use dstack_actors::ceremony::ATTEMPTS_UNATTENDED_MAX;
 use dstack_protocol::ceremony::MessageKind;
 use dstack_protocol::limits::CEREMONY_ROUND_MS_MAX;
-use dstack_protocol::{Epoch, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Seat};
+use dstack_protocol::{NodeIndex, RootTag};
 use dstack_raft::machine::run_of;
-use dstack_secret::{Locked, Secret};
-use dstack_tee::Device as _;
 use dstack_testkit::Machine;
 use dstack_threshold::dkg::Stage;
-use dstack_threshold::share::ShareId;
-use dstack_threshold::share_file::{SealingKey, ShareName, open, seal};
 use support::client::{Client, combine};
-use support::cluster::{Cluster, DeviceEvidence};
+use support::cluster::Cluster;
 use support::holders::Node;
+use support::members::{Member, Net, Sealed, holds, holds_nothing, roots_in_force};
 use support::peers::{InProcess, Manner};
 use support::{run, until};
-
-/// Sealed shares of one machine, in memory.
-struct Sealed {
-    key: SealingKey,
-    files: Mutex<BTreeMap<String, Vec<u8>>>,
-}
-
-impl Sealed {
-    fn on(cluster: &Cluster, machine: &Machine) -> Arc<Self> {
-        let platform_key = machine.platform_key(b"seal").unwrap().unwrap();
-        let key = SealingKey::derive(&cluster.id, &machine.measurement(), None, Some(&platform_key)).unwrap();
-        Arc::new(Self { key, files: Mutex::default() })
-    }
-}
-
-impl ShareFiles for Sealed {
-    fn load(&self, name: &ShareName) -> Option<Secret<32>> {
-        open(&self.key, name, self.files.lock().unwrap().get(&format!("{name:?}"))?).ok()
-    }
-    fn save(&self, name: &ShareName, share: &Locked<32>) -> Result<(), String> {
-        let mut nonce = [0; 24];
-        getrandom::fill(&mut nonce).map_err(|error| error.to_string())?;
-        self.files.lock().unwrap().insert(format!("{name:?}"), seal(&self.key, name, share, nonce));
-        Ok(())
-    }
-}
-
-/// What a node does with another's evidence: verified, of that seat's machine, of an allowed measurement, over that report data.
-fn judge(cluster: &Cluster) -> NodeJudge {
-    let (verify, birth, now) = (cluster.judge(), Arc::clone(&cluster.birth), cluster.born);
-    Arc::new(move |seat, evidence, report_data| {
-        let identity = verify(evidence, &birth.genesis().collateral_id, now)?;
-        let refuse = |code, what: &str| Err(Refusal::new(code, what, "another"));
-        if identity.report_data() != report_data {
-            return refuse(RefusalCode::EvidenceInvalid, "the report data of a Join");
-        }
-        if !birth.genesis().allowed_nodes.iter().any(|allowed| allowed.measurement == identity.measurement()) {
-            return refuse(RefusalCode::MeasurementNotAllowed, "an allowed measurement");
-        }
-        let grant = birth.genesis().seats.iter().find(|grant| grant.seat == seat);
-        if grant.is_none_or(|grant| grant.platform_identity != identity.platform_identity()) {
-            return refuse(RefusalCode::PlatformIdentity, "the seat's machine");
-        }
-        Ok(())
-    })
-}
-
-/// One node's ceremony on a thread of its own, so that it can end like a process.
-struct Member {
-    arbiter: Arbiter,
-    shares: ShareHolderPool,
-    files: Arc<Sealed>,
-}
-
-impl Member {
-    fn start(cluster: &Cluster, seat: u16, device: Arc<Machine>, files: Arc<Sealed>) -> Self {
-        let shares = ShareHolderPool::start(1, 16, cluster.id);
-        let parts = Parts {
-            cluster_id: cluster.id,
-            seat: Seat(seat),
-            node_key: Arc::clone(&cluster.keys[usize::from(seat) - 1]),
-            log: cluster.log.node(seat == 1),
-            evidence: Arc::new(DeviceEvidence(device)),
-            judge: judge(cluster),
-            shares: shares.clone(),
-            files: Arc::clone(&files) as Arc<dyn ShareFiles>,
-            #[cfg(feature = "insecure-test-export")]
-            export: Arc::new(|_, _| {}),
-        };
-        let arbiter = Arbiter::new();
-        let address = Ceremony::start_in_arbiter(&arbiter.handle(), move |_| Ceremony::new(parts));
-        address.try_send(Look).unwrap();
-        Self { arbiter, shares, files }
-    }
-
-    fn honest(cluster: &Cluster, seat: u16) -> Self {
-        let machine = Arc::clone(&cluster.machines[usize::from(seat) - 1]);
-        let files = Sealed::on(cluster, &machine);
-        Self::start(cluster, seat, machine, files)
-    }
-
-    /// Ends like a process that is killed: nothing of its memory is left.
-    fn kill(self) -> Arc<Sealed> {
-        self.arbiter.stop();
-        self.arbiter.join().unwrap();
-        self.files
-    }
-}
-
-async fn root_in_force(cluster: &Cluster) -> u32 {
-    let attempts = until("the roots", || {
-        cluster.log.read(|state| {
-            let row = |root| state.roots.get(&(Generation(0), root)).map(|row| row.attempt);
-            RootTag::ALL.into_iter().map(row).collect::<Option<Vec<u32>>>()
-        })
-    })
-    .await;
-    assert!(attempts.windows(2).all(|pair| pair[0] == pair[1]), "one attempt made all roots: {attempts:?}");
-    attempts[0]
-}
-
-async fn holds(member: &Member, index: u16) {
-    for root in RootTag::ALL {
-        let share = until("a share in use", || member.shares.in_use_of(root)).await;
-        assert_eq!(share, ShareId { index: NodeIndex(index), generation: Generation(0), epoch: Epoch(1) });
-    }
-}
-
-fn holds_nothing(member: &Member) -> bool {
-    RootTag::ALL.into_iter().all(|root| member.shares.in_use_of(root).is_none())
-}
 
 async fn stage(cluster: &Cluster, attempt: u32, wanted: Stage) {
     until("a stage of the run", || {
@@ -173,8 +56,9 @@ async fn release_agrees(cluster: &Cluster, members: &[Member]) {
 fn three_nodes_make_a_root_and_release_from_it() {
     run(async {
         let cluster = Cluster::new(3, 0);
-        let members: Vec<Member> = (1..=3).map(|seat| Member::honest(&cluster, seat)).collect();
-        assert_eq!(root_in_force(&cluster).await, 1);
+        let net = Net::new();
+        let members: Vec<Member> = (1..=3).map(|seat| Member::honest(&cluster, &net, seat)).collect();
+        assert_eq!(roots_in_force(&cluster).await, 1);
         for (index, member) in (1..).zip(&members) {
             holds(member, index).await;
         }
@@ -187,20 +71,21 @@ fn three_nodes_make_a_root_and_release_from_it() {
 fn a_restart_in_the_middle_ends_the_attempt_and_the_next_one_succeeds() {
     run(async {
         let cluster = Cluster::new(3, 0);
-        let first = Member::honest(&cluster, 1);
-        let second = Member::honest(&cluster, 2);
-        let third = Member::honest(&cluster, 3);
+        let net = Net::new();
+        let first = Member::honest(&cluster, &net, 1);
+        let second = Member::honest(&cluster, &net, 2);
+        let third = Member::honest(&cluster, &net, 3);
         until("node 3 to join", || {
             cluster.log.read(|state| state.attempt.as_ref().filter(|row| row.joins.contains_key(&NodeIndex(3))).map(|_| ()))
         })
         .await;
         let files = third.kill();
-        let third = Member::start(&cluster, 3, Arc::clone(&cluster.machines[2]), files);
+        let third = Member::start(&cluster, &net, 3, Arc::clone(&cluster.machines[2]), files);
         tokio::time::sleep(Duration::from_secs(2)).await;
         let (attempt, roots) = cluster.log.read(|state| (state.attempt.clone(), state.roots.len()));
         assert_eq!((attempt.map(|row| row.open.attempt), roots), (Some(1), 0), "its keys are gone: the attempt stands still");
         time_passes(&cluster);
-        assert_eq!(root_in_force(&cluster).await, 2);
+        assert_eq!(roots_in_force(&cluster).await, 2);
         let members = [first, second, third];
         for (index, member) in (1..).zip(&members) {
             holds(member, index).await;
@@ -214,21 +99,22 @@ fn a_restart_in_the_middle_ends_the_attempt_and_the_next_one_succeeds() {
 fn a_node_that_restarts_later_opens_its_sealed_share() {
     run(async {
         let cluster = Cluster::new(3, 0);
-        let mut members: Vec<Member> = (1..=3).map(|seat| Member::honest(&cluster, seat)).collect();
-        assert_eq!(root_in_force(&cluster).await, 1);
+        let net = Net::new();
+        let mut members: Vec<Member> = (1..=3).map(|seat| Member::honest(&cluster, &net, seat)).collect();
+        assert_eq!(roots_in_force(&cluster).await, 1);
         for (index, member) in (1..).zip(&members) {
             holds(member, index).await;
         }
         let files = members.pop().unwrap().kill();
-        assert_eq!(files.files.lock().unwrap().len(), 3, "one sealed share of each root");
+        assert_eq!(files.count(), 4, "one sealed share of each root, and the secrets of pairs of `id`");
         // Another machine's key does not open it.
         let stolen = Sealed::on(&cluster, &cluster.machines[0]);
-        stolen.files.lock().unwrap().clone_from(&files.files.lock().unwrap());
-        let thief = Member::start(&cluster, 3, Arc::clone(&cluster.machines[0]), stolen);
+        stolen.copy(&files);
+        let thief = Member::start(&cluster, &net, 3, Arc::clone(&cluster.machines[0]), stolen);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(holds_nothing(&thief));
         drop(thief.kill());
-        members.push(Member::start(&cluster, 3, Arc::clone(&cluster.machines[2]), files));
+        members.push(Member::start(&cluster, &net, 3, Arc::clone(&cluster.machines[2]), files));
         holds(&members[2], 3).await;
         release_agrees(&cluster, &members).await;
         members.into_iter().for_each(|member| drop(member.kill()));
@@ -239,12 +125,13 @@ fn a_node_that_restarts_later_opens_its_sealed_share() {
 fn a_join_with_anothers_evidence_gets_no_ready() {
     run(async {
         let cluster = Cluster::new(3, 0);
-        let first = Member::honest(&cluster, 1);
-        let second = Member::honest(&cluster, 2);
+        let net = Net::new();
+        let first = Member::honest(&cluster, &net, 1);
+        let second = Member::honest(&cluster, &net, 2);
         // A genuine machine that runs the allowed binary, but not the one that the seat was granted to.
         let impostor = Arc::new(Machine::tdx("impostor", &cluster.roots).unwrap());
         let files = Sealed::on(&cluster, &impostor);
-        let third = Member::start(&cluster, 3, impostor, files);
+        let third = Member::start(&cluster, &net, 3, impostor, files);
         stage(&cluster, 1, Stage::AwaitingReady).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
         let (ready, roots) = cluster.log.read(|state| {
@@ -257,10 +144,10 @@ fn a_join_with_anothers_evidence_gets_no_ready() {
         assert!([&first, &second, &third].into_iter().all(holds_nothing));
         // With the right machine on the seat, the cluster gets its root.
         drop(third.kill());
-        let third = Member::honest(&cluster, 3);
+        let third = Member::honest(&cluster, &net, 3);
         tokio::time::sleep(Duration::from_millis(500)).await;
         time_passes(&cluster);
-        assert!(root_in_force(&cluster).await >= 2);
+        assert!(roots_in_force(&cluster).await >= 2);
         let members = [first, second, third];
         for (index, member) in (1..).zip(&members) {
             holds(member, index).await;
@@ -273,7 +160,8 @@ fn a_join_with_anothers_evidence_gets_no_ready() {
 fn a_leader_alone_gives_up_after_its_attempts() {
     run(async {
         let cluster = Cluster::new(3, 0);
-        let leader = Member::honest(&cluster, 1);
+        let net = Net::new();
+        let leader = Member::honest(&cluster, &net, 1);
         for attempt in 1..=ATTEMPTS_UNATTENDED_MAX {
             until("an attempt", || cluster.log.read(|state| state.attempt.as_ref().filter(|row| row.open.attempt == attempt).map(|_| ())))
                 .await;

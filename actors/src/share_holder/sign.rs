@@ -90,7 +90,8 @@ impl Handler<FrostShare> for ShareHolder {
     fn handle(&mut self, message: FrostShare, _context: &mut Self::Context) -> Self::Result {
         let share = self.ca_share(message.under)?;
         let CaShare::Ed25519(share) = &*share else { return Err(other_algorithm()) };
-        frost::sign_share(share.engine(), message.nonces, &message.run, &message.message, &message.package).map_err(|error| of_frost(&error))
+        frost::sign_share(share.engine(), message.nonces, &message.run, &message.message, &message.package)
+            .map_err(|error| of_frost(&error))
     }
 }
 

@@ -11,17 +11,17 @@ use dstack_protocol::limits::SIGN_RUN_MS_MAX;
 use dstack_protocol::rpc::{PATH_PEER_SIGN_COMMIT, PATH_PEER_SIGN_RUN, PATH_PEER_SIGN_SHARE};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode, Seat, Wire};
 use dstack_threshold::group::Edwards25519;
-use dstack_threshold::sign::frost::{self, FrostError};
 use dstack_threshold::sign::Holders;
+use dstack_threshold::sign::frost::{self, FrostError};
 use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use tracing::{debug, warn};
 
+use super::Signing;
 use super::signer::Signer;
 use super::subject::{Algorithm, Subject};
 use super::wire::{RunAsk, ShareAsk};
-use super::Signing;
 use crate::metrics;
 
 /// How long a signature is tried for.
@@ -214,7 +214,11 @@ impl Signing {
                     // Refused at once, or not reached: that node. Ended in the middle: any of them.
                     let alone = matches!(
                         refusal.code,
-                        RefusalCode::NotReady | RefusalCode::Overloaded | RefusalCode::ShareLost | RefusalCode::NotYet | RefusalCode::ClockSkew
+                        RefusalCode::NotReady
+                            | RefusalCode::Overloaded
+                            | RefusalCode::ShareLost
+                            | RefusalCode::NotYet
+                            | RefusalCode::ClockSkew
                     );
                     return Err((if alone { vec![index] } else { Vec::new() }, refusal));
                 }

@@ -78,6 +78,16 @@ struct Entry {
     kind: Kind,
 }
 
+impl Entry {
+    /// Whether it has not ended; what has ended well is kept a while for those that ask late, and is small.
+    fn runs(&self) -> bool {
+        match &self.kind {
+            Kind::Frost(_) => true,
+            Kind::Ecdsa(run) => run.ending.borrow().is_none(),
+        }
+    }
+}
+
 enum Kind {
     Frost(Option<Box<Committed>>),
     Ecdsa(Arc<Ecdsa>),
@@ -115,7 +125,7 @@ impl Signer {
 
     /// Runs under way here.
     pub(super) fn running(&self) -> usize {
-        lock(&self.table).runs.len()
+        lock(&self.table).runs.values().filter(|entry| entry.runs()).count()
     }
 
     /// This node's index, once admitted with its key.
@@ -283,8 +293,10 @@ impl Signer {
         if table.seen.contains(&sign_id) {
             return Err(Refusal::new(RefusalCode::Duplicate, "a run not begun before", "one that was"));
         }
-        let of_one = table.runs.values().filter(|other| other.coordinator == entry.coordinator).count();
-        if table.runs.len() >= SIGN_RUNS_MAX || of_one >= SIGN_RUNS_OF_ONE_MAX {
+        let running = table.runs.values().filter(|other| other.runs());
+        let (all, of_one) =
+            running.fold((0, 0), |(all, of_one), other| (all + 1, of_one + usize::from(other.coordinator == entry.coordinator)));
+        if all >= SIGN_RUNS_MAX || of_one >= SIGN_RUNS_OF_ONE_MAX {
             return Err(crate::mailbox::full("signer"));
         }
         table.runs.insert(sign_id, entry);
@@ -323,7 +335,8 @@ impl Signer {
                 let outcome = live.receive(from, &message);
                 (live, outcome)
             });
-            let (live, outcome) = stepped.await.map_err(|error| Refusal::new(RefusalCode::Internal, "a step of a run", error.to_string()))?;
+            let (live, outcome) =
+                stepped.await.map_err(|error| Refusal::new(RefusalCode::Internal, "a step of a run", error.to_string()))?;
             metrics::stage("sign_step", began.elapsed());
             match outcome {
                 Ok(progress) => {
@@ -401,13 +414,12 @@ impl Signer {
             Err(refusal) => warn!(root = root.name(), ask_pos = ecdsa.ask.ask_pos, code = %refusal.code, got = refusal.got, "run ended"),
         }
         metrics::signing_run(root, metrics::outcome(&ending));
-        let keep = ending.is_ok();
         let machine = Arc::clone(ecdsa);
         self.parts.runtime.spawn(async move { *machine.machine.lock().await = Machine::Ended });
-        if !keep {
+        // One that succeeded stays until its timeout: its coordinator may still ask, and fellow signers send again what was lost.
+        if ending.is_err() {
             lock(&self.table).runs.remove(&ecdsa.sign_id);
         }
-        // One that succeeded stays until its timeout: its coordinator may still ask, and fellow signers send again what was lost.
     }
 
     fn post(&self, ecdsa: &Ecdsa, send: Vec<Outgoing>) {

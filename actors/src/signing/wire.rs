@@ -105,10 +105,7 @@ impl Wire for RoundMessage {
     }
     fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         r.label_v1("DKMS-V1-SIGNRND")?;
-        Ok(Self {
-            run: RunAsk::decode(r.lp4("run", RunAsk::BYTES_MAX)?)?,
-            message: r.lp4("message", MESSAGE_BYTES_MAX)?.to_vec(),
-        })
+        Ok(Self { run: RunAsk::decode(r.lp4("run", RunAsk::BYTES_MAX)?)?, message: r.lp4("message", MESSAGE_BYTES_MAX)?.to_vec() })
     }
 }
 

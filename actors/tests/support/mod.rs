@@ -15,6 +15,7 @@ pub mod client;
 pub mod cluster;
 pub mod holders;
 pub mod log;
+pub mod members;
 pub mod peers;
 
 use std::future::Future;

@@ -19,6 +19,8 @@ use dstack_actors::ports::{Evidence, Log, Now, Peers, read};
 use dstack_actors::recorder::Recorder;
 use dstack_actors::release::Coordinator;
 use dstack_actors::share_holder::ShareHolderPool;
+use dstack_actors::signing::pairwise::Setups;
+use dstack_actors::signing::{Signing, claim, signer};
 use dstack_actors::verifier::VerifierPool;
 use dstack_policy::governance as quorum;
 use dstack_protocol::governance::Entry;
@@ -86,6 +88,8 @@ pub(crate) struct Services {
     pub(crate) genesis_certificates: tokio::sync::Mutex<BTreeMap<RootTag, (std::time::Instant, Vec<u8>)>>,
     /// A holder's side.
     pub(crate) holder: Arc<Holder>,
+    /// Signatures of the roots.
+    pub(crate) signing: Signing,
     /// A coordinator's side.
     pub(crate) coordinator: Coordinator,
     /// Heads and certificates.
@@ -341,6 +345,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         runtime.spawn(admission.run()),
         runtime.spawn(Arc::clone(&services.beacons).run()),
         runtime.spawn(Arc::clone(&services.timelocks).run()),
+        runtime.spawn(services.signing.clone().keep_root_certificate()),
         runtime.spawn(collateral.run()),
         runtime.spawn(checkpoints::run(raft.clone(), Arc::clone(&log), config.checkpoint_every_entries)),
         runtime.spawn(env_combiner::run(Arc::clone(&services), Arc::clone(&identity.node_key))),
@@ -460,6 +465,19 @@ fn assemble(
         Supervisor::start_in_arbiter(&records.handle(), move |_| Recorder::new(log, board, rebuild))
     };
     let holder = Arc::new(Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy, shares.clone()));
+    let setups = Setups::new(Arc::clone(&dyn_peers), peers.runtime().clone());
+    let signer = signer::Parts {
+        cluster_id,
+        seat: config.seat,
+        node_key: Arc::clone(&identity.node_key),
+        log: Arc::clone(log),
+        peers: Arc::clone(&dyn_peers),
+        shares: shares.clone(),
+        claims: claim::judge(cluster_id, Arc::clone(log), trust.client_evidence(), Arc::clone(now)),
+        now: Arc::clone(now),
+        runtime: peers.runtime().clone(),
+    };
+    let signing = Signing::new(signer, Arc::clone(&setups));
     let parts = ceremony::Parts {
         cluster_id,
         seat: config.seat,
@@ -472,6 +490,7 @@ fn assemble(
         },
         shares,
         files: Arc::new(SealedShares::new(config.data_dir.join("shares"), identity.sealing.clone())),
+        setups: Arc::clone(&setups),
         #[cfg(feature = "insecure-test-export")]
         export: Arc::new(insecure_export),
     };
@@ -499,6 +518,7 @@ fn assemble(
         evidence: identity.evidence(),
         genesis_certificates: tokio::sync::Mutex::default(),
         holder,
+        signing,
         coordinator,
         heads,
         beacons,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Request, State};
+use axum::http::Uri;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -17,7 +18,8 @@ use dstack_protocol::limits::FRAME_BYTES_MAX;
 use dstack_protocol::log::SignedHead;
 use dstack_protocol::release::{Ask, Go};
 use dstack_protocol::rpc::{
-    ClockAsk, PATH_PEER_ASK, PATH_PEER_CERTIFICATE, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD, PATH_PEER_MONO, PATH_PEER_WANTS,
+    ClockAsk, PATH_PEER_ASK, PATH_PEER_CERTIFICATE, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD, PATH_PEER_MONO, PATH_PEER_SIGN_COMMIT,
+    PATH_PEER_SIGN_ROUND, PATH_PEER_SIGN_RUN, PATH_PEER_SIGN_SETUP, PATH_PEER_SIGN_SHARE, PATH_PEER_WANTS,
 };
 use dstack_protocol::{Refusal, RefusalCode, Wire};
 use dstack_raft::peers;
@@ -39,6 +41,11 @@ pub(crate) fn router(services: Arc<Services>) -> Router {
         .route(PATH_PEER_CLOCK, post(clock))
         .route(PATH_PEER_MONO, post(mono))
         .route(PATH_PEER_WANTS, post(wants))
+        .route(PATH_PEER_SIGN_SETUP, post(signing))
+        .route(PATH_PEER_SIGN_COMMIT, post(signing))
+        .route(PATH_PEER_SIGN_SHARE, post(signing))
+        .route(PATH_PEER_SIGN_RUN, post(signing))
+        .route(PATH_PEER_SIGN_ROUND, post(signing))
         .layer(DefaultBodyLimit::max(FRAME_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&services), admitted))
         .with_state(Arc::clone(&services))
@@ -107,6 +114,15 @@ async fn certificate(State(services): State<Arc<Services>>, body: Bytes) -> Answ
 async fn clock(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
     let reading = services.beacons.reading(ClockAsk::decode(&body)?)?;
     Ok(Encoded(reading.encode(services.birth.cluster_id())))
+}
+
+/// A message of a signature or of a pairwise setup. Its author is the node that the connection is attested to, whatever it says inside.
+async fn signing(State(services): State<Arc<Services>>, Extension(peer): Extension<NodePeer>, uri: Uri, body: Bytes) -> Answer {
+    services.serving()?;
+    let (seat, key) = (peer.hello.seat, peer.hello.node_key);
+    let index = read(&*services.log, |state| state.seats.get(&seat).filter(|row| row.node_key == key).map(|row| row.index))?;
+    let not_admitted = || Refusal::new(RefusalCode::NotAdmitted, "a key that the log admitted for its seat", format!("seat {seat}"));
+    Ok(Encoded(services.signing.answer(index.ok_or_else(not_admitted)?, uri.path(), &body).await?))
 }
 
 async fn mono(State(services): State<Arc<Services>>, body: Bytes) -> Answer {

@@ -115,6 +115,11 @@ impl PeerNodes {
     pub(crate) fn new(clients: BTreeMap<Seat, PeerClient>, runtime: Handle) -> Self {
         Self { clients, latencies: Arc::default(), runtime }
     }
+
+    /// Where connections live.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
 }
 
 fn of_peer(seat: Seat, error: &PeerError) -> Refusal {

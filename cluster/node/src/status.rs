@@ -8,6 +8,7 @@ use dstack_actors::ports::read;
 use dstack_actors::standings::Subject;
 use dstack_attest::TcbStanding;
 use dstack_protocol::genesis::Genesis;
+use dstack_protocol::sign::SignKey;
 use dstack_protocol::state::State;
 use dstack_protocol::{Generation, RefusalCode, RootTag};
 use dstack_raft::Voting;
@@ -160,6 +161,7 @@ pub(crate) fn json(services: &Services) -> Value {
         "share": share.map(|share| json!({ "index": share.index.0, "generation": share.generation.0, "epoch": share.epoch.0 })),
         "share_lost": services.share_lost(),
         "shares": shares_json(services),
+        "signing_runs": services.signing.running(),
         "seals": services.seals,
         "certified_size": services.heads.certified_size(),
         "fork": services.heads.watch_fork().borrow().clone(),
@@ -178,6 +180,9 @@ fn shares_json(services: &Services) -> Value {
             "index": share.map(|share| share.index.0),
             "epoch": share.map(|share| share.epoch.0),
             "lost": services.share_lost_of(root),
+            "signs": services.signing.can_sign(root),
+            // Named by this node as cheating in the oblivious transfer: it makes no more runs with them until it is started again.
+            "expelled": services.signing.expelled(root).iter().map(|index| index.0).collect::<Vec<_>>(),
         });
         (root.name().to_owned(), row)
     };
@@ -247,6 +252,9 @@ fn state_json(state: &State, services: &Services) -> Value {
         "pk_prf": public_key(RootTag::Prf),
         "ca_pub": public_key(RootTag::Ca),
         "id_pub": public_key(RootTag::Id),
+        "root_certificate": state.latest_signed(&SignKey::RootCa(Generation(0))).is_some(),
+        "signatures": state.signatures.values().filter(|row| row.signed.is_some()).count(),
+        "signatures_asked": state.signatures.values().map(|row| row.open.len()).sum::<usize>(),
         "ceremony_attempts": state.attempts,
         "ceremony_open": state.attempt.as_ref().map(|attempt| attempt.open.attempt),
         "apps": state.apps.len(),

@@ -3,7 +3,6 @@
 //! Owns: [`SigningShare`], one type for each group, so that a share of one root cannot enter the protocol of another; the check of a
 //! share against the verification key that the log states. Never: signs. Source: threshold.md §0 "Roots", §3, §6.
 
-
 use std::sync::Arc;
 
 use dstack_protocol::genesis::CaAlgorithm;
