@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use dstack_protocol::command::Command;
 use dstack_protocol::rpc::{PATH_PEER_SIGN_COMMIT, PATH_PEER_SIGN_ROUND, PATH_PEER_SIGN_RUN, PATH_PEER_SIGN_SETUP, PATH_PEER_SIGN_SHARE};
 use dstack_protocol::sign::{Basis, SignAsk, SignKey, SignObject, Signed};
-use dstack_protocol::state::SignedRow;
+use dstack_protocol::state::{AskRow, SignedRow, State};
 use dstack_protocol::{Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire};
 use dstack_raft::machine::view;
 use dstack_threshold::share::has_pairwise_setup;
@@ -97,7 +97,7 @@ impl Signing {
 
     async fn signed(&self, object: &SignObject, basis: Basis, claim: &[u8]) -> Result<SignedRow, Refusal> {
         let parts = self.signer.parts();
-        let (stored, asked) = read(&*parts.log, |state| (state.signed(object).cloned(), state.asked(object).map(|ask| ask.pos)))?;
+        let (stored, asked) = read(&*parts.log, |state| (state.signed(object).cloned(), waiting(state, object, basis)))?;
         if let Some(row) = stored {
             return Ok(row);
         }
@@ -228,4 +228,11 @@ impl Signing {
         under_way.insert(key, Arc::downgrade(&one));
         one
     }
+}
+
+/// The leaf of an ask that serves as well as an own one. Each claim is an ask of its own: signers judge its evidence.
+fn waiting(state: &State, object: &SignObject, basis: Basis) -> Option<u64> {
+    let claim = |basis: &Basis| matches!(basis, Basis::Claim { .. });
+    let serves = |ask: &&AskRow| ask.object == *object && (ask.basis == basis || !claim(&ask.basis) && !claim(&basis));
+    state.signatures.get(&object.key())?.open.values().find(serves).map(|ask| ask.pos)
 }

@@ -173,3 +173,28 @@ fn a_leader_alone_gives_up_after_its_attempts() {
         drop(leader.kill());
     });
 }
+
+#[test]
+fn a_restart_after_ready_costs_nothing_where_the_share_was_sealed() {
+    run(async {
+        let cluster = Cluster::new(3, 0);
+        let net = Net::new();
+        let mut members: Vec<Member> = (1..=3).map(|seat| Member::honest(&cluster, &net, seat)).collect();
+        until("node 3 to be ready for all roots", || {
+            cluster.log.read(|state| {
+                let row = state.attempt.as_ref().or_else(|| state.ceremonies.get(&1))?;
+                let ready = row.messages.iter().filter(|m| m.kind == MessageKind::Ready && m.index == NodeIndex(3)).count();
+                (ready == 3).then_some(())
+            })
+        })
+        .await;
+        let files = members.pop().unwrap().kill();
+        members.push(Member::start(&cluster, &net, 3, Arc::clone(&cluster.machines[2]), files));
+        assert_eq!(roots_in_force(&cluster).await, 1);
+        for (index, member) in (1..).zip(&members) {
+            holds(member, index).await;
+        }
+        release_agrees(&cluster, &members).await;
+        members.into_iter().for_each(|member| drop(member.kill()));
+    });
+}

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P256K1_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use dstack_audit::{VouchedHead, verify_receipt};
 use dstack_protocol::binding;
 use dstack_protocol::release::{Ask, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
 use dstack_protocol::rpc::ReleaseAnswer;
+use dstack_protocol::sign::AppPkClaim;
 use dstack_protocol::{Generation, NodeIndex, Wire};
 use dstack_secret::Secret;
 use dstack_tee::Device as _;
@@ -57,6 +58,17 @@ impl Client {
         let (session_pos, beacon) = cluster.latest_beacon();
         let evidence = machine.evidence(report_data(session_pos, &beacon, &spki)).unwrap();
         Self { machine, key, spki, session_pos, evidence, instance }
+    }
+
+    /// This guest's claim to a key of its app, over the latest beacon.
+    pub fn claim(&self, cluster: &Cluster, key: &AppKey) -> AppPkClaim {
+        let (beacon_pos, beacon) = cluster.latest_beacon();
+        let (generation, app_id, app_pk) = (Generation(0), APP, key.public());
+        let mut claim = AppPkClaim { generation, app_id, app_pk, beacon_pos, beacon, sig: [0; 64], evidence: Vec::new() };
+        let report_data = claim.report_data(&cluster.id);
+        claim.sig = key.sign(&report_data);
+        claim.evidence = self.machine.evidence(report_data).unwrap();
+        claim
     }
 
     /// A request over the latest beacon, with the key that its partials are sealed to.
@@ -133,4 +145,32 @@ pub fn combine_certified(
     let combined = combiner.combine(&group, t, certified)?;
     assert!(combined.failed_sets.is_empty() && combined.culprits.is_empty());
     Ok(combined.outputs.iter().map(|output| output.expose(|z| *z)).collect())
+}
+
+/// A secp256k1 key as apps have it.
+pub struct AppKey(EcdsaKeyPair);
+
+impl AppKey {
+    pub fn generate() -> Self {
+        Self(EcdsaKeyPair::generate(&ECDSA_P256K1_SHA256_FIXED_SIGNING).unwrap())
+    }
+
+    /// SEC1 compressed.
+    pub fn public(&self) -> [u8; 33] {
+        let point = self.0.public_key().as_ref();
+        let mut compressed = [2 + (point[64] & 1); 33];
+        compressed[1..].copy_from_slice(&point[1..33]);
+        compressed
+    }
+
+    /// `r ‖ s` over SHA-256 of the message, low s.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        loop {
+            let signature: [u8; 64] = self.0.sign(&SystemRandom::new(), message).unwrap().as_ref().try_into().unwrap();
+            // Half the order begins with 0x7fff…: below that s is low beyond doubt.
+            if signature[32] < 0x7f {
+                return signature;
+            }
+        }
+    }
 }

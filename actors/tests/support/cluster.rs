@@ -60,6 +60,11 @@ fn key(label: u8, number: u16) -> NodeKey {
 impl Cluster {
     /// `n` admitted nodes, one beacon, no root.
     pub fn new(n: u16, timelock_s: u64) -> Self {
+        Self::with_ca(n, timelock_s, CaAlgorithm::Ed25519)
+    }
+
+    /// As [`Cluster::new`], with that algorithm of root `ca`.
+    pub fn with_ca(n: u16, timelock_s: u64, ca_algorithm: CaAlgorithm) -> Self {
         let born = system_now();
         let roots = SoftwareRoots::generate(born).unwrap();
         let machines: Vec<Arc<Machine>> = (1..=n).map(|i| Arc::new(Machine::tdx(&format!("node-{i}"), &roots).unwrap())).collect();
@@ -72,7 +77,7 @@ impl Cluster {
             n,
             t: Genesis::threshold_for(n),
             f: 0,
-            ca_algorithm: CaAlgorithm::Ed25519,
+            ca_algorithm,
             authority: Authority::OperatorQuorum,
             chain_settings: vec![],
             k: 2,

@@ -97,12 +97,16 @@ pub type Letter = (Seat, Seat, &'static str, Vec<u8>);
 /// What a wire does to a message; false swallows it.
 pub type Wire = Box<dyn FnMut(&mut Letter) -> bool + Send>;
 
+/// What happens to an answer on its way back.
+pub type Back = Box<dyn FnMut(Seat, &'static str, &mut Vec<u8>) + Send>;
+
 /// The wires between the nodes of a test.
 #[derive(Default)]
 pub struct Net {
     nodes: Mutex<BTreeMap<Seat, Signing>>,
     dead: Mutex<BTreeSet<Seat>>,
     wire: Mutex<Option<Wire>>,
+    back: Mutex<Option<Back>>,
     sent: Mutex<Vec<Letter>>,
 }
 
@@ -122,8 +126,13 @@ impl Net {
     pub fn wire(&self, wire: impl FnMut(&mut Letter) -> bool + Send + 'static) {
         *self.wire.lock().unwrap() = Some(Box::new(wire));
     }
+    /// What happens to the answers of a node.
+    pub fn answers(&self, back: impl FnMut(Seat, &'static str, &mut Vec<u8>) + Send + 'static) {
+        *self.back.lock().unwrap() = Some(Box::new(back));
+    }
     pub fn straight(&self) {
         *self.wire.lock().unwrap() = None;
+        *self.back.lock().unwrap() = None;
     }
     /// Everything that was sent to a path.
     pub fn sent(&self, path: &str) -> Vec<Letter> {
@@ -148,6 +157,7 @@ impl Peers for Post {
         let dead = self.net.dead.lock().unwrap();
         let cut = dead.contains(&self.own) || dead.contains(&seat);
         drop(dead);
+        let net = Arc::clone(&self.net);
         let target = self.net.nodes.lock().unwrap().get(&seat).cloned();
         self.net.sent.lock().unwrap().push(letter.clone());
         Box::pin(async move {
@@ -159,7 +169,12 @@ impl Peers for Post {
                 return Err(gone());
             };
             let (from, _, path, body) = letter;
-            tokio::time::timeout(timeout, target.answer(NodeIndex(from.0), path, &body)).await.unwrap_or_else(|_| Err(gone()))
+            let mut answer =
+                tokio::time::timeout(timeout, target.answer(NodeIndex(from.0), path, &body)).await.unwrap_or_else(|_| Err(gone()))?;
+            if let Some(back) = net.back.lock().unwrap().as_mut() {
+                back(seat, path, &mut answer);
+            }
+            Ok(answer)
         })
     }
 
