@@ -4,6 +4,7 @@
 //! Source: threshold.md §3.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use dstack_protocol::binding::{self, JoinBinding};
@@ -110,9 +111,11 @@ fn next_message(parts: &Parts, own: &mut Mine, run: &RootRun, index: NodeIndex) 
         Stage::AwaitingDeals => Some((MessageKind::Deal, participant.package().body.clone())),
         Stage::AwaitingReady if own.posted.contains(&(root, MessageKind::Ready)) => None,
         Stage::AwaitingReady if matches!(own.joins_judged, Some(Ok(()))) => {
-            if !own.checked.contains_key(&root) {
+            if let Entry::Vacant(vacant) = own.checked.entry(root) {
                 match participant.check(run) {
-                    Ok(Checked::Ready(ready)) => drop(own.checked.insert(root, ready)),
+                    Ok(Checked::Ready(ready)) => {
+                        vacant.insert(ready);
+                    }
                     Ok(Checked::Complaints(complaints)) => {
                         return Ok(complaints.into_iter().next().map(|complaint| (MessageKind::Complain, complaint.encode())));
                     }

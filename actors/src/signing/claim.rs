@@ -54,7 +54,13 @@ fn check(cluster_id: &ClusterId, log: &dyn Log, evidence: &Judge, now: UnixMilli
     };
     read(log, |state| {
         let (policy, policy_hash) = policy(state, claim)?;
-        let rules = Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked, log_time: state.log_time };
+        let rules = Rules {
+            policy: &policy,
+            policy_hash,
+            revoked: &state.governance.revoked,
+            log_time: state.log_time,
+            tcb_known: &state.tcb_known,
+        };
         decide(&identity, &request, rules).map(drop)
     })?
 }

@@ -202,29 +202,24 @@ impl Signing {
             })
             .collect();
         // A run needs all its signers: the first that fails ends the wait, and those that still run are not to blame.
-        while let Some((index, answer)) = asked.next().await {
-            match answer {
-                Ok(signature) if subject.stored(&signature).and_then(|bytes| subject.check_stored(&bytes)).is_ok() => return Ok(signature),
-                Ok(_) => {
-                    metrics::misbehaved(subject.under.root);
-                    warn!(root = subject.under.root.name(), peer_id = index.0, "signer gives a signature that does not verify");
-                    return Err((vec![index], Refusal::new(RefusalCode::SignatureInvalid, "a signature", "one that does not verify")));
-                }
-                Err(refusal) => {
-                    // Refused at once, or not reached: that node. Ended in the middle: any of them.
-                    let alone = matches!(
-                        refusal.code,
-                        RefusalCode::NotReady
-                            | RefusalCode::Overloaded
-                            | RefusalCode::ShareLost
-                            | RefusalCode::NotYet
-                            | RefusalCode::ClockSkew
-                    );
-                    return Err((if alone { vec![index] } else { Vec::new() }, refusal));
-                }
+        let none = || (Vec::new(), Refusal::new(RefusalCode::SignRun, "signers", "none"));
+        let (index, answer) = asked.next().await.ok_or_else(none)?;
+        match answer {
+            Ok(signature) if subject.stored(&signature).and_then(|bytes| subject.check_stored(&bytes)).is_ok() => Ok(signature),
+            Ok(_) => {
+                metrics::misbehaved(subject.under.root);
+                warn!(root = subject.under.root.name(), peer_id = index.0, "signer gives a signature that does not verify");
+                Err((vec![index], Refusal::new(RefusalCode::SignatureInvalid, "a signature", "one that does not verify")))
+            }
+            Err(refusal) => {
+                // Refused at once, or not reached: that node. Ended in the middle: any of them.
+                let alone = matches!(
+                    refusal.code,
+                    RefusalCode::NotReady | RefusalCode::Overloaded | RefusalCode::ShareLost | RefusalCode::NotYet | RefusalCode::ClockSkew
+                );
+                Err((if alone { vec![index] } else { Vec::new() }, refusal))
             }
         }
-        Err((Vec::new(), Refusal::new(RefusalCode::SignRun, "signers", "none")))
     }
 
     async fn call(
