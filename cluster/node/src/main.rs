@@ -9,10 +9,13 @@ mod beacons;
 mod checkpoints;
 mod collateral;
 mod config;
+mod confirming;
 mod dstack;
 mod ending;
 mod env_attempts;
 mod env_combiner;
+#[cfg(feature = "insecure-test-export")]
+mod export;
 mod files;
 mod heads;
 mod identity;

