@@ -21,9 +21,10 @@ use dstack_protocol::limits::CLIENT_BODY_BYTES_MAX;
 use dstack_protocol::policy::{AppPolicy, PathRule};
 use dstack_protocol::release::Ask;
 use dstack_protocol::rpc::{
-    BeaconAnswer, PATH_ACTION, PATH_BEACON, PATH_COLLATERAL, PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE,
-    PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
+    BeaconAnswer, PATH_ACTION, PATH_APP_KEY, PATH_BEACON, PATH_COLLATERAL, PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_POLICY,
+    PATH_RELEASE, PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
 };
+use dstack_protocol::sign::{AppPkClaim, Basis};
 use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire, binding};
 use dstack_ratls::ClientPeer;
 use serde_json::{Value, json};
@@ -44,6 +45,7 @@ pub(crate) fn router(services: Arc<Services>) -> Router {
     Router::new()
         .route(PATH_BEACON, get(beacon))
         .route(PATH_RELEASE, post(release))
+        .route(PATH_APP_KEY, post(app_key))
         .route(PATH_GENESIS_CERTIFICATE, get(genesis_certificate))
         .route(&format!("{PATH_GENESIS_CERTIFICATE}/{{root}}"), get(genesis_certificate_of))
         .route(PATH_GOVERNANCE, post(governance))
@@ -86,6 +88,23 @@ async fn release(State(services): State<Arc<Services>>, Extension(peer): Extensi
         Err(refusal) => info!(outcome = "refused", code = %refusal.code, expected = refusal.expected, got = refusal.got, "release"),
     });
     Ok(Encoded(answer?.encode()))
+}
+
+/// The identity's signature over an app's key, for the app's own claim. Judged here before it costs a log entry; each signer judges again.
+async fn app_key(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
+    services.serving()?;
+    let claim = AppPkClaim::decode(&body)?;
+    let object = claim.object();
+    if let Some(row) = read(&*services.log, |state| state.signed(&object).cloned())? {
+        return Ok(Encoded(row.bytes.0));
+    }
+    let (cluster_id, log) = (*services.birth.cluster_id(), Arc::clone(&services.log));
+    let judge = dstack_actors::signing::claim::judge(cluster_id, log, services.trust.client_evidence(), Arc::clone(&services.now));
+    let bytes = body.to_vec();
+    let judged = tokio::task::spawn_blocking(move || judge(&bytes)).await;
+    judged.map_err(|error| Refusal::new(RefusalCode::Internal, "a verdict on the claim", error.to_string()))??;
+    let row = services.signing.sign_on(object, Basis::Claim { claim_hash: claim.hash() }, &body).await?;
+    Ok(Encoded(row.bytes.0))
 }
 
 /// The client's request id, made harmless for logs.

@@ -285,13 +285,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let admin_server = PlainServer::bind(config.admin_listen, PlainLimits::default()).await.context("admin listener")?;
     info!(listen = %config.listen, admin_listen = %config.admin_listen, "listening");
     let serving = runtime.spawn(server.run(stop.clone()));
-    let for_guests = match &config.dstack {
-        Some(settings) => {
-            let signatures = Arc::new(dstack::signatures::Stored(Arc::clone(&log)));
-            Some(dstack::start(dstack::Parts::of(&services, signatures), settings, &runtime, stop.clone()).await?)
-        }
-        None => None,
-    };
+    let for_guests = dstack::start_configured(&services, config.dstack.as_ref(), &runtime, &stop).await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
     let admin_serving = runtime.spawn(admin_server.run(admin::router(Arc::clone(&services), metrics), admin_stop.clone()));
 

@@ -18,6 +18,9 @@ pub const REQUEST_ID_HEADER: &str = "x-dkms-request-id";
 pub const PATH_BEACON: &str = "/v1/beacon";
 /// Client: release. POST [`ReleaseAsk`], session certificate. Answer [`ReleaseAnswer`].
 pub const PATH_RELEASE: &str = "/v1/release";
+/// Client: an app's claim to its secp256k1 key. POST [`crate::sign::AppPkClaim`]; the claim decides. Answer: `r(32) ‖ s(32) ‖ recid(1)` by
+/// the cluster's identity.
+pub const PATH_APP_KEY: &str = "/v1/app-key";
 /// Client: genesis certificate of root `prf`. GET. Answer [`crate::genesis::GenesisCertificate`].
 pub const PATH_GENESIS_CERTIFICATE: &str = "/v1/genesis-certificate";
 /// Client: governance entry. POST [`crate::governance::Entry`]. Answer [`crate::command::CommandAnswer`].

@@ -90,7 +90,7 @@ pub(crate) struct Parts {
 
 impl Parts {
     /// Those of a node.
-    pub(crate) fn of(services: &Arc<Services>, signatures: Arc<dyn Signatures>) -> Self {
+    fn of(services: &Arc<Services>) -> Self {
         let serving = Arc::clone(services);
         Self {
             birth: Arc::clone(&services.birth),
@@ -103,7 +103,7 @@ impl Parts {
             now: Arc::clone(&services.now),
             software: services.trust.software,
             serving: Arc::new(move || serving.serving()),
-            signatures,
+            signatures: Arc::new(services.signing.clone()),
         }
     }
 }
@@ -136,11 +136,24 @@ impl Running {
     }
 }
 
+/// As [`start`], where the configuration has the section.
+pub(crate) async fn start_configured(
+    services: &Arc<Services>,
+    config: Option<&DstackConfig>,
+    runtime: &Handle,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Running>> {
+    match config {
+        Some(config) => start(Parts::of(services), config, runtime, stop.clone()).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// Binds and serves until `stop`.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(crate) async fn start(parts: Parts, config: &DstackConfig, runtime: &Handle, stop: CancellationToken) -> anyhow::Result<Running> {
+async fn start(parts: Parts, config: &DstackConfig, runtime: &Handle, stop: CancellationToken) -> anyhow::Result<Running> {
     let cluster_id = *parts.birth.cluster_id();
     let combine = Combine { cluster_id, coordinator: parts.coordinator.clone(), certificates: Arc::clone(&parts.certificates) };
     let (verify, now) = (verify(&parts), Arc::clone(&parts.now));

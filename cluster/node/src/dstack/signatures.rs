@@ -1,12 +1,11 @@
-//! Signatures of the roots. Owns: the question, and the answer from what the state holds already. Never: signs; the service that runs
-//! signing rounds does. Source: threshold.md §5.
+//! Signatures of the roots, as this protocol asks for them. Owns: the question. Never: signs; the signing service does.
+//! Source: threshold.md §5.
 
-use std::sync::Arc;
-
-use dstack_actors::ports::{Later, Log, read};
+use dstack_actors::ports::Later;
+use dstack_actors::signing::Signing;
+use dstack_protocol::Refusal;
 use dstack_protocol::sign::{Basis, SignObject};
 use dstack_protocol::state::SignedRow;
-use dstack_protocol::{Refusal, RefusalCode};
 
 /// Gives the root's signature of an object, stored or made now.
 pub(crate) trait Signatures: Send + Sync {
@@ -14,13 +13,9 @@ pub(crate) trait Signatures: Send + Sync {
     fn sign(&self, object: SignObject, basis: Basis) -> Later<Result<SignedRow, Refusal>>;
 }
 
-/// Signatures that the log holds, and no others.
-pub(crate) struct Stored(pub(crate) Arc<dyn Log>);
-
-impl Signatures for Stored {
-    fn sign(&self, object: SignObject, _basis: Basis) -> Later<Result<SignedRow, Refusal>> {
-        let found = read(&*self.0, |state| state.signed(&object).cloned());
-        let missing = || Refusal::new(RefusalCode::RootMissing, "a stored signature, or a signing service", "neither").retry_after(2000);
-        Box::pin(std::future::ready(found.and_then(|row| row.ok_or_else(missing))))
+impl Signatures for Signing {
+    fn sign(&self, object: SignObject, basis: Basis) -> Later<Result<SignedRow, Refusal>> {
+        let signing = self.clone();
+        Box::pin(async move { signing.sign_on(object, basis, &[]).await })
     }
 }

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod collateral;
+mod dstack;
 mod faults;
 mod flood;
 mod full_disk;
