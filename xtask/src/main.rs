@@ -4,15 +4,18 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cache;
 mod check;
 mod checks;
 mod ci;
+mod conformance;
 mod demo;
 mod deny;
 mod docs;
 mod fuzz;
 mod setup;
 mod shell;
+mod step;
 mod tee;
 mod test;
 mod tidy;
@@ -65,6 +68,8 @@ enum Command {
         #[arg(trailing_var_arg = true)]
         filters: Vec<String>,
     },
+    /// dstack's published SDKs, unmodified, against an agent and three nodes: part of `test`
+    Conformance,
     /// The only command that rewrites files: format, and lints that fix themselves
     Fix,
     /// Exactly what CI runs: check, then test
@@ -108,6 +113,7 @@ fn run(shell: &Shell, command: Command) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(shell).map(drop),
         Command::Test { tee: true, .. } => test::devices(shell).map(drop),
         Command::Test { packages, filters, .. } => test::run(shell, &packages, &filters).map(drop),
+        Command::Conformance => conformance::alone(shell).map(drop),
         Command::Fix => check::fix(shell),
         Command::Ci => ci::run(shell),
         Command::Bench { once: true, .. } => bench::once(shell).map(drop),

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use super::step::Step;
+use crate::step::Step;
 use crate::shell::Shell;
 
 /// The machine's own description of the archive, as images and installers of Debian 12 and later write it.

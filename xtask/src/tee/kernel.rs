@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 
 use super::apt::{View, codename};
-use super::cache::{Cache, key};
-use super::step::Step;
+use crate::cache::{Cache, key};
+use crate::step::Step;
 use crate::setup::Apt;
 use crate::shell::Shell;
 

@@ -4,11 +4,9 @@
 //! kit. Never: writes to the system but by apt-get; uses KVM. About ten minutes of processor time on a machine without the cache.
 
 mod apt;
-mod cache;
 mod kernel;
 mod programs;
 mod qemu;
-mod step;
 mod vsock;
 
 use std::fs;
@@ -18,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use crate::shell::{Shell, is_ci};
-use cache::Cache;
+use crate::cache::Cache;
 
 /// Names the kit's folder to tests.
 pub(crate) const KIT_VARIABLE: &str = "DSTACK_ENCLAVE_KIT";

@@ -9,8 +9,8 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 
 use super::apt::View;
-use super::cache::{Cache, key};
-use super::step::Step;
+use crate::cache::{Cache, key};
+use crate::step::Step;
 use crate::setup::Apt;
 use crate::shell::Shell;
 

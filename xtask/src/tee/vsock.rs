@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::cache::{Cache, key};
-use super::step::Step;
+use crate::cache::{Cache, key};
+use crate::step::Step;
 use crate::shell::Shell;
 
 /// Its program.

@@ -9,12 +9,12 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 
 /// See the module text.
-pub(super) struct Cache {
+pub(crate) struct Cache {
     folder: PathBuf,
 }
 
 impl Cache {
-    pub(super) fn open() -> anyhow::Result<Self> {
+    pub(crate) fn open() -> anyhow::Result<Self> {
         let above = match env::var_os("XDG_CACHE_HOME").filter(|value| Path::new(value).is_absolute()) {
             Some(above) => PathBuf::from(above),
             None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
@@ -40,7 +40,7 @@ impl Cache {
     }
 
     /// The entry `<name>-<version>-<key>` of the highest version, whatever that is: what is there needs no network.
-    pub(super) fn find(&self, name: &str, key: &str) -> Option<PathBuf> {
+    pub(crate) fn find(&self, name: &str, key: &str) -> Option<PathBuf> {
         let (head, tail) = (format!("{name}-"), format!("-{key}"));
         let entries = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok);
         let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -50,7 +50,7 @@ impl Cache {
     }
 
     /// An empty folder to build in, on the cache's file system.
-    pub(super) fn workshop(&self, name: &str) -> anyhow::Result<PathBuf> {
+    pub(crate) fn workshop(&self, name: &str) -> anyhow::Result<PathBuf> {
         let folder = self.folder.join(format!(".{name}-{}", std::process::id()));
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
@@ -60,7 +60,7 @@ impl Cache {
     }
 
     /// Makes `product`, a folder inside `workshop`, the entry, and removes the workshop. Another process may have been first.
-    pub(super) fn keep(&self, workshop: &Path, product: &Path, name: &str, version: &str, key: &str) -> anyhow::Result<PathBuf> {
+    pub(crate) fn keep(&self, workshop: &Path, product: &Path, name: &str, version: &str, key: &str) -> anyhow::Result<PathBuf> {
         let entry = self.folder.join(format!("{name}-{version}-{key}"));
         let moved = fs::rename(product, &entry);
         if !entry.is_dir() {
@@ -72,7 +72,7 @@ impl Cache {
 }
 
 /// A short name for everything that an entry depends on.
-pub(super) fn key(parts: &[&str]) -> String {
+pub(crate) fn key(parts: &[&str]) -> String {
     let sum =
         parts.iter().fold(Sha256::new(), |sum, part| sum.chain_update((part.len() as u64).to_be_bytes()).chain_update(part)).finalize();
     sum.iter().take(6).map(|byte| format!("{byte:02x}")).collect()

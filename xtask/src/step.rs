@@ -15,7 +15,7 @@ const TAIL_LINES: usize = 40;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// See the module text.
-pub(super) struct Step {
+pub(crate) struct Step {
     name: &'static str,
     log: PathBuf,
     begun: Instant,
@@ -24,13 +24,13 @@ pub(super) struct Step {
 
 impl Step {
     /// `price`: what it takes, in words.
-    pub(super) fn begin(name: &'static str, price: &str, log: PathBuf) -> Self {
-        eprintln!("\n── tee: {name}, once for this machine: {price}; log: {}", log.display());
+    pub(crate) fn begin(name: &'static str, price: &str, log: PathBuf) -> Self {
+        eprintln!("\n── {name}, once for this machine: {price}; log: {}", log.display());
         Self { name, log, begun: Instant::now(), processor_s: processor_s() }
     }
 
     /// Runs a command, its output appended to the log.
-    pub(super) fn run(&self, command: &mut Command) -> anyhow::Result<()> {
+    pub(crate) fn run(&self, command: &mut Command) -> anyhow::Result<()> {
         let program = command.get_program().to_string_lossy().into_owned();
         let log =
             File::options().create(true).append(true).open(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
@@ -48,9 +48,9 @@ impl Step {
     }
 
     /// Says what it took.
-    pub(super) fn end(self) {
+    pub(crate) fn end(self) {
         let processor_s = processor_s() - self.processor_s;
-        eprintln!("tee: {}: done, {}, {processor_s:.0} s of processor time", self.name, seconds(self.begun.elapsed()));
+        eprintln!("{}: done, {}, {processor_s:.0} s of processor time", self.name, seconds(self.begun.elapsed()));
     }
 }
 
