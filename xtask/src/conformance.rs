@@ -69,10 +69,15 @@ fn python(shell: &Shell) -> anyhow::Result<PathBuf> {
     let interpreter = folder.join("bin/python");
     filled(&folder, &[&list], || {
         let python = find_program("python3").context("no python3")?;
+        if !shell.works(shell.command(&python, &["-c", "import ensurepip"])) {
+            // Debian keeps what an environment needs in a package of its own.
+            setup::Apt::at_hand(shell)?.install(shell, &["python3-venv"])?;
+        }
         let mut make = shell.command(python, &["-m", "venv"]);
         make.arg(&folder);
         shell.run(make)?;
-        let mut install = shell.command(&interpreter, &["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", "-r"]);
+        let mut install =
+            shell.command(&interpreter, &["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", "-r"]);
         install.arg(&list);
         shell.run(install).map(drop)
     })?;

@@ -40,6 +40,9 @@ const DEBIAN: &[Debian] = &[
         required: false,
     },
     Debian { package: "cryptsetup-bin", probe: "cryptsetup", reason: "real LUKS2 disks, in tests of the guest's boot", required: false },
+    Debian { package: "curl", probe: "curl", reason: "an independent HTTP client, in tests of dstack's interfaces", required: false },
+    Debian { package: "openssl", probe: "openssl", reason: "an independent judge of certificates, in tests", required: false },
+    Debian { package: "npm", probe: "npm", reason: "fetches the published JavaScript SDK, which Node.js runs", required: false },
     Debian { package: "faketime", probe: "faketime", reason: "a node with a wrong clock, in a test", required: false },
 ];
 

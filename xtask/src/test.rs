@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::conformance;
 use crate::setup;
 use crate::shell::{Shell, seconds};
 use crate::tee;
@@ -35,6 +36,7 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
         doctests.args(&scope);
         let elapsed = shell.run(doctests)?;
         lines.push(format!("documentation tests: passed, {}", seconds(elapsed)));
+        lines.push(conformance::within_tests(shell)?);
     }
     for line in &lines {
         eprintln!("{line}");

@@ -69,7 +69,7 @@ impl Teller<'_> {
 fn tell(examples: &Path, keep: bool, left: &std::sync::mpsc::Receiver<()>) -> anyhow::Result<()> {
     let story = Teller { begun: Instant::now(), left };
     story.say("three machines, each with an emulated TEE; the genesis document names them, and the one program that may run there")?;
-    let mut cluster = Cluster::plan(&ClusterSpec::default())?;
+    let mut cluster = Cluster::plan(&ClusterSpec { dstack: true, ..ClusterSpec::default() })?;
     story.more(&format!("cluster {}", short(&cluster.cluster_id)));
     cluster.start_all()?;
     story.say("three node processes are up: they verify each other, and make a root key that none of them ever holds")?;
@@ -164,6 +164,7 @@ fn stay(story: &Teller<'_>, cluster: &mut Cluster, web: &App, left: &std::sync::
     println!("AGENT_SOCK={}", agent.socket().display());
     println!("TAPPD_SOCK={}", agent.tappd_socket().display());
     println!("KMS_URLS={}", cluster.kms_urls());
+    println!("DSTACK_URLS={}", cluster.dstack_urls().join(","));
     // The sender is dropped when the reader leaves; meanwhile nothing is sent.
     while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = left.recv_timeout(Duration::from_millis(500)) {
         cluster.check_running()?;

@@ -1,6 +1,7 @@
 //! `dstack-testkit`: makes software roots, serves software TEEs, says what they will measure. For tests and demos only.
 
 mod demo;
+mod guest;
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -94,6 +95,15 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Start three nodes, an app and its agent, run a command with their addresses in its environment, end them. Ends as the command does.
+    Guest {
+        /// Folder with the example apps.
+        #[arg(long)]
+        examples: PathBuf,
+        /// The command.
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
     /// Sign the TDX collateral anew and write it as a bundle, for tests of its refresh and expiry.
     Collateral {
         /// Directory that `init` made.
@@ -144,6 +154,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Measure { platform, exe, compose } => measure(platform, exe, compose),
         Command::Describe { socket } => describe(&socket),
         Command::Demo { examples, keep } => demo::run(&examples, keep),
+        Command::Guest { examples, command } => guest::run(&examples, &command),
         Command::Pccs { bundle, port } => pccs(&bundle, port),
         Command::Collateral { dir, out, valid_s, evaluation } => collateral(&dir, &out, valid_s, evaluation),
     }

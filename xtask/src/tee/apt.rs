@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::step::Step;
 use crate::shell::Shell;
+use crate::step::Step;
 
 /// The machine's own description of the archive, as images and installers of Debian 12 and later write it.
 const SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";

@@ -9,9 +9,9 @@ use anyhow::{Context as _, bail};
 
 use super::apt::{View, codename};
 use crate::cache::{Cache, key};
-use crate::step::Step;
 use crate::setup::Apt;
 use crate::shell::Shell;
+use crate::step::Step;
 
 /// The kernel's file.
 pub(super) const KERNEL: &str = "vmlinuz";

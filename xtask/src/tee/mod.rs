@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use crate::shell::{Shell, is_ci};
 use crate::cache::Cache;
+use crate::shell::{Shell, is_ci};
 
 /// Names the kit's folder to tests.
 pub(crate) const KIT_VARIABLE: &str = "DSTACK_ENCLAVE_KIT";

@@ -10,9 +10,9 @@ use anyhow::{Context as _, ensure};
 
 use super::apt::View;
 use crate::cache::{Cache, key};
-use crate::step::Step;
 use crate::setup::Apt;
 use crate::shell::Shell;
+use crate::step::Step;
 
 /// The program.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::cache::{Cache, key};
-use crate::step::Step;
 use crate::shell::Shell;
+use crate::step::Step;
 
 /// Its program.
 pub(super) const PROGRAM: &str = "vhost-device-vsock";

@@ -132,9 +132,11 @@ fn config_text(cluster: &Cluster, spec: &AgentSpec<'_>, socket: &Path, state_dir
     let urls: Vec<String> = cluster.kms_urls().split(',').map(|url| format!("{url:?}")).collect();
     let roots: Vec<String> = cluster.device.roots().iter().map(|path| quoted(path)).collect();
     let member = |name: &str, value: Option<&str>| value.map(|value| format!("{name} = {value:?}\n")).unwrap_or_default();
+    let dstack = cluster.dstack_urls();
+    let dstack_urls = if dstack.is_empty() { String::new() } else { format!("dstack_urls = {dstack:?}\n") };
     let boot = format!("[boot]\n{}{}", member("app_id", spec.app_id), member("instance_seed", spec.instance_seed));
     format!(
-        "device = {:?}\napp_compose = {}\nkms_urls = [{}]\nstate_dir = {}\n\n[api]\nsocket = {}\ntappd_socket = {}\nsocket_mode = \"0600\"\n\n\
+        "device = {:?}\napp_compose = {}\nkms_urls = [{}]\n{dstack_urls}state_dir = {}\n\n[api]\nsocket = {}\ntappd_socket = {}\nsocket_mode = \"0600\"\n\n\
          [trust]\nsoftware_roots = [{}]\ncollateral = {}\n\n[log]\nformat = \"pretty\"\n\n{boot}",
         spec.device.map_or_else(|| cluster.device.text(spec.machine), str::to_owned),
         quoted(&spec.app.compose),

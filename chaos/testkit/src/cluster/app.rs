@@ -55,7 +55,13 @@ impl Cluster {
     pub fn register(&self, app: &App, compose_hashes: &[&str]) -> Result<String, ClusterError> {
         let mut command = self.policy("propose")?;
         command.args(["--app-id", &app.app_id, "--name", &app.name, "--platform", app.kind.name(), "--any-os-image"]);
-        command.args(["--class", "disk,env,k256,custom", "--path", "prefix:", "--compose-hash", &compose_hashes.join(",")]);
+        command.args(["--path", "prefix:", "--compose-hash", &compose_hashes.join(",")]);
+        if self.dstack_urls().is_empty() {
+            command.args(["--class", "disk,env,k256,custom"]);
+        } else {
+            // The app CA's key is derived where `SignCert` is served.
+            command.args(["--class", "disk,env,k256,custom,p256", "--allow-legacy"]);
+        }
         value(&run(&mut command)?, "state")
     }
 

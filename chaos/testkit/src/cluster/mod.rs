@@ -89,7 +89,8 @@ impl Cluster {
         for seat in 1..=spec.nodes {
             let ports = [free_port()?, free_port()?];
             let program = spec.seat_programs.get(&seat).unwrap_or(&program);
-            nodes.push(Node::new(seat, ports, program.clone(), spec.environment.clone(), dir.clone()));
+            let node = Node::new(seat, ports, program.clone(), spec.environment.clone(), dir.clone());
+            nodes.push(if spec.dstack { node.serving_dstack(free_port()?) } else { node });
         }
         let of_node = |node: &Node| Machine { name: node.name(), kind: spec.kind, platform_key: spec.platform_key };
         let mut machines: Vec<Machine> = nodes.iter().map(of_node).collect();
@@ -227,6 +228,12 @@ impl Cluster {
     #[must_use]
     pub fn kms_urls(&self) -> String {
         self.nodes.iter().map(Node::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// Addresses of the listeners for guests of dstack.
+    #[must_use]
+    pub fn dstack_urls(&self) -> Vec<String> {
+        self.nodes.iter().filter_map(|node| node.dstack).map(|address| format!("https://{address}")).collect()
     }
 
     /// Folder of the genesis document.

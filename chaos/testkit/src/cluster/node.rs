@@ -22,6 +22,8 @@ pub struct Node {
     pub address: SocketAddr,
     /// Where it serves operators.
     pub admin: SocketAddr,
+    /// Where it serves guests of dstack, if it does.
+    pub dstack: Option<SocketAddr>,
     /// Its program.
     pub program: PathBuf,
     /// Its environment, beside ours.
@@ -33,7 +35,13 @@ pub struct Node {
 impl Node {
     pub(crate) fn new(seat: u16, ports: [u16; 2], program: PathBuf, environment: Vec<(String, String)>, dir: PathBuf) -> Self {
         let [port, admin] = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        Self { seat, address: port, admin, program, environment, dir, process: None }
+        Self { seat, address: port, admin, dstack: None, program, environment, dir, process: None }
+    }
+
+    /// The same with a listener for guests of dstack.
+    pub(crate) fn serving_dstack(mut self, port: u16) -> Self {
+        self.dstack = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        self
     }
 
     /// Name in logs and of its machine.
@@ -212,9 +220,11 @@ impl NodeConfig<'_> {
         let Self { node, genesis, device, roots, engine, more, collateral } = self;
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let roots: Vec<String> = roots.iter().map(|path| quoted(path)).collect();
+        let dstack = |address: SocketAddr| format!("\n[dstack]\nlisten = \"{address}\"\nhosts = [\"127.0.0.1\", \"localhost\"]\n");
+        let dstack = node.dstack.map(dstack).unwrap_or_default();
         format!(
             "[cluster]\ngenesis = {}\ncollateral = {}\n\n[node]\nseat = {}\ndata_dir = {}\nlisten = \"{}\"\nadmin_listen = \"{}\"\n\
-             device = {device:?}\nsoftware_roots = [{}]\nengine = {engine:?}\nlog_format = \"pretty\"\n{more}\n\n[collateral]\n{collateral}\n",
+             device = {device:?}\nsoftware_roots = [{}]\nengine = {engine:?}\nlog_format = \"pretty\"\n{more}\n\n[collateral]\n{collateral}\n{dstack}",
             quoted(&genesis.join("genesis.bin")),
             quoted(&genesis.join("collateral.json")),
             node.seat,

@@ -51,6 +51,8 @@ pub struct ClusterSpec {
     pub more_config: String,
     /// A node's `[collateral]` section. By default nothing is fetched: a cluster of tests reaches no vendor.
     pub collateral: String,
+    /// Whether nodes serve guests of dstack as well, and apps are registered for them (mode L).
+    pub dstack: bool,
     /// Environment of every node.
     pub environment: Vec<(String, String)>,
     /// Where everything is kept; a temporary directory by default.
@@ -72,6 +74,7 @@ impl Default for ClusterSpec {
             seat_programs: BTreeMap::new(),
             more_config: String::new(),
             collateral: "mode = \"pinned\"".to_owned(),
+            dstack: false,
             environment: Vec::new(),
             dir: None,
         }
