@@ -12,6 +12,7 @@ mod keyless;
 mod memory;
 mod releases;
 mod rogue;
+mod signing;
 mod story;
 mod tdx;
 mod workload;
