@@ -90,7 +90,7 @@ def keys(client: DstackClient, app_id: str) -> None:
 
 
 def tls(client: DstackClient, app_id: str) -> None:
-    answer = client.get_tls_key("app.example", ["app.example", "127.0.0.1"], usage_ra_tls=True, usage_client_auth=True, with_app_info=True)
+    answer = client.get_tls_key("app.example", ["app.example", "192.0.2.7"], usage_ra_tls=True, usage_client_auth=True, with_app_info=True)
     leaf, app_ca, root = [x509.load_pem_x509_certificate(pem.encode()) for pem in answer.certificate_chain]
     key = load_pem_private_key(answer.key.encode(), None)
     assert key.public_key().public_numbers() == leaf.public_key().public_numbers()
@@ -119,6 +119,7 @@ def tls(client: DstackClient, app_id: str) -> None:
     timed = x509.load_pem_x509_certificate(client.get_tls_key("t.example", not_before=not_after - 7200, not_after=not_after).certificate_chain[0].encode())
     assert int(timed.not_valid_after_utc.timestamp()) == not_after
     refuses("GetTlsKey with dates the wrong way round", lambda: client.get_tls_key("t", not_before=not_after, not_after=not_after - 1))
+    refuses("GetTlsKey for the KMS's own address", lambda: client.get_tls_key("kms", ["127.0.0.1"]))
     said("GetTlsKey; openssl accepts the chain as server and as client")
 
 
