@@ -13,7 +13,7 @@ use dstack_attest::{CollateralBundle, TcbPolicy, TcbStanding, TrustRoots, Verify
 use dstack_protocol::collateral::Pin;
 use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::policy::{AppPolicy, TcbRules};
-use dstack_protocol::{NodeIndex, Refusal, RefusalCode, TcbStatus, UnixMillis, Wire as _};
+use dstack_protocol::{NodeIndex, Refusal, RefusalCode, TcbStatus, Wire as _};
 use dstack_protocol::{command::Command, release::Go};
 use dstack_testkit::tdx::{CollateralSpec, bundle_json};
 use support::client::Client;
@@ -43,9 +43,9 @@ fn judge(cluster: &Cluster, recovery_s: u64) -> Judge {
 fn an_app_goes_on_until_its_grace_ends() {
     run(async {
         let (cluster, shares) = Cluster::with_root(3);
-        // The grace has a minute left.
-        let until = UnixMillis((cluster.log_time().0 / 1000 + 60) * 1000);
-        let judge = judge(&cluster, until.0 / 1000 - 10 * DAY_S);
+        // The recovery is ten days old, but the log learns of it only now: the grace begins here, and lasts a minute.
+        let until = cluster.log_time().plus_ms(60_000);
+        let judge = judge(&cluster, cluster.log_time().0 / 1000 - 10 * DAY_S);
         let held = ShareHolderPool::start(1, 64, cluster.id);
         held.install(copy(&shares[0]));
         let node = Node::with(&cluster, 1, held, judge, 64);
@@ -61,7 +61,7 @@ fn an_app_goes_on_until_its_grace_ends() {
 
         // A policy without grace: refused at once, though nothing of the machine changed.
         assert_eq!(ask(&client).await.unwrap_err().code, RefusalCode::TcbNotAllowed);
-        let rules = TcbRules { grace_s: u32::try_from(10 * DAY_S).unwrap(), ..TcbRules::default() };
+        let rules = TcbRules { grace_s: 60, ..TcbRules::default() };
         let policy = AppPolicy { tcb: rules, ..Cluster::policy() };
         assert_eq!(cluster.govern(ActionKind::SetAppPolicy, Object::App(APP), policy.encode()), None);
 
@@ -79,7 +79,7 @@ fn an_app_goes_on_until_its_grace_ends() {
         assert!(cluster.log_time() > until);
         let refusal = ask(&client).await.unwrap_err();
         assert_eq!(refusal.code, RefusalCode::TcbGraceOver);
-        for part in ["10 days", "OutOfDate", "SOFTWARE-SA-00009"] {
+        for part in ["OutOfDate", "SOFTWARE-SA-00009"] {
             assert!(refusal.to_string().contains(part), "{part} in {refusal}");
         }
     });
