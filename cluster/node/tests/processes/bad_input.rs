@@ -32,7 +32,7 @@ fn each_lie_in_a_request_has_its_refusal() {
             ("no such beacon", |r| r.beacon_pos += 1, &[RefusalCode::UnknownBeacon]),
             ("another value of the beacon", |r| r.beacon[0] ^= 1, &[RefusalCode::UnknownBeacon]),
             ("a beacon from the future", |r| r.beacon_pos = u64::MAX, &[RefusalCode::UnknownBeacon]),
-            ("mode L", |r| r.mode = Mode::Legacy, &[RefusalCode::ModeUnsupported, RefusalCode::LegacyNotAllowed]),
+            ("mode L", |r| r.mode = Mode::Legacy, &[RefusalCode::BindingMismatch, RefusalCode::LegacyNotAllowed]),
             ("mode E", |r| r.mode = Mode::Env, &[RefusalCode::ModeUnsupported]),
             ("other evidence", |r| r.evidence_hash[31] ^= 1, &[RefusalCode::EvidenceHash]),
             ("another app", |r| r.app_id = AppId([9; 20]), &[RefusalCode::AppIdMismatch, RefusalCode::AppUnknown]),
