@@ -136,6 +136,12 @@ fn lying_coordinator(cluster: &mut Cluster, runtime: &Runtime, web: &Workload, r
     // The right intent, at another position.
     let pos = rogue.commit(&honest);
     for holder in [1, 2] {
+        // A holder that has not come so far knows of no such intent at all.
+        until("the holder to apply it", FORMING, || {
+            let size = cluster.node(holder).status()?["state"]["size"].as_u64();
+            if size > Some(pos) { Ok(()) } else { Err(unexpected(format!("{size:?}"))) }
+        })
+        .unwrap();
         rogue.refused_go(holder, Go { intent_id: honest.id(), pos: pos - 1 }, RefusalCode::IntentPosition);
         rogue.refused_go(holder, Go { intent_id: honest.id(), pos: pos + 1000 }, RefusalCode::NotYet);
         // Only what is on record is answered, and the liar cannot open it.
