@@ -33,7 +33,7 @@ fn each_lie_in_a_request_has_its_refusal() {
             ("another value of the beacon", |r| r.beacon[0] ^= 1, &[RefusalCode::UnknownBeacon]),
             ("a beacon from the future", |r| r.beacon_pos = u64::MAX, &[RefusalCode::UnknownBeacon]),
             ("mode L", |r| r.mode = Mode::Legacy, &[RefusalCode::BindingMismatch, RefusalCode::LegacyNotAllowed]),
-            ("mode E", |r| r.mode = Mode::Env, &[RefusalCode::ModeUnsupported]),
+            ("mode E", |r| r.mode = Mode::Env, &[RefusalCode::BadSignature]),
             ("other evidence", |r| r.evidence_hash[31] ^= 1, &[RefusalCode::EvidenceHash]),
             ("another app", |r| r.app_id = AppId([9; 20]), &[RefusalCode::AppIdMismatch, RefusalCode::AppUnknown]),
             ("a class that the policy does not list", |r| r.wishes = vec![wish(KeyClass::P256, "")], &[RefusalCode::ClassNotAllowed]),
