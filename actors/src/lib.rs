@@ -19,6 +19,7 @@
 pub mod board;
 pub mod ceremony;
 pub mod combine;
+mod guarded;
 pub mod holder;
 pub mod mailbox;
 pub mod metrics;

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use super::send::{Letter, deliver};
 use crate::metrics;
+use crate::guarded::guarded;
 use crate::ports::Peers;
 use crate::share_holder::Pairs;
 
@@ -109,15 +110,15 @@ impl Setups {
         let not_yet = || Refusal::new(RefusalCode::NotReady, "a setup of this name in progress", "none here").retry_after(200);
         let entry = self.entry(&inst).ok_or_else(not_yet)?;
         let this = Arc::clone(self);
-        let step = self.runtime.spawn_blocking(move || {
+        guarded(move || {
             let step = entry.receive(from, &message)?;
             if step.done {
                 info!(root = entry.root.name(), "pairwise setup complete");
             }
             this.post(&inst, &entry, step.send);
             Ok(Vec::new())
-        });
-        step.await.map_err(|error| Refusal::new(RefusalCode::Internal, "a step of a setup", error.to_string()))?
+        })
+        .await?
     }
 
     /// The digest of a setup that is done: `setup` of Ready.

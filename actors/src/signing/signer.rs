@@ -25,6 +25,7 @@ use super::send::{Letter, deliver};
 use super::subject::{Algorithm, Subject};
 use super::wire::{RoundMessage, RunAsk, ShareAsk};
 use crate::metrics;
+use crate::guarded::guarded;
 use crate::ports::{Log, Now, Peers, read};
 use crate::share_holder::{EcdsaRun, ShareHolderPool};
 
@@ -331,12 +332,11 @@ impl Signer {
             let mut machine = ecdsa.machine.lock().await;
             let Machine::Live(mut live) = std::mem::replace(&mut *machine, Machine::Ended) else { return Ok(()) };
             let began = Instant::now();
-            let stepped = this.parts.runtime.spawn_blocking(move || {
+            let stepped = guarded(move || {
                 let outcome = live.receive(from, &message);
                 (live, outcome)
             });
-            let (live, outcome) =
-                stepped.await.map_err(|error| Refusal::new(RefusalCode::Internal, "a step of a run", error.to_string()))?;
+            let (live, outcome) = stepped.await?;
             metrics::stage("sign_step", began.elapsed());
             match outcome {
                 Ok(progress) => {
