@@ -19,8 +19,8 @@ use tokio::runtime::Handle;
 use tracing::{error, info, warn};
 
 use super::send::{Letter, deliver};
-use crate::metrics;
 use crate::guarded::guarded;
+use crate::metrics;
 use crate::ports::Peers;
 use crate::share_holder::Pairs;
 

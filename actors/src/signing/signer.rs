@@ -24,8 +24,8 @@ use tracing::{error, info, warn};
 use super::send::{Letter, deliver};
 use super::subject::{Algorithm, Subject};
 use super::wire::{RoundMessage, RunAsk, ShareAsk};
-use crate::metrics;
 use crate::guarded::guarded;
+use crate::metrics;
 use crate::ports::{Log, Now, Peers, read};
 use crate::share_holder::{EcdsaRun, ShareHolderPool};
 
