@@ -89,21 +89,35 @@ mod tests {
 
     #[test]
     fn a_full_queue_answers_busy() {
+        const MORE: usize = 8;
         let pool = GuardedPool::start(1).unwrap();
+        let (began, begun) = sync_channel::<()>(1);
         let (release, held) = sync_channel::<()>(0);
         let occupied = Arc::clone(&pool);
-        let first = std::thread::spawn(move || occupied.run(move || held.recv().map_err(|_gone| JudgeError::Busy)));
-        let waiting: Vec<_> = (0..QUEUE_MAX + 8)
+        let first = std::thread::spawn(move || {
+            occupied.run(move || {
+                began.send(()).map_err(|_gone| JudgeError::Busy)?;
+                held.recv().map_err(|_gone| JudgeError::Busy)
+            })
+        });
+        // The one thread is taken: from here on the queue only fills.
+        begun.recv().unwrap();
+        let (tell, told) = sync_channel(QUEUE_MAX + MORE);
+        let waiting: Vec<_> = (0..QUEUE_MAX + MORE)
             .map(|_| {
-                let pool = Arc::clone(&pool);
-                std::thread::spawn(move || pool.run(|| Ok(())))
+                let (pool, tell) = (Arc::clone(&pool), tell.clone());
+                std::thread::spawn(move || tell.send(pool.run(|| Ok(()))))
             })
             .collect();
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        assert_eq!(pool.run(|| Ok(())), Err(JudgeError::Busy));
+        for _ in 0..MORE {
+            assert_eq!(told.recv().unwrap(), Err(JudgeError::Busy));
+        }
         release.send(()).unwrap();
         assert_eq!(first.join().unwrap(), Ok(()));
-        let refused = waiting.into_iter().map(|thread| thread.join().unwrap()).filter(Result::is_err).count();
-        assert!((1..=16).contains(&refused), "{refused}");
+        for thread in waiting {
+            thread.join().unwrap().unwrap();
+        }
+        drop(tell);
+        assert_eq!(told.iter().collect::<Vec<_>>(), vec![Ok(()); QUEUE_MAX]);
     }
 }

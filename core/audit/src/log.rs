@@ -32,6 +32,8 @@ pub struct LogReport {
     pub members_version: Option<u64>,
     /// Records of each kind by name: applied, rejected.
     pub kinds: BTreeMap<&'static str, (u64, u64)>,
+    /// Intents of each mode by name: applied, rejected; those whose body was at hand.
+    pub intents: BTreeMap<&'static str, (u64, u64)>,
     /// Records whose body was not at hand; their hash stands in the record, their content was not judged.
     pub bodies_missing: u64,
     /// Certificates that were verified.
@@ -53,6 +55,7 @@ pub struct LogVerifier {
     intents: BTreeMap<[u8; 32], UnixMillis>,
     intents_by_time: VecDeque<(UnixMillis, [u8; 32])>,
     kinds: BTreeMap<&'static str, (u64, u64)>,
+    modes: BTreeMap<&'static str, (u64, u64)>,
     bodies_missing: u64,
     admissions_missing: bool,
     judged: u64,
@@ -102,6 +105,7 @@ impl LogVerifier {
             intents: BTreeMap::new(),
             intents_by_time: VecDeque::new(),
             kinds: BTreeMap::new(),
+            modes: BTreeMap::new(),
             bodies_missing: 0,
             admissions_missing: false,
             judged: 0,
@@ -145,11 +149,11 @@ impl LogVerifier {
             (RecordKind::Admission, Some(body)) if applied => self.history(pos)?.admission(pos, body)?,
             (RecordKind::Admission, None) => self.admissions_missing |= applied,
             (RecordKind::Intent, Some(body)) if applied => self.intent(pos, body)?,
+            (RecordKind::Intent, Some(body)) => self.refused_intent(body),
             _ => {}
         }
         self.bodies_missing += u64::from(body.is_none());
-        let (yes, no) = self.kinds.entry(record.kind.name()).or_default();
-        *(if applied { yes } else { no }) += 1;
+        count(&mut self.kinds, record.kind.name(), applied);
 
         self.frontier.append(leaf_hash(record_bytes))?;
         if record.kind == RecordKind::Beacon && applied {
@@ -180,6 +184,7 @@ impl LogVerifier {
             epoch: self.epoch,
             members_version: history.current().map(SignerSet::members_version),
             kinds: self.kinds,
+            intents: self.modes,
             bodies_missing: self.bodies_missing,
             certificates: self.judged,
             certified_size: self.certified_size,
@@ -231,10 +236,11 @@ impl LogVerifier {
         Ok(self.log_time.max(least.unwrap_or_default()))
     }
 
-    /// threshold.md §2.2: an intent names a beacon of at most 120 s, and none is recorded twice.
+    /// threshold.md §2.2: an applied intent names a beacon of at most 120 s, and none is recorded twice.
     fn intent(&mut self, pos: u64, body: &[u8]) -> Result<(), AuditError> {
         let rule = |rule| AuditError::LogRule { pos, rule };
         let intent = Intent::decode(body).map_err(|source| AuditError::Undecodable { pos, source })?;
+        count(&mut self.modes, intent.mode.name(), true);
         let beacon = self.beacons.iter().rev().find(|beacon| beacon.pos == intent.beacon_pos);
         let beacon = beacon.ok_or_else(|| rule("an applied intent names a recent beacon"))?;
         if self.log_time.since(beacon.log_time) > BEACON_FRESH_MS_MAX {
@@ -246,6 +252,13 @@ impl LogVerifier {
         }
         self.intents_by_time.push_back((self.log_time, id));
         Ok(())
+    }
+
+    /// No rule holds for the body of a refused intent: it is counted where it can be read.
+    fn refused_intent(&mut self, body: &[u8]) {
+        if let Ok(intent) = Intent::decode(body) {
+            count(&mut self.modes, intent.mode.name(), false);
+        }
     }
 
     /// Drops beacons that no intent may name any more, except the latest, and intents whose copy would be refused for its beacon.
@@ -288,4 +301,9 @@ impl LogVerifier {
         }
         Ok(())
     }
+}
+
+fn count(table: &mut BTreeMap<&'static str, (u64, u64)>, name: &'static str, applied: bool) {
+    let (yes, no) = table.entry(name).or_default();
+    *(if applied { yes } else { no }) += 1;
 }

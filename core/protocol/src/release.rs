@@ -114,6 +114,16 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Legacy => "legacy",
+            Self::Env => "env",
+        }
+    }
+
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         match r.u8("mode")? {
             0x43 => Ok(Self::Client),

@@ -133,15 +133,14 @@ fn certificates(dir: &Path) -> Result<Vec<HeadCert>, Failure> {
 fn print(report: &LogReport, certificates: usize, torn_bytes: u64, as_json: bool) -> String {
     let root = hex::encode(report.log_root);
     if as_json {
-        let kinds: serde_json::Map<String, serde_json::Value> = report
-            .kinds
-            .iter()
-            .map(|(kind, (applied, rejected))| ((*kind).to_owned(), json!({"applied": applied, "rejected": rejected})))
-            .collect();
+        let table = |rows: &BTreeMap<&'static str, (u64, u64)>| -> serde_json::Map<String, serde_json::Value> {
+            rows.iter().map(|(name, (applied, rejected))| ((*name).to_owned(), json!({"applied": applied, "rejected": rejected}))).collect()
+        };
         let object = json!({
             "result": "ok", "size": report.size, "log_root": root, "log_time_unix_ms": report.log_time.0, "epoch": report.epoch.0,
             "members_version": report.members_version, "certificates": report.certificates, "certified_size": report.certified_size,
-            "bodies_missing": report.bodies_missing, "torn_tail_bytes": torn_bytes, "kinds": kinds,
+            "bodies_missing": report.bodies_missing, "torn_tail_bytes": torn_bytes, "kinds": table(&report.kinds),
+            "intents": table(&report.intents),
         });
         return format!("{object}\n");
     }
@@ -150,6 +149,9 @@ fn print(report: &LogReport, certificates: usize, torn_bytes: u64, as_json: bool
     out += &format!("  log time        unix ms {}\n  epoch           {}\n", report.log_time, report.epoch);
     for (kind, (applied, rejected)) in &report.kinds {
         out += &format!("  {kind:<15} {applied} applied, {rejected} rejected\n");
+    }
+    for (mode, (applied, rejected)) in &report.intents {
+        out += &format!("    mode {mode:<8} {applied} applied, {rejected} rejected\n");
     }
     let alone = report.size.saturating_sub(report.certified_size);
     if alone > 0 {

@@ -147,13 +147,13 @@ fn a_retried_request_is_recorded_once() {
     }
 }
 
-/// Intents in a node's log: applied and rejected.
+/// Intents of mode C in a node's log: applied and rejected. The cluster makes intents of its own, for the env keys of registered apps.
 pub(crate) fn intents(cluster: &mut Cluster, seat: u16) -> (u64, u64) {
     let data = cluster.node(seat).data_dir();
     let mut command = cluster.dstack().unwrap();
     command.args(["audit", "verify", "--json", "--data"]).arg(&data).arg("--genesis").arg(cluster.genesis());
     let report: serde_json::Value = serde_json::from_str(&run(&mut command).unwrap()).unwrap();
-    let count = |outcome: &str| report["kinds"]["intent"][outcome].as_u64().unwrap_or(0);
+    let count = |outcome: &str| report["intents"]["client"][outcome].as_u64().unwrap_or(0);
     (count("applied"), count("rejected"))
 }
 

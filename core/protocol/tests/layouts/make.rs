@@ -504,8 +504,9 @@ impl Make for Wish {
 
 impl Make for RelReq {
     fn make(s: &mut Source<'_>) -> Self {
+        // No point of low order, also where the stream has ended.
         let mut epk: [u8; 32] = Make::make(s);
-        epk[0] |= 1;
+        epk[1] |= 2;
         Self {
             cluster_id: Make::make(s),
             generation: Make::make(s),
