@@ -78,9 +78,13 @@ pub fn derive(app_key: &Locked<32>, path: &str, purpose: &str, algorithm: Algori
     }
     let key = app_key.expose(|ikm| kdf(ikm, path.as_bytes()));
     let public = public_key(&key, algorithm)?;
-    let digest = Keccak256::new().chain_update(purpose).chain_update(b":").chain_update(hex::encode(&public)).finalize();
-    let signature = sign_by_app_key(app_key, &digest.into())?;
+    let signature = sign_by_app_key(app_key, &claim_digest(purpose, &public))?;
     Ok(DerivedKey { key, public_key: public, signature })
+}
+
+/// `Keccak-256(purpose ‖ ":" ‖ hex(public key))`.
+fn claim_digest(purpose: &str, public_key: &[u8]) -> [u8; 32] {
+    Keccak256::new().chain_update(purpose).chain_update(b":").chain_update(hex::encode(public_key)).finalize().into()
 }
 
 /// `r ‖ s ‖ v`, low-s, RFC 6979, over a digest.
@@ -127,13 +131,18 @@ mod tests {
         let derived = derive(&key, "wallet/eth", "mainnet", Algorithm::Secp256k1).unwrap();
         assert_eq!(derived.key.expose(|b| hex::encode(b)), "5db1f81c635c85bc7d5f700fad451e588d8e792d75ca52b2bb93b6ce37358c88");
         let public = public_key(&derived.key, Algorithm::Secp256k1).unwrap();
-        assert_eq!(hex::encode(public), "032522c928c71e213d8830bb3599c219513d1da0a8c1624833a983a5ddac379b2d");
+        assert_eq!(hex::encode(&public), "032522c928c71e213d8830bb3599c219513d1da0a8c1624833a983a5ddac379b2d");
+        let claim = claim_digest("mainnet", &public);
+        assert_eq!(hex::encode(claim), "7125fd88d0e81964fe3b35c6d36671ae4e26158c623a203e9efaf0393218a680");
 
         let key = app_key("1a2b3c4d5e6f7a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a2b");
         let derived = derive(&key, "test", "signing", Algorithm::from_name("").unwrap()).unwrap();
         assert_eq!(derived.key.expose(|b| hex::encode(b)), "52786aa123b0971e283af97f32e25767483d099d66e6c40afeb3a49046b5379e");
         let chain = "c8a3dcf06c4e95bd78a5d7a1c8fcff171fc5848cfae804c6fc11bda4dc5d4062379995390843827444992c4c0e4bac70f0f878e01b9fc8b98cd7126fe5a3876b01";
         assert_eq!(hex::encode(derived.signature), chain);
+        assert_eq!(hex::encode(&derived.public_key), "02ead9e0064aad1bb151c270c78ef82a4caf6d3fc92c311804e79751deb3476919");
+        let claim = claim_digest("signing", &derived.public_key);
+        assert_eq!(hex::encode(claim), "d3e444b4603fcb389c6c32ecb3e55126544fff5294389b5040fbab56232905b5");
         let derived = derive(&key, "vms", "signing", Algorithm::Secp256k1).unwrap();
         let public = public_key(&derived.key, Algorithm::Secp256k1).unwrap();
         assert_eq!(hex::encode(public), "03ab7f25d56455d300a1c1f77f57f6d16193e89cdd9edc5c5e2994b446b1f3373d");

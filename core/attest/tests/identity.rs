@@ -316,6 +316,8 @@ fn a_nitro_attestation_of_dstack_proves_its_image() {
     let Some(vectors) = common::vectors() else { return };
     let vector = vectors.of("nitro").find(|vector| vector["id"] == "nitro-dstack-b").unwrap();
     let evidence = vectors.file(vector, "wrapped");
+    let fixture = "921d5cc7131a35d2814cfdad7d143e7dd6635d0d99cb8a8a30ecb8530c0b5576";
+    assert_eq!(hex::encode(Sha256::digest(&evidence)), fixture);
     let now = UnixMillis(common::millis(vector["valid_at"].as_str().unwrap()));
     let (roots, collateral, tcb) = (TrustRoots::production(), CollateralBundle::empty(), TcbPolicy::default());
     let identity = verify(&evidence, &VerifyContext { now, roots: &roots, collateral: &collateral, tcb: &tcb }).unwrap();

@@ -179,6 +179,9 @@ mod tests {
         assert_eq!(hash(&[b"context one", b"context two"]), "663afd58820be8ad645f9c035e93199d114ab16f738db62393bc1d7d623e8813");
         let (app, instance) = ([0x11; 20], [0x22; 20]);
         assert_eq!(hash(&[&app, &instance, b"app-disk-crypt-key"]), "a59c814e2c6d9353af59ce4fba7215e5ec3b62a2495b4dca48ea6f9804061f51");
+        assert_eq!(hash(&[&app, &[], b"app-disk-crypt-key"]), "14de7a7fd8bddf8e641a55ca97f043cac4344d175419f743940840f3a348f049");
+        let env = derived_hash(&root, &[&app, b"env-encrypt-key"]).unwrap();
+        assert_eq!(env.expose(|bytes| hex::encode(bytes)), "a7470db8cfdd0fe24134b461d60766afa7c078abe6dce9f2c8a5c44034ca400e");
         let ca = kdf(&root, &[&app, b"app-ca"]);
         assert_eq!(ca.expose(|key| hex::encode(key)), "5b779e0a9fe80b2e5866d94958daa1a4e29a183228b3f37acd7eae153e18a75f");
         let k256 = kdf(&[0x33; 32], &[&app, b"app-key"]);
@@ -186,10 +189,16 @@ mod tests {
         let scalar = Secret::from_fn(|out: &mut [u8; 32]| out.copy_from_slice(&root));
         let (der, point) = pk8(&scalar).unwrap();
         assert_eq!(der.len(), PK8_BYTES);
+        let prefix = "308187020100301306072a8648ce3d020106082a8648ce3d030107046d306b0201010420";
+        assert!(der.expose(|der| hex::encode(der)).starts_with(prefix));
         assert_eq!(
             hex::encode(spki(&point)),
             "3059301306072a8648ce3d020106082a8648ce3d0301070342000491f50522407ce29dce3ed7d31a15d80c1c42f13a23552d2b33a0ce09ee11e47bce95936f\
              3e7f80d195f879e28e1b144ef37ac9ab8e36a690cbf930b775897b27"
+        );
+        assert_eq!(
+            hex::encode(binding::ratls_certificate(&spki(&point))),
+            "d224180bddf1a335755b07626fdc80ce18090be1ff37e7d6e1b53e780e27da0d8fafe99fc41e90333fcb51949ae5a1fc95b7820e142e611256ff4a8dc8997506"
         );
     }
 
