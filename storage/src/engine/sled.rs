@@ -62,19 +62,8 @@ impl SledEngine {
     /// # Errors
     /// [`EngineError`], all of which mean: do not start.
     pub fn open(config: &EngineConfig) -> Result<Self, EngineError> {
-        let open = guarded(|| Open::new(config))?;
+        let open = guarded(|| open_when_released(config))?;
         Ok(Self { config: config.clone(), open: RwLock::new(Some(open)), writing: Mutex::new(()), applying: RwLock::new(()) })
-    }
-
-    /// After an error a thread of sled's pool may hold the files, and their lock, a moment longer.
-    fn open_when_released(&self) -> Result<Open, EngineError> {
-        for _ in 0..REOPEN_TRIES {
-            match Open::new(&self.config) {
-                Err(EngineError::InUse { .. }) => std::thread::sleep(REOPEN_PAUSE),
-                answer => return answer,
-            }
-        }
-        Open::new(&self.config)
     }
 
     fn with<T>(&self, run: impl FnOnce(&Open) -> Result<T, EngineError>) -> Result<T, EngineError> {
@@ -82,6 +71,17 @@ impl SledEngine {
         let open = open.as_ref().ok_or(EngineError::Closed)?;
         guarded(|| run(open))
     }
+}
+
+/// A thread of sled's pool may hold the files, and their lock, a moment longer than the store that was closed or failed.
+fn open_when_released(config: &EngineConfig) -> Result<Open, EngineError> {
+    for _ in 0..REOPEN_TRIES {
+        match Open::new(config) {
+            Err(EngineError::InUse { .. }) => std::thread::sleep(REOPEN_PAUSE),
+            answer => return answer,
+        }
+    }
+    Open::new(config)
 }
 
 impl Engine for SledEngine {
@@ -141,7 +141,7 @@ impl Engine for SledEngine {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         guarded(|| {
             drop(open.take());
-            *open = Some(self.open_when_released()?);
+            *open = Some(open_when_released(&self.config)?);
             Ok(())
         })
     }
