@@ -39,6 +39,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "ECDSA runs that this holder took part in; outcome is ok, timeout or the refusal's code.",
     ),
     (
+        "kms_actors_pairs_redone_total",
+        "counter",
+        "root, outcome",
+        "Setups of a pair whose secrets were lost, at either end; outcome is ok or the refusal's code.",
+    ),
+    (
         "kms_actors_signers_misbehaved_total",
         "counter",
         "root",
@@ -96,6 +102,10 @@ pub(crate) fn signing_attempt(root: RootTag, ok: bool) {
 
 pub(crate) fn signing_run(root: RootTag, outcome: &'static str) {
     metrics::counter!("kms_actors_signing_runs_total", "root" => root.name(), "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn pair_redone(root: RootTag, outcome: &'static str) {
+    metrics::counter!("kms_actors_pairs_redone_total", "root" => root.name(), "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn misbehaved(root: RootTag) {

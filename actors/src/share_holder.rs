@@ -4,6 +4,7 @@
 //! evaluates a point that came from outside, uses a share of one root for another (each has a type of its own).
 //! Source: threshold.md §0 "Roots", §1.2, §2.3.
 
+mod pairs;
 mod sign;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,8 +18,9 @@ use dstack_threshold::answer::{AnswerContext, seal_partial};
 use dstack_threshold::prf::{Batch, PrfShare, evaluate};
 use dstack_threshold::share::{CaShare, IdShare, RootShare, ShareId};
 
-use self::sign::PairsInUse;
-pub use self::sign::{EcdsaRun, Pairs, Under};
+pub use self::pairs::Pairs;
+use self::pairs::PairsInUse;
+pub use self::sign::{EcdsaRun, Under};
 use crate::mailbox::{Gate, of_mailbox};
 use crate::metrics;
 use crate::ports::{random, random_secret};

@@ -17,6 +17,7 @@
 pub mod claim;
 mod coordinate;
 pub mod pairwise;
+mod redo;
 mod send;
 pub mod signer;
 mod subject;
@@ -28,7 +29,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use dstack_protocol::command::Command;
-use dstack_protocol::rpc::{PATH_PEER_SIGN_COMMIT, PATH_PEER_SIGN_ROUND, PATH_PEER_SIGN_RUN, PATH_PEER_SIGN_SETUP, PATH_PEER_SIGN_SHARE};
+use dstack_protocol::rpc::{
+    PATH_PEER_SIGN_COMMIT, PATH_PEER_SIGN_PAIR, PATH_PEER_SIGN_PAIR_DONE, PATH_PEER_SIGN_ROUND, PATH_PEER_SIGN_RUN, PATH_PEER_SIGN_SETUP,
+    PATH_PEER_SIGN_SHARE,
+};
 use dstack_protocol::sign::{Basis, SignAsk, SignKey, SignObject, Signed};
 use dstack_protocol::state::{AskRow, SignedRow, State};
 use dstack_protocol::{Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire};
@@ -38,6 +42,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tracing::{info, warn};
 
 use self::pairwise::Setups;
+use self::redo::Redo;
 use self::signer::{Parts, Signer, applied};
 use self::subject::Subject;
 use self::wire::{RoundMessage, RunAsk, ShareAsk};
@@ -53,6 +58,7 @@ const KEEP_EVERY: Duration = Duration::from_secs(1);
 pub struct Signing {
     signer: Arc<Signer>,
     setups: Arc<Setups>,
+    redo: Arc<Redo>,
     /// Counts this node's attempts; with its index in front no two coordinators name the same run.
     attempts: Arc<AtomicU16>,
     /// One signature of an object at a time.
@@ -66,7 +72,8 @@ impl Signing {
         // Not from 0: a restarted node does not name the runs of its last process again while others remember them.
         let start = u16::try_from((parts.now)().0 / 100 % u64::from(u16::MAX)).unwrap_or(0);
         let attempts = Arc::new(AtomicU16::new(start));
-        Self { signer: Signer::new(parts), setups, attempts, under_way: Arc::default() }
+        let redo = Redo::new(parts.clone(), Arc::clone(&setups));
+        Self { signer: Signer::new(parts), setups, redo, attempts, under_way: Arc::default() }
     }
 
     /// The signature of `object` as the log has it; made now if it has none.
@@ -156,6 +163,8 @@ impl Signing {
     pub async fn answer(&self, from: NodeIndex, path: &str, body: &[u8]) -> Result<Vec<u8>, Refusal> {
         match path {
             PATH_PEER_SIGN_SETUP => self.setups.receive(from, body).await,
+            PATH_PEER_SIGN_PAIR => self.redo.answer(from, body),
+            PATH_PEER_SIGN_PAIR_DONE => self.redo.is_done(from, body),
             PATH_PEER_SIGN_COMMIT => self.signer.commit(from, RunAsk::decode(body)?).await,
             PATH_PEER_SIGN_SHARE => self.signer.share(from, ShareAsk::decode(body)?).await,
             PATH_PEER_SIGN_RUN => self.signer.run(from, RunAsk::decode(body)?).await,
@@ -170,13 +179,26 @@ impl Signing {
         self.signer.parts().shares.expelled(root)
     }
 
-    /// Whether this node can take part in runs of `root`: it holds a share, and the secrets of pairs where the root has them.
+    /// Holders with whom this node has no secrets for runs of `root`, since they were lost; they are being made anew.
+    #[must_use]
+    pub fn pairs_missing(&self, root: RootTag) -> Vec<NodeIndex> {
+        self.signer.parts().shares.pairs_missing(root).unwrap_or_default()
+    }
+
+    /// Whether this node can take part in runs of `root`: it holds a share and, where the root has pairs, the secrets with as many
+    /// others as a run needs.
     #[must_use]
     pub fn can_sign(&self, root: RootTag) -> bool {
         let parts = self.signer.parts();
-        let ca = read(&*parts.log, |state| state.genesis.ca_algorithm).ok();
-        let pairs = ca.is_some_and(|ca| !has_pairwise_setup(root, ca) || parts.shares.has_pairs(root));
+        let seen = read(&*parts.log, |state| (state.genesis.ca_algorithm, state.roots.get(&(Generation(0), root)).map(|row| row.t)));
+        let Ok((ca, Some(t))) = seen else { return false };
+        let pairs = !has_pairwise_setup(root, ca) || parts.shares.pairs_count(root) + 1 >= usize::from(t);
         root != RootTag::Prf && parts.shares.in_use_of(root).is_some() && pairs
+    }
+
+    /// Makes anew the secrets of pairs that were lost, and seals what changed, for the life of the node.
+    pub async fn keep_pairs(self) {
+        self.redo.keep().await;
     }
 
     /// Runs under way at this node.

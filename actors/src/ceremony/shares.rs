@@ -9,7 +9,6 @@ use dstack_raft::machine::Replay;
 use dstack_threshold::dkg::PublicSharing;
 use dstack_threshold::share::{RootShare, ShareId, has_pairwise_setup};
 use dstack_threshold::share_file::ShareName;
-use dstack_threshold::sign::dkls::Pairwise;
 use tracing::{info, warn};
 
 use super::seen::{RootSeen, Seen};
@@ -50,7 +49,13 @@ pub(super) fn take(parts: &Parts, mine: &mut Option<Mine>, seen: &Seen, root: &R
     if has_pairwise_setup(root.root, seen.ca) {
         match parts.setups.take(&root.inst).or_else(|| sealed_pairs(parts, root)) {
             Some(pairs) => parts.shares.install_pairs(pairs),
-            None => warn!(root = root.root.name(), "secrets of pairs are lost: this node signs nothing with this root"),
+            None => {
+                warn!(root = root.root.name(), "secrets of pairs are lost: this node signs with this root when they are made anew");
+                let members: Vec<NodeIndex> = root.sharing.verification_keys.iter().map(|(index, _)| *index).collect();
+                let lost = Pairs::lost(root.root, seen.ca, root.inst, root.id.index, &members);
+                let internal = |what: String| Refusal::new(RefusalCode::Internal, "holders of the root in force", what);
+                lost.map_err(|error| internal(error.to_string()))?.into_iter().for_each(|pairs| parts.shares.install_pairs(pairs));
+            }
         }
     }
     parts.shares.install(share);
@@ -60,16 +65,9 @@ pub(super) fn take(parts: &Parts, mine: &mut Option<Mine>, seen: &Seen, root: &R
 /// The sealed secrets of pairs, where they are of this very run and of all its holders.
 fn sealed_pairs(parts: &Parts, root: &RootSeen) -> Option<Pairs> {
     let bytes = parts.files.load_pairs(&name(parts.cluster_id, root.root, root.id))?;
-    let read = match root.root {
-        RootTag::Prf => return None,
-        RootTag::Ca => Pairwise::from_secret(&bytes).map(Pairs::Ca),
-        RootTag::Id => Pairwise::from_secret(&bytes).map(Pairs::Id),
-    };
-    let pairs = read.inspect_err(|error| warn!(%error, root = root.root.name(), "sealed secrets of pairs do not decode")).ok()?;
-    let holders = |members: &[NodeIndex]| root.sharing.verification_keys.iter().map(|(index, _)| index).eq(members);
-    let fits = match &pairs {
-        Pairs::Ca(pairs) => pairs.inst() == root.inst && pairs.index() == root.id.index && holders(pairs.members()),
-        Pairs::Id(pairs) => pairs.inst() == root.inst && pairs.index() == root.id.index && holders(pairs.members()),
-    };
+    let read = Pairs::from_secret(root.root, &bytes);
+    let pairs = read.inspect_err(|error| warn!(%error, root = root.root.name(), "sealed secrets of pairs do not decode")).ok()??;
+    let holders = root.sharing.verification_keys.iter().map(|(index, _)| index);
+    let fits = pairs.inst() == root.inst && pairs.index() == root.id.index && holders.eq(pairs.members());
     fits.then_some(pairs)
 }

@@ -4,36 +4,20 @@
 //! rebuilt it from its own state), keeps a run. Source: threshold.md §5.
 
 use actix::{Handler, Message};
-use dstack_protocol::{Epoch, Generation, NodeIndex, Refusal, RefusalCode, RootTag};
-use dstack_threshold::group::{NistP256, Secp256k1};
+use dstack_protocol::{Epoch, Generation, Refusal, RefusalCode, RootTag};
 use dstack_threshold::share::CaShare;
 use dstack_threshold::sign::dkls::{Dkls23, Pairwise};
 use dstack_threshold::sign::ecdsa::{EcdsaError, EcdsaGroup, EcdsaSignature, Outgoing, Rounds, ThresholdEcdsa as _};
 use dstack_threshold::sign::frost::{self, FrostError, Nonces};
 use dstack_threshold::sign::{RootShare, Run};
 
-use super::{NAME, ShareHolder, ShareHolderPool, no_share, reading, writing};
+use super::pairs::Pairs;
+use super::{NAME, ShareHolder, ShareHolderPool, no_share, reading};
 use crate::mailbox::of_mailbox;
 use crate::ports::random_secret;
 
 /// A signing run in progress, of either group.
 pub type EcdsaRun = Box<dyn Rounds<Output = EcdsaSignature> + Send>;
-
-/// Secrets with every other holder, of the root that signs with them.
-#[derive(Debug)]
-pub enum Pairs {
-    /// Of `ca`, `ca_alg` p256.
-    Ca(Pairwise<NistP256>),
-    /// Of `id`.
-    Id(Pairwise<Secp256k1>),
-}
-
-/// Secrets of pairs in use.
-#[derive(Default)]
-pub(super) struct PairsInUse {
-    ca: Option<Pairwise<NistP256>>,
-    id: Option<Pairwise<Secp256k1>>,
-}
 
 /// Which sharing a run is made under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +35,11 @@ fn of_frost(error: &FrostError) -> Refusal {
 }
 
 fn of_ecdsa(error: &EcdsaError) -> Refusal {
-    let code = if matches!(error, EcdsaError::Expelled(_)) { RefusalCode::SignerExpelled } else { RefusalCode::SignRun };
+    let code = match error {
+        EcdsaError::Expelled(_) => RefusalCode::SignerExpelled,
+        EcdsaError::NoPair(_) => RefusalCode::NotReady,
+        _ => RefusalCode::SignRun,
+    };
     Refusal::new(code, "a step of an ECDSA run", error.to_string()).retry_after(100)
 }
 
@@ -114,24 +102,31 @@ impl Handler<EcdsaBegin> for ShareHolder {
             RootTag::Ca => {
                 let share = self.ca_share(under)?;
                 let CaShare::P256(share) = &*share else { return Err(other_algorithm()) };
-                begin(share.engine(), reading(&self.shares).pairs.ca.as_ref(), &run, digest)
+                let shares = reading(&self.shares);
+                let Some(Pairs::Ca(pairs)) = &shares.pairs.ca else { return Err(no_pairs()) };
+                begin(share.engine(), pairs, &run, digest)
             }
             RootTag::Id => {
                 let share = reading(&self.shares).id.clone().ok_or_else(no_share)?;
                 check(under, share.id())?;
-                begin(share.engine(), reading(&self.shares).pairs.id.as_ref(), &run, digest)
+                let shares = reading(&self.shares);
+                let Some(Pairs::Id(pairs)) = &shares.pairs.id else { return Err(no_pairs()) };
+                begin(share.engine(), pairs, &run, digest)
             }
         }
     }
 }
 
-fn begin<G>(share: &RootShare<G>, pairs: Option<&Pairwise<G>>, run: &Run, digest: [u8; 32]) -> Result<(EcdsaRun, Vec<Outgoing>), Refusal>
+fn no_pairs() -> Refusal {
+    Refusal::new(RefusalCode::NotReady, "secrets with every other holder", "none yet").retry_after(500)
+}
+
+fn begin<G>(share: &RootShare<G>, pairs: &Pairwise<G>, run: &Run, digest: [u8; 32]) -> Result<(EcdsaRun, Vec<Outgoing>), Refusal>
 where
     G: EcdsaGroup,
     <Dkls23<G> as dstack_threshold::sign::ecdsa::ThresholdEcdsa>::Signing: Send,
 {
-    let none = || Refusal::new(RefusalCode::NotReady, "secrets with every other holder", "none: they were lost with the last process");
-    let (signing, send) = Dkls23::<G>::sign(share, pairs.ok_or_else(none)?, run, digest).map_err(|error| of_ecdsa(&error))?;
+    let (signing, send) = Dkls23::<G>::sign(share, pairs, run, digest).map_err(|error| of_ecdsa(&error))?;
     Ok((Box::new(signing), send))
 }
 
@@ -156,47 +151,6 @@ impl ShareHolder {
 }
 
 impl ShareHolderPool {
-    /// Takes the secrets of pairs into use.
-    pub fn install_pairs(&self, pairs: Pairs) {
-        let mut shares = writing(&self.shares);
-        match pairs {
-            Pairs::Ca(pairs) => shares.pairs.ca = Some(pairs),
-            Pairs::Id(pairs) => shares.pairs.id = Some(pairs),
-        }
-    }
-
-    /// Whether the secrets of pairs of `root` are in use.
-    #[must_use]
-    pub fn has_pairs(&self, root: RootTag) -> bool {
-        let shares = reading(&self.shares);
-        match root {
-            RootTag::Prf => false,
-            RootTag::Ca => shares.pairs.ca.is_some(),
-            RootTag::Id => shares.pairs.id.is_some(),
-        }
-    }
-
-    /// No run of `root` with that peer any more, until this process ends (threshold.md §5.1).
-    pub fn expel(&self, root: RootTag, peer: NodeIndex) -> bool {
-        let mut shares = writing(&self.shares);
-        match root {
-            RootTag::Prf => false,
-            RootTag::Ca => shares.pairs.ca.as_mut().is_some_and(|pairs| pairs.expel(peer)),
-            RootTag::Id => shares.pairs.id.as_mut().is_some_and(|pairs| pairs.expel(peer)),
-        }
-    }
-
-    /// Whom no run of `root` includes any more.
-    #[must_use]
-    pub fn expelled(&self, root: RootTag) -> Vec<NodeIndex> {
-        let shares = reading(&self.shares);
-        match root {
-            RootTag::Prf => Vec::new(),
-            RootTag::Ca => shares.pairs.ca.as_ref().map(Pairwise::expelled).unwrap_or_default(),
-            RootTag::Id => shares.pairs.id.as_ref().map(Pairwise::expelled).unwrap_or_default(),
-        }
-    }
-
     pub(crate) async fn frost_commit(&self, under: Under, run: Run) -> Result<(Nonces, Vec<u8>), Refusal> {
         let _place = self.gate.enter()?;
         self.address.send(FrostCommit { under, run }).await.map_err(|error| of_mailbox(NAME, error))?

@@ -12,15 +12,19 @@ use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::release::{KeyClass, Mode, RelReq, Wish};
 use dstack_protocol::sign::AppPkClaim;
 use dstack_protocol::state::State;
-use dstack_protocol::{ClusterId, Refusal, RefusalCode, UnixMillis, Wire};
+use dstack_protocol::{ClusterId, Refusal, RefusalCode, Wire};
 
 use super::signer::ClaimJudge;
-use crate::ports::{Judge, Log, Now, read};
+use crate::ports::{Log, read};
+use crate::verifier::VerifierPool;
 
-/// A judge of claims over this node's state. `evidence`: its judge of guests' evidence.
+/// A judge of claims over this node's state. `evidence`: the bounded pool that judges guests' evidence, a full one refuses at once.
 #[must_use]
-pub fn judge(cluster_id: ClusterId, log: Arc<dyn Log>, evidence: Judge, now: Now) -> ClaimJudge {
-    Arc::new(move |bytes| check(&cluster_id, &*log, &evidence, now(), &AppPkClaim::decode(bytes)?))
+pub fn judge(cluster_id: ClusterId, log: Arc<dyn Log>, evidence: VerifierPool) -> ClaimJudge {
+    Arc::new(move |bytes| {
+        let (log, evidence) = (Arc::clone(&log), evidence.clone());
+        Box::pin(async move { check(&cluster_id, &*log, &evidence, AppPkClaim::decode(&bytes)?).await })
+    })
 }
 
 fn invalid(expected: &str, got: impl ToString) -> Refusal {
@@ -31,11 +35,12 @@ fn invalid(expected: &str, got: impl ToString) -> Refusal {
 ///
 /// # Errors
 /// The first rule broken.
-fn check(cluster_id: &ClusterId, log: &dyn Log, evidence: &Judge, now: UnixMillis, claim: &AppPkClaim) -> Result<(), Refusal> {
+async fn check(cluster_id: &ClusterId, log: &dyn Log, evidence: &VerifierPool, claim: AppPkClaim) -> Result<(), Refusal> {
     identity::verify_plain(&claim.app_pk, &claim.digest(cluster_id), &claim.sig)
         .map_err(|error| invalid("a signature by the key", error))?;
-    let collateral_id = read(log, |state| fresh(state, claim).map(|()| state.collateral_id))??;
-    let identity = evidence(&claim.evidence, &collateral_id, now)?;
+    // What costs nothing comes before the evidence: an unknown app, an old beacon.
+    let collateral_id = read(log, |state| policy(state, &claim).and_then(|_| fresh(state, &claim)).map(|()| state.collateral_id))??;
+    let identity = evidence.verify(Arc::from(claim.evidence.as_slice()), collateral_id).await?;
     if identity.report_data() != &claim.report_data(cluster_id) {
         return Err(invalid("evidence that binds this claim", "evidence of something else"));
     }
@@ -53,7 +58,7 @@ fn check(cluster_id: &ClusterId, log: &dyn Log, evidence: &Judge, now: UnixMilli
         wishes: vec![Wish::new(KeyClass::K256, Vec::new())?],
     };
     read(log, |state| {
-        let (policy, policy_hash) = policy(state, claim)?;
+        let (policy, policy_hash) = policy(state, &claim)?;
         let rules = Rules {
             policy: &policy,
             policy_hash,

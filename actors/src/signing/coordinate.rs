@@ -97,12 +97,15 @@ impl Signing {
         let distance = |seat: Seat| {
             if seat == parts.seat { Some(Duration::ZERO) } else { parts.peers.latency(seat) }
         };
-        let own_share = parts.shares.in_use_of(subject.under.root).is_some();
+        let root = subject.under.root;
+        let own_signs = self.can_sign(root);
+        // With these this node can make no run: what it knows of itself needs no try.
+        let apart = if own_signs { [parts.shares.expelled(root), self.pairs_missing(root)].concat() } else { Vec::new() };
         let mut holders: Vec<(bool, u32, bool, Option<Duration>, NodeIndex)> = subject
             .seats
             .iter()
             .map(|(index, seat)| {
-                let lost = *seat == parts.seat && !own_share;
+                let lost = *seat == parts.seat && !own_signs || apart.contains(index);
                 let distance = distance(*seat);
                 (lost, marks.get(index).copied().unwrap_or(0), distance.is_none(), distance, *index)
             })

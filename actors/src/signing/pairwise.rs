@@ -1,4 +1,5 @@
-//! The pairwise setup of the ECDSA roots: runs in the background of a key generation, before this node's Ready.
+//! Pairwise setups of the ECDSA roots: of all holders in the background of a key generation, before this node's Ready; of two holders
+//! whose secrets were lost ([`super::redo`]).
 //!
 //! Owns: setups in progress and those done, until their root is in force; who must get which message. Never: uses what comes out (the
 //! share holder does), decides whether the key generation goes on. A message is taken from the node that its connection is attested
@@ -24,8 +25,8 @@ use crate::metrics;
 use crate::ports::Peers;
 use crate::share_holder::Pairs;
 
-/// Setups kept at once: those of one attempt, and of the one before it.
-const SETUPS_MAX: usize = 4;
+/// Setups kept at once: those of one attempt, of the one before it, and those of pairs made anew.
+const SETUPS_MAX: usize = 4 + super::redo::AT_ONCE_MAX;
 /// A setup's messages are sent again until this is over: longer than the rounds of a key generation take.
 const SEND_FOR: Duration = Duration::from_secs(240);
 
@@ -124,19 +125,29 @@ impl Setups {
     /// The digest of a setup that is done: `setup` of Ready.
     #[must_use]
     pub fn digest(&self, inst: &[u8; 32]) -> Option<[u8; 32]> {
-        self.entry(inst)?.with_pairs(|pairs| match pairs {
-            Pairs::Ca(pairs) => pairs.digest(),
-            Pairs::Id(pairs) => pairs.digest(),
-        })
+        self.entry(inst)?.with_pairs(Pairs::digest)
     }
 
     /// The secrets of a setup that is done, to be sealed.
     #[must_use]
     pub fn secret(&self, inst: &[u8; 32]) -> Option<SecretBytes> {
-        self.entry(inst)?.with_pairs(|pairs| match pairs {
-            Pairs::Ca(pairs) => pairs.to_secret().ok(),
-            Pairs::Id(pairs) => pairs.to_secret().ok(),
-        })?
+        self.entry(inst)?.with_pairs(|pairs| pairs.to_secret().ok())?
+    }
+
+    /// Whether a setup is done; `None` where it has failed, or there is none of that name.
+    pub(super) fn is_done(&self, inst: &[u8; 32]) -> Option<bool> {
+        let entry = self.entry(inst)?;
+        let machine = lock(&entry.machine);
+        match &*machine {
+            Machine::Done(_) => Some(true),
+            Machine::Beginning | Machine::Ca(_) | Machine::Id(_) => Some(false),
+            Machine::Failed => None,
+        }
+    }
+
+    /// Drops a setup that nobody waits for any more.
+    pub(super) fn forget(&self, inst: &[u8; 32]) {
+        lock(&self.by_inst).retain(|(known, _)| known != inst);
     }
 
     /// Hands over what a setup gave.

@@ -24,13 +24,14 @@ use tracing::{error, info, warn};
 use super::send::{Letter, deliver};
 use super::subject::{Algorithm, Subject};
 use super::wire::{RoundMessage, RunAsk, ShareAsk};
+use crate::ceremony::ShareFiles;
 use crate::guarded::guarded;
 use crate::metrics;
-use crate::ports::{Log, Now, Peers, read};
+use crate::ports::{Later, Log, Now, Peers, read};
 use crate::share_holder::{EcdsaRun, ShareHolderPool};
 
-/// Judges the claim that an ask rests on: signature by the app's key, evidence, beacon (threshold.md §5.1). Blocking.
-pub type ClaimJudge = Arc<dyn Fn(&[u8]) -> Result<(), Refusal> + Send + Sync>;
+/// Judges the claim that an ask rests on: signature by the app's key, evidence, beacon (threshold.md §5.1).
+pub type ClaimJudge = Arc<dyn Fn(Vec<u8>) -> Later<Result<(), Refusal>> + Send + Sync>;
 
 /// What a signer works with.
 #[derive(Clone)]
@@ -47,6 +48,8 @@ pub struct Parts {
     pub peers: Arc<dyn Peers>,
     /// The shares.
     pub shares: ShareHolderPool,
+    /// Shares and secrets of pairs at rest.
+    pub files: Arc<dyn ShareFiles>,
     /// Judges claims.
     pub claims: ClaimJudge,
     /// Own clock.
@@ -278,9 +281,7 @@ impl Signer {
                 if got != hash {
                     return Err(Refusal::new(RefusalCode::ClaimInvalid, "the claim that the ask names", "another"));
                 }
-                let (judge, claim) = (Arc::clone(&self.parts.claims), ask.claim.clone());
-                let judged = self.parts.runtime.spawn_blocking(move || judge(&claim)).await;
-                judged.map_err(|error| Refusal::new(RefusalCode::Internal, "a judgement", error.to_string()))??;
+                (self.parts.claims)(ask.claim.clone()).await?;
                 true
             }
             Some(_) | None => false,
@@ -376,6 +377,11 @@ impl Signer {
             metrics::misbehaved(root);
         }
         warn!(root = root.name(), from = from.0, ?culprit, ended = ends, error = %fault, "signing run disturbed");
+        if let Some(peer) = fault.must_redo()
+            && self.parts.shares.lose_pair(root, peer)
+        {
+            warn!(root = root.name(), peer_id = peer.0, "the two ends of a pair have secrets of different setups: they are made anew");
+        }
         if let Some(peer) = fault.must_expel() {
             self.parts.shares.expel(root, peer);
             error!(root = root.name(), peer_id = peer.0, error = %fault, "no signing run with this node any more: it cheated");

@@ -45,7 +45,7 @@ pub struct Cluster {
     pub keys: Vec<Arc<NodeKey>>,
     /// Log time of the first beacon: the time of the test.
     pub born: UnixMillis,
-    operators: Vec<NodeKey>,
+    pub operators: Vec<NodeKey>,
     actions: AtomicU8,
 }
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use actix::{Actor as _, Arbiter};
 use dstack_actors::ceremony::{self, Ceremony, Look, NodeJudge, ShareFiles};
-use dstack_actors::ports::{Later, Peers};
-use dstack_actors::share_holder::ShareHolderPool;
+use dstack_actors::ports::{Later, Now, Peers};
+use dstack_actors::share_holder::{Pairs, ShareHolderPool};
 use dstack_actors::signing::pairwise::Setups;
 use dstack_actors::signing::{Signing, claim, signer};
+use dstack_actors::verifier::VerifierPool;
 use dstack_protocol::{Epoch, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Seat};
 use dstack_secret::{Locked, Secret, SecretBytes};
 use dstack_tee::Device as _;
@@ -19,7 +20,7 @@ use dstack_threshold::share_file::{SealingKey, ShareName, open, open_pairs, seal
 use tokio::runtime::Handle;
 
 use super::cluster::{Cluster, DeviceEvidence};
-use super::{TestNow, until};
+use super::until;
 
 /// Sealed shares of one machine, in memory.
 pub struct Sealed {
@@ -41,6 +42,20 @@ impl Sealed {
     /// Takes over another's files.
     pub fn copy(&self, other: &Self) {
         self.files.lock().unwrap().clone_from(&other.files.lock().unwrap());
+    }
+
+    /// Turns a bit of every file with secrets of pairs; how many there were.
+    pub fn damage_pairs(&self) -> usize {
+        let mut files = self.files.lock().unwrap();
+        let pairs = files.iter_mut().filter(|(name, _)| name.starts_with("pairs of"));
+        pairs.map(|(_, file)| file[100] ^= 1).count()
+    }
+
+    /// With how many others the sealed secrets of pairs of root `id` are, for the node at `index`.
+    pub fn pairs_sealed(&self, cluster: &Cluster, index: u16) -> usize {
+        let name = ShareName::share(cluster.id, RootTag::Id, Generation(0), Epoch(1), NodeIndex(index));
+        let pairs = self.load_pairs(&name).and_then(|bytes| Pairs::from_secret(RootTag::Id, &bytes).unwrap());
+        pairs.map_or(0, |pairs| pairs.members().len() - 1 - pairs.missing().len())
     }
 
     /// Loses every file.
@@ -190,7 +205,8 @@ pub struct Member {
     net: Arc<Net>,
     pub shares: ShareHolderPool,
     pub signing: Signing,
-    files: Arc<Sealed>,
+    pub files: Arc<Sealed>,
+    pairs: tokio::task::JoinHandle<()>,
 }
 
 impl Member {
@@ -200,7 +216,9 @@ impl Member {
         let node_key = Arc::clone(&cluster.keys[usize::from(seat) - 1]);
         let peers: Arc<dyn Peers> = Arc::new(Post { net: Arc::clone(net), own: Seat(seat) });
         let setups = Setups::new(Arc::clone(&peers), Handle::current());
-        let now = TestNow::at(cluster.born).port();
+        // Log time, so that a test that moves it moves every clock.
+        let shared = Arc::clone(&cluster.log);
+        let now: Now = Arc::new(move || shared.read(|state| state.log_time));
         let signer = signer::Parts {
             cluster_id: cluster.id,
             seat: Seat(seat),
@@ -208,11 +226,13 @@ impl Member {
             log: log.clone(),
             peers,
             shares: shares.clone(),
-            claims: claim::judge(cluster.id, log.clone(), cluster.judge(), Arc::clone(&now)),
+            files: Arc::clone(&files) as Arc<dyn ShareFiles>,
+            claims: claim::judge(cluster.id, log.clone(), VerifierPool::start(1, 64, cluster.judge(), Arc::clone(&now))),
             now,
             runtime: Handle::current(),
         };
         let signing = Signing::new(signer, Arc::clone(&setups));
+        let pairs = tokio::spawn(signing.clone().keep_pairs());
         net.nodes.lock().unwrap().insert(Seat(seat), signing.clone());
         let parts = ceremony::Parts {
             cluster_id: cluster.id,
@@ -230,7 +250,7 @@ impl Member {
         let arbiter = Arbiter::new();
         let address = Ceremony::start_in_arbiter(&arbiter.handle(), move |_| Ceremony::new(parts));
         address.try_send(Look).unwrap();
-        Self { arbiter, seat: Seat(seat), net: Arc::clone(net), shares, signing, files }
+        Self { arbiter, seat: Seat(seat), net: Arc::clone(net), shares, signing, files, pairs }
     }
 
     pub fn honest(cluster: &Cluster, net: &Arc<Net>, seat: u16) -> Self {
@@ -252,6 +272,7 @@ impl Member {
     /// Ends like a process that is killed: nothing of its memory is left.
     pub fn kill(self) -> Arc<Sealed> {
         self.net.nodes.lock().unwrap().remove(&self.seat);
+        self.pairs.abort();
         self.arbiter.stop();
         self.arbiter.join().unwrap();
         self.files

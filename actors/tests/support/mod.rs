@@ -28,7 +28,7 @@ use dstack_protocol::UnixMillis;
 use dstack_runtime::clock::{Clock as _, SystemClock};
 
 /// Longest run of one test.
-const TEST_MAX: Duration = Duration::from_secs(90);
+const TEST_MAX: Duration = Duration::from_secs(400);
 
 /// Runs a test inside an actix system, with a timeout.
 pub fn run<T>(test: impl Future<Output = T>) -> T {

@@ -6,12 +6,14 @@
 mod admin;
 mod admission;
 mod beacons;
+mod budget;
 mod checkpoints;
 mod collateral;
 mod config;
 mod confirming;
 mod dstack;
 mod ending;
+mod env_api;
 mod env_attempts;
 mod env_combiner;
 #[cfg(feature = "insecure-test-export")]

@@ -21,8 +21,8 @@ use dstack_protocol::limits::CLIENT_BODY_BYTES_MAX;
 use dstack_protocol::policy::{AppPolicy, PathRule};
 use dstack_protocol::release::Ask;
 use dstack_protocol::rpc::{
-    BeaconAnswer, PATH_ACTION, PATH_APP_KEY, PATH_BEACON, PATH_COLLATERAL, PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_POLICY,
-    PATH_RELEASE, PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
+    BeaconAnswer, PATH_ACTION, PATH_APP_KEY, PATH_BEACON, PATH_COLLATERAL, PATH_ENV_ATTEMPT, PATH_ENV_KEY, PATH_GENESIS_CERTIFICATE,
+    PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE, PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
 };
 use dstack_protocol::sign::{AppPkClaim, Basis};
 use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire, binding};
@@ -32,7 +32,7 @@ use tracing::{Instrument as _, info};
 
 use crate::node::Services;
 use crate::responses::{Answer, Encoded, Refused};
-use crate::status;
+use crate::{env_api, status};
 
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(8);
 /// A genesis certificate is answered from memory for this long; Nitro evidence lives an hour.
@@ -51,6 +51,8 @@ pub(crate) fn router(services: Arc<Services>) -> Router {
         .route(PATH_GOVERNANCE, post(governance))
         .route(&format!("{PATH_ACTION}/{{id}}"), get(action))
         .route(&format!("{PATH_POLICY}/{{app_id}}"), get(policy))
+        .route(&format!("{PATH_ENV_KEY}/{{app_id}}"), get(env_api::shown))
+        .route(PATH_ENV_ATTEMPT, post(env_api::begin))
         .route(PATH_STATUS, get(status_json))
         .route(PATH_COLLATERAL, get(collateral_in_force).post(collateral).layer(DefaultBodyLimit::max(PinRequest::BYTES_MAX)))
         .fallback(unknown)
@@ -91,18 +93,17 @@ async fn release(State(services): State<Arc<Services>>, Extension(peer): Extensi
 }
 
 /// The identity's signature over an app's key, for the app's own claim. Judged here before it costs a log entry; each signer judges again.
-async fn app_key(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
+/// What is stored costs nothing; before that a source, and behind the proof the app, has a rate of its own.
+async fn app_key(State(services): State<Arc<Services>>, Extension(peer): Extension<ClientPeer>, body: Bytes) -> Answer {
     services.serving()?;
     let claim = AppPkClaim::decode(&body)?;
     let object = claim.object();
     if let Some(row) = read(&*services.log, |state| state.signed(&object).cloned())? {
         return Ok(Encoded(row.bytes.0));
     }
-    let (cluster_id, log) = (*services.birth.cluster_id(), Arc::clone(&services.log));
-    let judge = dstack_actors::signing::claim::judge(cluster_id, log, services.trust.client_evidence(), Arc::clone(&services.now));
-    let bytes = body.to_vec();
-    let judged = tokio::task::spawn_blocking(move || judge(&bytes)).await;
-    judged.map_err(|error| Refusal::new(RefusalCode::Internal, "a verdict on the claim", error.to_string()))??;
+    services.claim_budget.take(peer.address.ip(), (services.now)())?;
+    (services.claims)(body.to_vec()).await?;
+    services.claims_of_apps.take(claim.app_id, (services.now)())?;
     let row = services.signing.sign_on(object, Basis::Claim { claim_hash: claim.hash() }, &body).await?;
     Ok(Encoded(row.bytes.0))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix::{Arbiter, Supervisor};
 use anyhow::{Context as _, bail};
 use dstack_actors::board::Board;
-use dstack_actors::ceremony::{self, Ceremony};
+use dstack_actors::ceremony::{self, Ceremony, ShareFiles};
 use dstack_actors::combine::Combine;
 use dstack_actors::holder::Holder;
 use dstack_actors::mailbox::Gate;
@@ -25,6 +25,7 @@ use dstack_actors::verifier::VerifierPool;
 use dstack_policy::governance as quorum;
 use dstack_protocol::governance::Entry;
 use dstack_protocol::log::RecordKind;
+use dstack_protocol::policy::Rate;
 use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat};
 use dstack_raft::audit_log::AuditLog;
 use dstack_raft::machine::{Birth, Effect, KmsMachine};
@@ -45,6 +46,7 @@ use tracing::{info, warn};
 
 use crate::admission::Admission;
 use crate::beacons::Beacons;
+use crate::budget::{AppBudget, Budget};
 use crate::config::{CollateralConfig, Config};
 use crate::ending::Ending;
 use crate::files::SealedShares;
@@ -57,6 +59,10 @@ use crate::timelocks::Timelocks;
 use crate::trust::Trust;
 use crate::{admin, checkpoints, dstack, env_attempts, env_combiner, joining, native_api, peer_api, receipts};
 
+/// Claims of apps to their keys: of one address, of all addresses, of one app. An app makes one in its life.
+const CLAIMS_PER_SOURCE: Rate = Rate { per_second: 5, burst: 50 };
+const CLAIMS_IN_TOTAL: Rate = Rate { per_second: 50, burst: 500 };
+const CLAIMS_OF_APP: Rate = Rate { per_second: 1, burst: 10 };
 /// Requests that may wait for the storage writer.
 const WRITER_QUEUE: usize = 1024;
 const CERTIFICATE_AHEAD: Duration = Duration::from_secs(600);
@@ -90,6 +96,11 @@ pub(crate) struct Services {
     pub(crate) holder: Arc<Holder>,
     /// Signatures of the roots.
     pub(crate) signing: Signing,
+    /// Judges apps' claims to their keys.
+    pub(crate) claims: signer::ClaimJudge,
+    /// How often they may be made: by strangers, by an app that has proved itself.
+    pub(crate) claim_budget: Budget,
+    pub(crate) claims_of_apps: AppBudget,
     /// A coordinator's side.
     pub(crate) coordinator: Coordinator,
     /// Heads and certificates.
@@ -340,6 +351,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
         runtime.spawn(Arc::clone(&services.beacons).run()),
         runtime.spawn(Arc::clone(&services.timelocks).run()),
         runtime.spawn(services.signing.clone().keep_root_certificate()),
+        runtime.spawn(services.signing.clone().keep_pairs()),
         runtime.spawn(collateral.run()),
         runtime.spawn(checkpoints::run(raft.clone(), Arc::clone(&log), config.checkpoint_every_entries)),
         runtime.spawn(env_combiner::run(Arc::clone(&services), Arc::clone(&identity.node_key))),
@@ -458,7 +470,9 @@ fn assemble(
         let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), receipts::rebuild(Arc::clone(log), audit.clone()));
         Supervisor::start_in_arbiter(&records.handle(), move |_| Recorder::new(log, board, rebuild))
     };
+    let claims = claim::judge(cluster_id, Arc::clone(log), verifier.clone());
     let holder = Arc::new(Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy, shares.clone()));
+    let files: Arc<dyn ShareFiles> = Arc::new(SealedShares::new(config.data_dir.join("shares"), identity.sealing.clone()));
     let setups = Setups::new(Arc::clone(&dyn_peers), peers.runtime().clone());
     let signer = signer::Parts {
         cluster_id,
@@ -467,7 +481,8 @@ fn assemble(
         log: Arc::clone(log),
         peers: Arc::clone(&dyn_peers),
         shares: shares.clone(),
-        claims: claim::judge(cluster_id, Arc::clone(log), trust.client_evidence(), Arc::clone(now)),
+        files: Arc::clone(&files),
+        claims: Arc::clone(&claims),
         now: Arc::clone(now),
         runtime: peers.runtime().clone(),
     };
@@ -483,7 +498,7 @@ fn assemble(
             Arc::new(move |seat, evidence, report_data| trust.node_evidence(seat, evidence, report_data, now()))
         },
         shares,
-        files: Arc::new(SealedShares::new(config.data_dir.join("shares"), identity.sealing.clone())),
+        files,
         setups: Arc::clone(&setups),
         #[cfg(feature = "insecure-test-export")]
         export: Arc::new(crate::export::append),
@@ -513,6 +528,9 @@ fn assemble(
         genesis_certificates: tokio::sync::Mutex::default(),
         holder,
         signing,
+        claims,
+        claim_budget: Budget::new(CLAIMS_PER_SOURCE, CLAIMS_IN_TOTAL),
+        claims_of_apps: AppBudget::new(CLAIMS_OF_APP),
         coordinator,
         heads,
         beacons,

@@ -181,6 +181,8 @@ fn shares_json(services: &Services) -> Value {
             "epoch": share.map(|share| share.epoch.0),
             "lost": services.share_lost_of(root),
             "signs": services.signing.can_sign(root),
+            // Holders with whom the secrets for ECDSA runs were lost: a setup with each of them makes new ones.
+            "pairs_missing": services.signing.pairs_missing(root).iter().map(|index| index.0).collect::<Vec<_>>(),
             // Named by this node as cheating in the oblivious transfer: it makes no more runs with them until it is started again.
             "expelled": services.signing.expelled(root).iter().map(|index| index.0).collect::<Vec<_>>(),
         });

@@ -31,6 +31,11 @@ pub const PATH_COLLATERAL: &str = "/v1/collateral";
 pub const PATH_ACTION: &str = "/v1/action";
 /// Client: policy of an app by hex id: `/v1/policy/{app_id}`. Answer JSON.
 pub const PATH_POLICY: &str = "/v1/policy";
+/// Client: what the log has of an app's env key: `/v1/env-key/{app_id}`. GET. Answer JSON.
+pub const PATH_ENV_KEY: &str = "/v1/env-key";
+/// Client: an attempt to compute an app's env key, signed by an operator. POST [`crate::env::EnvAttempt`]. Answer
+/// [`crate::command::CommandAnswer`].
+pub const PATH_ENV_ATTEMPT: &str = "/v1/env-attempt";
 /// Client: status. GET. Answer JSON.
 pub const PATH_STATUS: &str = "/v1/status";
 
@@ -54,6 +59,10 @@ pub const PATH_PEER_MONO: &str = "/peer/mono";
 pub const PATH_PEER_WANTS: &str = "/peer/wants";
 /// A node hands another its message of the pairwise setup of an ECDSA root.
 pub const PATH_PEER_SIGN_SETUP: &str = "/peer/sign/setup";
+/// A node that has no secrets of a pair, or other ones than the peer, asks for a setup between the two.
+pub const PATH_PEER_SIGN_PAIR: &str = "/peer/sign/pair";
+/// It asks whether the other one has taken what came out into use.
+pub const PATH_PEER_SIGN_PAIR_DONE: &str = "/peer/sign/pair/done";
 /// A coordinator asks a signer for its FROST commitments.
 pub const PATH_PEER_SIGN_COMMIT: &str = "/peer/sign/commit";
 /// A coordinator asks a signer for its FROST signature share.

@@ -26,14 +26,15 @@
 //! | --- | --- | --- | --- | --- |
 //! | [`dkls::Setup`], all `n` holders | [`dkls::Setup::begin`] | 1 | OT base messages and a commitment (≈ 140 kB) | |
 //! | | | 2, after round 1 of **all** | opened commitment, digests of all its pairs | [`dkls::Pairwise`] with [`dkls::Pairwise::digest`] for `Ready` |
-//! | [`dkls::Signing`], the `t` signers | [`dkls::Signing::begin`] | 1 | OT extension (≈ 27 kB) | |
+//! | [`dkls::Signing`], the `t` signers | [`dkls::Signing::begin`] | 1 | `pair(32)`, OT extension (≈ 27 kB) | |
 //! | | | 2 | multiplication, decommitment (≈ 55 kB) | |
 //! | | | 3 | its two scalars (66 bytes) | the signature at every signer that got all of round 3 |
 //!
 //! Messages may come in any order and twice; a machine keeps one message per peer and round. What came before `begin` the driver
 //! keeps or has sent again. An error with [`ecdsa::EcdsaError::ends_run`] has destroyed the run; any other left it as it was. After
 //! [`ecdsa::EcdsaError::Cheated`] the driver MUST call [`dkls::Pairwise::expel`] and drop every run with that peer: each further run
-//! leaks bits of the long-lived correlation.
+//! leaks bits of the long-lived correlation. After [`ecdsa::EcdsaError::OtherPair`] it calls [`dkls::Pairwise::lose`]: a
+//! [`dkls::Setup`] between the two alone, under a name of its own, gives what [`dkls::Pairwise::adopt`] takes over.
 //!
 //! All calls compute (milliseconds to seconds, docs/performance.md): run them on a worker pool whose threads may survive a panic
 //! (`runtime::guard`): a panic of the engine is caught and ends its run, but the hook of our binaries would end the process first.

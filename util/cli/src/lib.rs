@@ -11,6 +11,7 @@ mod args;
 mod audit;
 mod cluster;
 mod collateral;
+mod env;
 mod evidence;
 mod explain;
 mod failure;
@@ -47,6 +48,9 @@ enum Command {
     /// Policies of apps, revocations.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Env public keys of apps: what deployers encrypt to.
+    #[command(subcommand)]
+    Env(env::Command),
     /// What an app will be measured as.
     #[command(subcommand)]
     App(app::Command),
@@ -85,6 +89,7 @@ fn dispatch(arguments: Arguments) -> Done {
         Command::Cluster(command) => cluster::run(command),
         Command::Operator(command) => operator::run(command),
         Command::Policy(command) => policy::run(command),
+        Command::Env(command) => env::run(command),
         Command::App(command) => app::run(command),
         Command::Evidence(command) => evidence::run(command),
         Command::Collateral(command) => collateral::run(command),

@@ -213,27 +213,31 @@ impl Nodes {
 
     /// Hands a governance entry to the cluster. The same entry may be sent several times: its action id is taken once.
     pub(crate) async fn submit(&self, entry: &Entry, timeout: Duration) -> Result<(), Failure> {
+        self.hand_in(PATH_GOVERNANCE, entry.encode(), RefusalCode::ActionRepeated, timeout).await
+    }
+
+    /// Hands in what makes one leaf. `repeated`: how the log refuses it a second time.
+    pub(crate) async fn hand_in(&self, path: &str, body: Vec<u8>, repeated: RefusalCode, timeout: Duration) -> Result<(), Failure> {
         let until = tokio::time::Instant::now() + timeout;
-        let body = entry.encode();
         // An earlier try may have been recorded though we saw no answer: then a repetition means success.
         let mut open = false;
         loop {
             let mut last = None;
             for address in &self.addresses {
-                let error = match self.call(address, "POST", PATH_GOVERNANCE, body.clone()).await {
+                let error = match self.call(address, "POST", path, body.clone()).await {
                     Ok(answer) => match outcome(&answer.body) {
                         Some(0) => return Ok(()),
-                        Some(code) if open && code == RefusalCode::ActionRepeated.number() => return Ok(()),
+                        Some(code) if open && code == repeated.number() => return Ok(()),
                         Some(code) => return Err(Failure::rejected(code)),
                         None => CallError::Answer { address: address.clone(), what: "no command answer".to_owned() },
                     },
                     Err(error) => error,
                 };
                 if let CallError::Refused(refusal) = &error {
-                    if open && refusal.code == RefusalCode::ActionRepeated {
+                    if open && refusal.code == repeated {
                         return Ok(());
                     }
-                    if !refusal.code.retryable() {
+                    if !refusal.code.retryable() || refusal.code == repeated {
                         return Err(error.failure());
                     }
                 }

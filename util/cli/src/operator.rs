@@ -6,6 +6,7 @@ use clap::Subcommand;
 use dstack_protocol::ClusterId;
 use dstack_protocol::Wire as _;
 use dstack_protocol::collateral::{Pin, PinRequest};
+use dstack_protocol::env::EnvAttempt;
 use dstack_protocol::governance::{Action, Approval};
 use dstack_secret::{Secret, SecretBytes};
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -76,6 +77,12 @@ impl OperatorKey {
     /// Approves an action: a signature over its exact bytes (architecture.md §9).
     pub(crate) fn approve(&self, action: &Action) -> Approval {
         Approval { operator: self.key.verifying_key().to_bytes(), sig: self.key.sign(&action.encode()).to_bytes() }
+    }
+
+    /// Begins an attempt to compute an app's env key (threshold.md §2.5).
+    pub(crate) fn retry(&self, cluster_id: &ClusterId, attempt: EnvAttempt) -> EnvAttempt {
+        let sig = self.key.sign(&attempt.signed_bytes(cluster_id)).to_bytes();
+        EnvAttempt { operator: Some((self.key.verifying_key().to_bytes(), sig)), ..attempt }
     }
 
     /// Signs collateral for a cluster.

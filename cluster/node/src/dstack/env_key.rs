@@ -14,8 +14,9 @@ use dstack_prpc::kms::{AppId as AppIdMessage, PublicKeyResponse};
 use super::serve::error_of;
 use super::{Dstack, GENERATION};
 
-/// A dated signature is served for this long after its date, s of log time.
-const FRESH_S: u64 = 60;
+/// A dated signature is served for this long after its date, s of log time. For apps asked for lately [`super::refresh`] makes a newer
+/// one before that, so that no request waits for it.
+const FRESH_S: u64 = 120;
 /// And this long when no newer one can be made: verifiers accept 300 s.
 const STALE_S: u64 = 240;
 
@@ -30,11 +31,11 @@ impl Dstack {
             Ok((envpub, state.log_time.0 / 1000, state.latest_signed(&SignKey::EnvKeyAt(GENERATION, app_id)).cloned()))
         });
         let (envpub, now_s, dated) = found.and_then(|found| found).map_err(|refusal| error_of(&refusal))?;
+        self.asked.note(app_id, (self.parts.now)());
         let plain = SignObject::EnvKey { generation: GENERATION, app_id, envpub };
         let plain = self.parts.signatures.sign(plain, Basis::State).await.map_err(|refusal| error_of(&refusal))?;
-        let age_s = |row: &SignedRow| dated_at(row).map_or(u64::MAX, |at| now_s.saturating_sub(at));
-        let dated = match dated.filter(|row| age_s(row) <= STALE_S) {
-            Some(row) if age_s(&row) < FRESH_S => row,
+        let dated = match dated.filter(|row| age_s(row, now_s) <= STALE_S) {
+            Some(row) if age_s(&row, now_s) < FRESH_S => row,
             kept => {
                 let object = SignObject::EnvKeyAt { generation: GENERATION, app_id, envpub, timestamp_s: now_s };
                 match (self.parts.signatures.sign(object, Basis::State).await, kept) {
@@ -46,6 +47,11 @@ impl Dstack {
         let timestamp = dated_at(&dated).unwrap_or_default();
         Ok(PublicKeyResponse { public_key: envpub.to_vec(), signature: plain.bytes.0, timestamp, signature_v1: dated.bytes.0 })
     }
+}
+
+/// Age of a dated signature at `now_s` of log time.
+pub(super) fn age_s(row: &SignedRow, now_s: u64) -> u64 {
+    dated_at(row).map_or(u64::MAX, |at| now_s.saturating_sub(at))
 }
 
 fn dated_at(row: &SignedRow) -> Option<u64> {

@@ -8,20 +8,21 @@
 //! | [`serve`] | routes, dispatch, errors in the caller's form |
 //! | [`public`] | `GetMeta`, `GetTempCaCert`, `GetKmsKey` |
 //! | [`app_key`], [`env_key`], [`sign_cert`] | the methods with a key or a signature |
+//! | [`refresh`] | dated signatures renewed in the background |
 //! | [`caller`] | what a caller's certificate proves |
 //! | [`guest`] | what verified evidence says of it |
 //! | [`issuing`] | this node's issuing CA and server certificate |
 //! | [`signatures`] | signatures of the roots, and those that are stored |
-//! | [`budget`], [`counters`] | rate of public signatures; the two counters of dstack's `/metrics` |
+//! | [`counters`] | the two counters of dstack's `/metrics` |
 
 mod app_key;
-mod budget;
 mod caller;
 mod counters;
 mod env_key;
 mod guest;
 mod issuing;
 mod public;
+mod refresh;
 mod serve;
 mod sign_cert;
 pub(crate) mod signatures;
@@ -38,6 +39,7 @@ use dstack_actors::mailbox::Gate;
 use dstack_actors::ports::{Certificates, Log, Now};
 use dstack_actors::release::Coordinator;
 use dstack_certificates::temp::{TempCa, temp_ca};
+use dstack_protocol::policy::Rate;
 use dstack_protocol::{Generation, Refusal, Seat};
 use dstack_raft::machine::Birth;
 use dstack_ratls::dstack_server::{DstackServer, DstackSetup, ServerChain, Verify};
@@ -47,6 +49,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::budget::Budget;
 use crate::config::DstackConfig;
 use crate::node::Services;
 use signatures::Signatures;
@@ -55,6 +58,9 @@ use signatures::Signatures;
 const GENERATION: Generation = Generation(0);
 /// Body of a request, bytes: evidence in hex, a VmConfig, and room.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Public signatures that one address may ask for, and all together.
+const PER_SOURCE: Rate = Rate { per_second: 5, burst: 50 };
+const IN_TOTAL: Rate = Rate { per_second: 200, burst: 1000 };
 /// Requests whose bodies are read, or answered, at once: bounds what strangers make this node hold.
 const REQUESTS_MAX: usize = 128;
 
@@ -114,7 +120,8 @@ pub(crate) struct Dstack {
     config: DstackConfig,
     combine: Combine,
     temp_ca: TempCa,
-    budget: budget::Budget,
+    budget: Budget,
+    asked: refresh::Asked,
     places: Gate,
     counters: counters::Counters,
 }
@@ -126,12 +133,14 @@ pub(crate) struct Running {
     address: std::net::SocketAddr,
     serving: JoinHandle<()>,
     issuing: JoinHandle<()>,
+    renewing: JoinHandle<()>,
 }
 
 impl Running {
     /// Waits until it has stopped; call it when `stop` was cancelled.
     pub(crate) async fn stopped(self) {
         self.issuing.abort();
+        self.renewing.abort();
         let _ = self.serving.await;
     }
 }
@@ -162,7 +171,8 @@ async fn start(parts: Parts, config: &DstackConfig, runtime: &Handle, stop: Canc
         config: config.clone(),
         combine,
         temp_ca: temp_ca(&cluster_id).map_err(anyhow::Error::msg).context("temp CA")?,
-        budget: budget::Budget::default(),
+        budget: Budget::new(PER_SOURCE, IN_TOTAL),
+        asked: refresh::Asked::default(),
         places: Gate::new("dstack", REQUESTS_MAX),
         counters: counters::Counters::default(),
     });
@@ -178,11 +188,16 @@ async fn start(parts: Parts, config: &DstackConfig, runtime: &Handle, stop: Canc
     let server = DstackServer::bind(config.listen, setup).await.context("dstack listener")?;
     let address = server.local_address().context("dstack listener")?;
     info!(listen = %address, hosts = ?config.hosts, "listening for dstack's protocol");
+    let renewing = runtime.spawn(refresh::keep(Arc::clone(&dstack)));
     let issuing = runtime.spawn(issuing::keep(Arc::clone(&dstack), chain));
-    #[cfg(test)]
-    return Ok(Running { address, serving: runtime.spawn(server.run(stop)), issuing });
-    #[cfg(not(test))]
-    Ok(Running { serving: runtime.spawn(server.run(stop)), issuing })
+    let serving = runtime.spawn(server.run(stop));
+    Ok(Running {
+        #[cfg(test)]
+        address,
+        serving,
+        issuing,
+        renewing,
+    })
 }
 
 /// The verifier's pool, for connections: what does not hold, or finds no room, is judged again with the first request.

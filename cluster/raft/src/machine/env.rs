@@ -15,6 +15,17 @@ use super::view::{self, verifies};
 
 /// Begins an attempt at leaf `pos`.
 pub(super) fn attempt(state: &mut State, cluster_id: &ClusterId, attempt: &EnvAttempt, pos: u64) -> Result<(), RefusalCode> {
+    let combiner = check(state, cluster_id, attempt)?;
+    let row = EnvRow { attempt: attempt.attempt, attempt_pos: pos, since: state.log_time, combiner, published: None };
+    state.env_keys.insert((attempt.generation, attempt.app_id), row);
+    Ok(())
+}
+
+/// Whether an attempt may begin now, and whom it would name.
+///
+/// # Errors
+/// The first rule broken.
+pub fn check(state: &State, cluster_id: &ClusterId, attempt: &EnvAttempt) -> Result<NodeIndex, RefusalCode> {
     let EnvAttempt { app_id, generation, attempt: number, operator } = *attempt;
     allowed(state, generation, &app_id)?;
     let root = state.roots.get(&(generation, RootTag::Prf)).ok_or(RefusalCode::RootMissing)?;
@@ -37,10 +48,7 @@ pub(super) fn attempt(state: &mut State, cluster_id: &ClusterId, attempt: &EnvAt
         }
     }
     let holders: Vec<NodeIndex> = root.vks.keys().copied().collect();
-    let combiner = combiner(&app_id, generation, number, &holders).ok_or(RefusalCode::Internal)?;
-    let row = EnvRow { attempt: number, attempt_pos: pos, since: state.log_time, combiner, published: None };
-    state.env_keys.insert((generation, app_id), row);
-    Ok(())
+    combiner(&app_id, generation, number, &holders).ok_or(RefusalCode::Internal)
 }
 
 fn allowed(state: &State, generation: Generation, app_id: &AppId) -> Result<(), RefusalCode> {

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dstack_policy::rate;
+use dstack_protocol::codec::sha256;
 use dstack_protocol::governance::Object;
 use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, SIGHTING_KEEP_MS, SIGHTING_MS_MAX, SIGHTINGS_MAX, SIGHTINGS_OF_APP_MAX};
 use dstack_protocol::policy::{AppPolicy, Rate};
 use dstack_protocol::release::{Intent, KeyClass, Mode};
 use dstack_protocol::state::{BucketRow, IntentRow, State};
-use dstack_protocol::{RefusalCode, RootTag, Wire, env};
+use dstack_protocol::{AppId, RefusalCode, RootTag, UnixMillis, Wire, env};
 
 use super::frontier;
 
@@ -115,8 +116,10 @@ fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> 
         return Err((RefusalCode::NotAdmitted, 0));
     }
     let of_app = state.sightings.get(&intent.app_id);
-    match of_app.and_then(|seen| seen.get(&intent.evidence_hash)) {
-        Some(first) if log_time.since(*first) > SIGHTING_MS_MAX => return Err((RefusalCode::EvidenceSeen, 0)),
+    // A row that is over and not swept yet counts as none.
+    let known = of_app.and_then(|seen| seen.get(&intent.evidence_hash)).copied().filter(|first| !is_over(*first, log_time));
+    match known {
+        Some(first) if log_time.since(first) > SIGHTING_MS_MAX => return Err((RefusalCode::EvidenceSeen, 0)),
         Some(_) => {}
         None => {
             let all: usize = state.sightings.values().map(BTreeMap::len).sum();
@@ -130,17 +133,32 @@ fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> 
     let left = rate::take_one(spent.tokens_milli, spent.refilled, log_time, Rate::LEGACY_NODE).map_err(limited)?;
     take_of_app(state, intent)?;
     state.legacy_rates.insert(intent.coordinator, BucketRow { tokens_milli: left, refilled: log_time });
-    state.sightings.entry(intent.app_id).or_default().entry(intent.evidence_hash).or_insert(log_time);
+    let first = known.unwrap_or(log_time);
+    state.sightings.entry(intent.app_id).or_default().insert(intent.evidence_hash, first);
     Ok(())
+}
+
+fn is_over(first: UnixMillis, log_time: UnixMillis) -> bool {
+    log_time.since(first) > SIGHTING_KEEP_MS
+}
+
+/// Forgets old sightings, of one 256th of all hashes: a beacon must not look at a million rows. Which one follows from log time, the same
+/// at every node, and over a day every one is met.
+fn sweep(sightings: &mut BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>>, log_time: UnixMillis) {
+    let [part, ..] = sha256(&[b"DKMS-V1-SWEEP", &log_time.0.to_be_bytes()]);
+    let (mut from, mut to) = ([0; 32], [0xff; 32]);
+    (from[0], to[0]) = (part, part);
+    for seen in sightings.values_mut() {
+        let over: Vec<[u8; 32]> = seen.range(from..=to).filter(|(_, first)| is_over(**first, log_time)).map(|(hash, _)| *hash).collect();
+        over.iter().for_each(|hash| drop(seen.remove(hash)));
+    }
+    sightings.retain(|_, seen| !seen.is_empty());
 }
 
 /// Forgets what log time has passed by: old sightings, full buckets.
 pub(super) fn prune(state: &mut State) {
     let log_time = state.log_time;
-    for seen in state.sightings.values_mut() {
-        seen.retain(|_, first| log_time.since(*first) <= SIGHTING_KEEP_MS);
-    }
-    state.sightings.retain(|_, seen| !seen.is_empty());
+    sweep(&mut state.sightings, log_time);
     let is_full =
         |row: &BucketRow| rate::refilled(row.tokens_milli, row.refilled, log_time, Rate::LEGACY_NODE) == rate::full(Rate::LEGACY_NODE);
     state.legacy_rates.retain(|_, row| !is_full(row));
@@ -164,4 +182,31 @@ pub(super) fn insert(state: &mut State, intent: &Intent, pos: u64) {
         classes: intent.wishes.iter().map(|(class, _)| *class).collect(),
     };
     state.intents.insert(intent.id(), row);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_looks_at_a_part_and_all_parts_are_met_within_a_day() {
+        let start = UnixMillis(1_790_000_000_000);
+        let old = |app: u8| (0..=255u8).map(move |first| ([first, app].repeat(16).try_into().unwrap(), start)).collect();
+        let mut sightings: BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>> = (1..=3).map(|app| (AppId([app; 20]), old(app))).collect();
+        let after = start.plus_ms(SIGHTING_KEEP_MS);
+        sweep(&mut sightings, after);
+        assert_eq!(sightings.values().map(BTreeMap::len).sum::<usize>(), 3 * 256, "400 days and no moment less");
+        // One that is young stays, wherever it stands.
+        sightings.get_mut(&AppId([2; 20])).unwrap().insert([7; 32], after);
+        let mut swept = 0;
+        for beacon in 1..=2880u64 {
+            let before = sightings.values().map(BTreeMap::len).sum::<usize>();
+            sweep(&mut sightings, after.plus_ms(beacon * 30_000));
+            let now = sightings.values().map(BTreeMap::len).sum::<usize>();
+            assert!(before - now <= 3, "one part of each app at a time");
+            swept += before - now;
+        }
+        assert_eq!(swept, 3 * 256);
+        assert_eq!(sightings.into_iter().collect::<Vec<_>>(), [(AppId([2; 20]), BTreeMap::from([([7; 32], after)]))]);
+    }
 }

@@ -157,6 +157,9 @@ pub enum EcdsaError {
     /// No run with that node any more: it cheated in the oblivious-transfer part (threshold.md §5.1).
     #[error("node {0} is expelled from this setup: it cheated")]
     Expelled(NodeIndex),
+    /// No secrets with that node: they were lost, and a setup with it makes new ones. Retry after that, or with others.
+    #[error("no secrets with node {0}: they are to be made anew")]
+    NoPair(NodeIndex),
     /// A stored pairwise state that does not decode. The file's fault: a new setup is needed.
     #[error("pairwise state: {0}")]
     State(DecodeError),
@@ -218,6 +221,10 @@ pub enum EcdsaError {
     /// That node signs another digest, or has another setup. The run has ended; retry after both agree.
     #[error("node {0} signs another digest or holds another setup")]
     Mismatch(NodeIndex),
+    /// That node holds secrets of another setup of the pair than this one. The run has ended, nothing of them was used; a setup between
+    /// the two makes new ones.
+    #[error("node {0} holds secrets of another setup of our pair")]
+    OtherPair(NodeIndex),
     /// That node cheated, or its state is broken, in the oblivious-transfer part: the run has ended, every run with it must end, and
     /// it is to be expelled. Each retry with it would leak bits of the long-lived correlation.
     #[error("node {peer} fails a check of the oblivious transfer: {reason}; end every run with it")]
@@ -262,6 +269,8 @@ impl EcdsaError {
             | Self::Members
             | Self::OtherHolders
             | Self::Expelled(_)
+            | Self::NoPair(_)
+            | Self::OtherPair(_)
             | Self::State(_)
             | Self::Encode
             | Self::Malformed { .. }
@@ -292,6 +301,8 @@ impl EcdsaError {
             | Self::NotAMember(_)
             | Self::Members
             | Self::OtherHolders
+            | Self::NoPair(_)
+            | Self::OtherPair(_)
             | Self::State(_)
             | Self::Encode
             | Self::Envelope(_)
@@ -309,6 +320,12 @@ impl EcdsaError {
     #[must_use]
     pub fn must_expel(&self) -> Option<NodeIndex> {
         if let Self::Cheated { peer, .. } = self { Some(*peer) } else { None }
+    }
+
+    /// The node whose pair with this one is to be made anew (ADR 0029).
+    #[must_use]
+    pub fn must_redo(&self) -> Option<NodeIndex> {
+        if let Self::OtherPair(peer) = self { Some(*peer) } else { None }
     }
 }
 

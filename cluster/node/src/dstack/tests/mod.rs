@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::GENERATION;
 use crate::support::cluster::{APP, Cluster};
-use crate::support::run;
+use crate::support::{run, until};
 use world::{ENVPUB, Guest, World, parsed};
 
 fn bytes(value: &Value) -> Vec<u8> {
@@ -223,16 +223,23 @@ fn the_env_key_is_signed_as_sdks_verify_it() {
         let dated = SignObject::EnvKeyAt { generation: GENERATION, app_id: APP, envpub: ENVPUB, timestamp_s };
         assert_eq!(signer(dated, &answer["signature_v1"]), w.roots.identity());
 
-        // For a minute of log time the same one, at every node; then a newer one.
+        // For a minute of log time the same one, at every node.
         let with_prefix = json!({"app_id": format!("0x{}", app.to_uppercase())});
         for seat in 1..=3 {
             assert_eq!(w.post(seat, "GetAppEnvEncryptPubKey", &with_prefix, &[]).await.1, answer);
         }
+        // Then a newer one is there before anybody asks for it.
         let later = UnixMillis(w.cluster.log_time().0 + 61_000);
         assert_eq!(w.cluster.beacon(later), None);
+        until("the signature to be renewed", || (w.roots.dated() == Some(later.0 / 1000)).then_some(())).await;
         let (_, renewed) = w.post(1, "GetAppEnvEncryptPubKey", &with_prefix, &[]).await;
         assert_eq!(renewed["timestamp"], later.0 / 1000);
         assert_eq!(renewed["signature"], answer["signature"]);
+        // Where nobody renewed it, who asks after two minutes gets a new one all the same.
+        let last = UnixMillis(later.0 + 121_000);
+        assert_eq!(w.cluster.beacon(last), None);
+        let (_, newest) = w.post(3, "GetAppEnvEncryptPubKey", &with_prefix, &[]).await;
+        assert_eq!(newest["timestamp"], last.0 / 1000);
 
         assert_eq!(error(&w.post(1, "GetAppEnvEncryptPubKey", &json!({"app_id": "11"}), &[]).await), (400, "app_id must be 20 bytes"));
         let unknown = w.post(1, "GetAppEnvEncryptPubKey", &json!({"app_id": "11".repeat(20)}), &[]).await;

@@ -55,6 +55,13 @@ impl Roots {
     pub(super) fn identity(&self) -> Vec<u8> {
         self.id.verifying_key().to_sec1_point(true).as_bytes().to_vec()
     }
+    /// The date of the env key's latest signature with one, s.
+    pub(super) fn dated(&self) -> Option<u64> {
+        match self.book.lock().unwrap().get(&SignKey::EnvKeyAt(GENERATION, APP))?.ask.object {
+            SignObject::EnvKeyAt { timestamp_s, .. } => Some(timestamp_s),
+            _ => None,
+        }
+    }
     fn made(&self, object: SignObject, basis: Basis, pos: u64) -> SignedRow {
         let log_time = read(&*self.log, |state| state.log_time).unwrap();
         let ask = AskRow { pos, log_time, author: NodeIndex(1), object, basis, attempts: 1 };

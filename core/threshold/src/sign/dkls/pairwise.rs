@@ -1,21 +1,23 @@
 //! What a setup leaves at one holder: its secrets with every other one, and their form at rest.
 //!
-//! Owns: the list of expelled peers, the layout under a seal. Never: cloned, printed or serialized but to [`SecretBytes`]; a run takes
-//! a copy of the pairs it needs and wipes it at its end. Source: threshold.md §5.1, §6 (who seals).
+//! Owns: the list of expelled peers, pairs that are missing and made anew, the layout under a seal. Never: cloned, printed or serialized
+//! but to [`SecretBytes`]; a run takes a copy of the pairs it needs and wipes it at its end. Source: threshold.md §5.1, §6 (who seals),
+//! ADR 0029 (what is made anew).
 //!
 //! ```text
 //!   state = "DKMS-V1-PAIRS" ‖ version(1)=1 ‖ lp(group) ‖ inst(32) ‖ digest(32) ‖ i(2) ‖ count(2) ‖ { member(2) }* ascending
 //!         ‖ count(2) ‖ { j(2) ‖ lp4(engine's zero seed, multiplication sender, multiplication receiver) }* ascending
 //! ```
-//! A member without an entry is expelled: its secrets are gone for good.
+//! A member without an entry is missing: its secrets are gone for good, and a setup between the two makes new ones. Who is expelled is
+//! remembered in memory only; the secrets with it are not in what is sealed after that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use dkls23_core::utilities::multiplication::{MulReceiver, MulSender};
 use dkls23_core::utilities::zero_shares::SeedPair;
 use dstack_protocol::NodeIndex;
-use dstack_protocol::codec::{DecodeError, Reader, Writer};
+use dstack_protocol::codec::{DecodeError, Reader, Writer, sha256};
 use dstack_protocol::limits::NODES_MAX;
 use dstack_secret::SecretBytes;
 
@@ -35,6 +37,14 @@ pub(crate) struct PairState<G: EcdsaGroup> {
     pub(crate) receiver: MulReceiver<Curve<G>>,
 }
 
+impl<G: EcdsaGroup> PairState<G> {
+    /// What both ends of a pair know of it and nobody else, so that they begin no run with secrets of two different setups:
+    /// `SHA-256("DKMS-V1-PAIRBIND" ‖ inst(32) ‖ seed(32))`, the seed being the pair's own.
+    pub(crate) fn binding(&self, inst: &[u8; 32]) -> [u8; 32] {
+        sha256(&[b"DKMS-V1-PAIRBIND", inst, &self.zero.seed])
+    }
+}
+
 /// One holder's pairwise secrets for all runs of an epoch.
 pub struct Pairwise<G: EcdsaGroup> {
     inst: [u8; 32],
@@ -42,6 +52,7 @@ pub struct Pairwise<G: EcdsaGroup> {
     me: NodeIndex,
     members: Vec<NodeIndex>,
     pairs: BTreeMap<NodeIndex, Box<PairState<G>>>,
+    expelled: BTreeSet<NodeIndex>,
 }
 
 impl<G: EcdsaGroup> Pairwise<G> {
@@ -52,10 +63,40 @@ impl<G: EcdsaGroup> Pairwise<G> {
         digest: [u8; 32],
         pairs: BTreeMap<NodeIndex, Box<PairState<G>>>,
     ) -> Self {
-        Self { inst, digest, me, members, pairs }
+        Self { inst, digest, me, members, pairs, expelled: BTreeSet::new() }
     }
 
-    /// `setup` of `Ready`: the same at all holders of one setup.
+    /// Of a holder that lost its secrets with all others: every pair is missing, and no run can begin before [`Pairwise::adopt`].
+    ///
+    /// # Errors
+    /// [`EcdsaError::Members`], [`EcdsaError::NotAMember`].
+    pub fn lost(inst: [u8; 32], me: NodeIndex, members: &[NodeIndex]) -> Result<Self, EcdsaError> {
+        check_members(members)?;
+        party(members, me)?;
+        Ok(Self::new(inst, me, members.to_vec(), [0; 32], BTreeMap::new()))
+    }
+
+    /// Takes over the secrets of a setup between this holder and one other, in place of those it had with it; the other one.
+    ///
+    /// # Errors
+    /// [`EcdsaError::OtherHolders`] where it is not a setup of two holders of this one, [`EcdsaError::Expelled`].
+    pub fn adopt(&mut self, mut redone: Self) -> Result<NodeIndex, EcdsaError> {
+        let (Some((peer, mut pair)), true) = (redone.pairs.pop_first(), redone.pairs.is_empty()) else {
+            return Err(EcdsaError::OtherHolders);
+        };
+        if redone.me != self.me || peer == self.me {
+            return Err(EcdsaError::OtherHolders);
+        }
+        // The engine's number of the peer: its place among all holders, which was one of two in the setup.
+        pair.zero.index_counterparty = party(&self.members, peer).map_err(|_| EcdsaError::OtherHolders)?;
+        if self.expelled.contains(&peer) {
+            return Err(EcdsaError::Expelled(peer));
+        }
+        self.pairs.insert(peer, pair);
+        Ok(peer)
+    }
+
+    /// `setup` of `Ready`: the same at all holders of one setup. Zero after [`Pairwise::lost`].
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         self.digest
@@ -80,19 +121,34 @@ impl<G: EcdsaGroup> Pairwise<G> {
     }
 
     /// Destroys the secrets with a peer that cheated: no run with it any more (threshold.md §5.1). Runs in progress with it are the
-    /// caller's to drop, and a sealed copy to be written again. True if there was something to destroy.
+    /// caller's to drop, and a sealed copy to be written again. True if it was not expelled before.
     pub fn expel(&mut self, peer: NodeIndex) -> bool {
+        self.pairs.remove(&peer);
+        peer != self.me && self.members.contains(&peer) && self.expelled.insert(peer)
+    }
+
+    /// Destroys the secrets with a peer that has others: a setup between the two makes new ones. True if there were some.
+    pub fn lose(&mut self, peer: NodeIndex) -> bool {
         self.pairs.remove(&peer).is_some()
     }
 
     /// Members that no run may include any more, ascending.
     #[must_use]
     pub fn expelled(&self) -> Vec<NodeIndex> {
-        self.members.iter().filter(|i| **i != self.me && !self.pairs.contains_key(i)).copied().collect()
+        self.expelled.iter().copied().collect()
     }
 
-    pub(crate) fn pair(&self, peer: NodeIndex) -> Option<&PairState<G>> {
-        self.pairs.get(&peer).map(|pair| &**pair)
+    /// Members without secrets that are not expelled, ascending: a setup with each is to be made anew.
+    #[must_use]
+    pub fn missing(&self) -> Vec<NodeIndex> {
+        let there = |i: &NodeIndex| *i == self.me || self.pairs.contains_key(i) || self.expelled.contains(i);
+        self.members.iter().filter(|i| !there(i)).copied().collect()
+    }
+
+    /// The secrets with a peer.
+    pub(crate) fn pair(&self, peer: NodeIndex) -> Result<&PairState<G>, EcdsaError> {
+        let none = || if self.expelled.contains(&peer) { EcdsaError::Expelled(peer) } else { EcdsaError::NoPair(peer) };
+        self.pairs.get(&peer).map(|pair| &**pair).ok_or_else(none)
     }
 
     /// The state as secret bytes, to be sealed (threshold.md §6).
@@ -170,7 +226,7 @@ impl<G: EcdsaGroup> Pairwise<G> {
             pairs.insert(peer, pair);
         }
         r.finish().map_err(EcdsaError::State)?;
-        Ok(Self { inst, digest, me, members, pairs })
+        Ok(Self::new(inst, me, members, digest, pairs))
     }
 }
 

@@ -1,7 +1,10 @@
 //! One signing run: three rounds between exactly `t` holders, DKLs23 Protocol 3.6.
 //!
 //! Owns: a copy of the pairs' secrets for the length of the run, the order of rounds, the class of each abort, verification of the
-//! result. Never: outlives its end: result, abort and drop destroy everything. Source: threshold.md §5.1.
+//! result. Never: outlives its end: result, abort and drop destroy everything. Source: threshold.md §5.1, ADR 0029.
+//!
+//! The body of a first message is `pair(32) ‖ engine's`: both ends show that they have the secrets of one setup before the extension
+//! of the transfer begins. With secrets of two setups its check would fail, and an honest node would be expelled.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,6 +51,8 @@ struct Live<G: EcdsaGroup> {
     data: SignData,
     public_key: G::Element,
     members: Vec<NodeIndex>,
+    /// Of the pair with each other signer.
+    bindings: BTreeMap<NodeIndex, [u8; 32]>,
     stage: Stage<G>,
     first: BTreeMap<NodeIndex, TransmitPhase1to2>,
     second: BTreeMap<NodeIndex, TransmitPhase2to3<Curve<G>>>,
@@ -81,9 +86,11 @@ impl<G: EcdsaGroup> Signing<G> {
         let members = pairwise.members().to_vec();
         let peers: Vec<NodeIndex> = run.signers().iter().filter(|i| **i != me).copied().collect();
         let mut party = empty_party(share, pairwise)?;
+        let mut bindings = BTreeMap::new();
         for peer in &peers {
             // No run with a node that cheated (threshold.md §5.1).
-            let pair = pairwise.pair(*peer).ok_or(EcdsaError::Expelled(*peer))?;
+            let pair = pairwise.pair(*peer)?;
+            bindings.insert(*peer, pair.binding(&pairwise.inst()));
             let number = super::party(&members, *peer)?;
             party.zero_share.seeds.push(pair.zero.clone());
             party.mul_senders.insert(number, pair.sender.clone());
@@ -98,6 +105,7 @@ impl<G: EcdsaGroup> Signing<G> {
             data,
             public_key: *holders.public_element(),
             members,
+            bindings,
             stage: Stage::AwaitingFirst(Box::new(unique), kept),
             first: BTreeMap::new(),
             second: BTreeMap::new(),
@@ -213,6 +221,10 @@ impl<G: EcdsaGroup> Live<G> {
         }
         match round {
             1 => {
+                let (binding, body) = body.split_first_chunk::<32>().ok_or_else(|| unbound(from))?;
+                if *binding != self.binding(from)? {
+                    return Err(EcdsaError::OtherPair(from));
+                }
                 let message = decode_body::<TransmitPhase1to2>(from, body)?;
                 self.check_parties(desk, from, &message.parties)?;
                 self.first.insert(from, message);
@@ -229,6 +241,10 @@ impl<G: EcdsaGroup> Live<G> {
         Ok(())
     }
 
+    fn binding(&self, peer: NodeIndex) -> Result<[u8; 32], EcdsaError> {
+        self.bindings.get(&peer).copied().ok_or(EcdsaError::NotAMember(peer))
+    }
+
     /// The engine's own sender and recipient are those of the envelope.
     fn check_parties(&self, desk: &Desk<'_>, from: NodeIndex, parties: &PartiesMessage) -> Result<(), EcdsaError> {
         if parties.sender == party(&self.members, from)? && parties.receiver == party(&self.members, desk.me)? {
@@ -240,6 +256,12 @@ impl<G: EcdsaGroup> Live<G> {
     fn outgoing<T: serde::Serialize>(&self, desk: &Desk<'_>, round: u8, to: PartyIndex, body: &T) -> Result<Outgoing, EcdsaError> {
         let to = member(&self.members, to).ok_or(EcdsaError::Members)?;
         let mut body = encode_body(body)?;
+        if round == 1 {
+            // One allocation: the engine's part is wiped where it was.
+            let bound = [&self.binding(to)?[..], &body].concat();
+            body.zeroize();
+            body = bound;
+        }
         let bytes = SecretBytes::take(desk.wrap(round, to, &body));
         body.zeroize();
         Ok(Outgoing { to, bytes })
@@ -265,6 +287,10 @@ impl<G: EcdsaGroup> Live<G> {
         }
         Ok(signature)
     }
+}
+
+fn unbound(peer: NodeIndex) -> EcdsaError {
+    EcdsaError::Malformed { peer, error: DecodeError::Field { field: "pair", reason: "32 bytes that bind the pair" } }
 }
 
 /// The engine's view of this holder, without share and pairs.

@@ -356,8 +356,65 @@ fn another_digest_or_setup_is_a_mismatch_and_not_cheating() {
     let two = cluster.begin(NodeIndex(2), &run, DIGEST).unwrap();
     let mut post = Post::new([(NodeIndex(1), one), (NodeIndex(2), two)]);
     post.settle(|_| 0);
-    assert!(post.errors.iter().all(|(_, e)| matches!(e, EcdsaError::Mismatch(_))), "{:?}", post.errors);
+    let pair = [(NodeIndex(2), EcdsaError::OtherPair(NodeIndex(1))), (NodeIndex(1), EcdsaError::OtherPair(NodeIndex(2)))];
+    assert_eq!(post.errors, pair);
+    assert!(post.errors.iter().all(|(_, e)| e.ends_run() && e.must_expel().is_none() && e.culprit().is_none()));
     assert!(post.done.is_empty());
+}
+
+#[test]
+fn a_lost_pair_is_made_anew_between_its_two_ends() {
+    // Node 300 lost what it had; the third holder takes no part, and its pairs stay as they are.
+    let members = indices(&[2, 300, 0x7fff]);
+    let mut cluster = Cluster::<Secp256k1>::new(2, &members);
+    let inst = cluster.pairwise[&NodeIndex(2)].inst();
+    cluster.pairwise.insert(NodeIndex(300), Pairwise::lost(inst, NodeIndex(300), &members).unwrap());
+    let lost = &cluster.pairwise[&NodeIndex(300)];
+    assert_eq!(lost.missing(), indices(&[2, 0x7fff]));
+    for peer in [2, 0x7fff] {
+        let pair = if peer < 300 { [peer, 300] } else { [300, peer] };
+        let error = cluster.begin(NodeIndex(300), &run(0, &indices(&pair)), DIGEST).unwrap_err();
+        assert_eq!(error, EcdsaError::NoPair(NodeIndex(peer)));
+    }
+    let mut redone = setups::<Secp256k1>(0x44, &indices(&[2, 300]));
+    redone.settle(|_| 0);
+    assert_eq!(redone.errors, []);
+    let of = |redone: &mut Post<Setup<Secp256k1>>, i: u16| redone.done.remove(&NodeIndex(i)).unwrap();
+    assert_eq!(cluster.pairwise.get_mut(&NodeIndex(300)).unwrap().adopt(of(&mut redone, 300)), Ok(NodeIndex(2)));
+
+    // Between the two moments the one has new secrets and the other old ones: noticed before any is used.
+    let begun = [2, 300].map(|i| (NodeIndex(i), cluster.begin(NodeIndex(i), &run(1, &indices(&[2, 300])), DIGEST).unwrap()));
+    let mut post = Post::new(begun);
+    post.settle(|_| 0);
+    assert!(post.done.is_empty() && post.errors.iter().all(|(_, error)| error.must_redo().is_some()), "{:?}", post.errors);
+
+    assert_eq!(cluster.pairwise.get_mut(&NodeIndex(2)).unwrap().adopt(of(&mut redone, 2)), Ok(NodeIndex(300)));
+    assert_eq!(cluster.pairwise[&NodeIndex(300)].missing(), indices(&[0x7fff]));
+    for (attempt, pair) in [[2, 300], [2, 0x7fff]].into_iter().enumerate() {
+        let mut post = cluster.runs(&run(2 + u32::try_from(attempt).unwrap(), &indices(&pair)));
+        post.settle(|_| 0);
+        assert_eq!(post.errors, []);
+        cluster.assert_signed(&post);
+    }
+    // At rest too, with the pair that is still missing.
+    let again = Pairwise::from_secret(&cluster.pairwise[&NodeIndex(300)].to_secret().unwrap()).unwrap();
+    assert_eq!(again.missing(), indices(&[0x7fff]));
+    cluster.pairwise.insert(NodeIndex(300), again);
+    let mut post = cluster.runs(&run(4, &indices(&[2, 300])));
+    post.settle(|_| 0);
+    cluster.assert_signed(&post);
+
+    // Not of these two, of more than two, with one that is expelled.
+    let mut three = set_up::<Secp256k1>(&members);
+    let mut foreign = set_up::<Secp256k1>(&indices(&[2, 9]));
+    let two = cluster.pairwise.get_mut(&NodeIndex(2)).unwrap();
+    assert_eq!(two.adopt(three.remove(&NodeIndex(2)).unwrap()).unwrap_err(), EcdsaError::OtherHolders);
+    assert_eq!(two.adopt(foreign.remove(&NodeIndex(9)).unwrap()).unwrap_err(), EcdsaError::OtherHolders);
+    assert_eq!(two.adopt(foreign.remove(&NodeIndex(2)).unwrap()).unwrap_err(), EcdsaError::OtherHolders);
+    assert!(two.expel(NodeIndex(300)) && !two.expel(NodeIndex(2)) && !two.expel(NodeIndex(9)));
+    let mut again = set_up::<Secp256k1>(&indices(&[2, 300]));
+    assert_eq!(two.adopt(again.remove(&NodeIndex(2)).unwrap()).unwrap_err(), EcdsaError::Expelled(NodeIndex(300)));
+    assert!(two.missing().is_empty());
 }
 
 /// The letter of that round from 2 to 1, changed.
@@ -389,7 +446,8 @@ fn flipped_bits_give_typed_errors_and_never_a_bad_signature() {
         let mut at = 0;
         let post = tampered(&cluster, attempt, round, |bytes| {
             // The first ones at the body's head, where lengths and parties are.
-            at = if attempt < 12 { HEAD + usize::try_from(attempt).unwrap() / 3 } else { place(bytes.len()) };
+            let head = if round == 1 { HEAD + 32 } else { HEAD };
+            at = if attempt < 12 { head + usize::try_from(attempt).unwrap() / 3 } else { place(bytes.len()) };
             bytes[at] ^= 1 << place(8);
         });
         assert!(!post.done.contains_key(&NodeIndex(1)), "round {round}, byte {at}");
@@ -406,8 +464,8 @@ fn flipped_bits_give_typed_errors_and_never_a_bad_signature() {
 #[test]
 fn cheating_in_the_transfer_expels() {
     let mut cluster = Cluster::<Secp256k1>::new(2, &indices(&[1, 2, 3]));
-    // A bit of the extension's matrix u: after parties(2), binding(32), commitment(32), nonce(32) and a length.
-    let post = tampered(&cluster, 0, 1, |bytes| bytes[HEAD + 2 + 96 + 100] ^= 1);
+    // A bit of the extension's matrix u: after pair(32), parties(2), binding(32), commitment(32), nonce(32) and a length.
+    let post = tampered(&cluster, 0, 1, |bytes| bytes[HEAD + 32 + 2 + 96 + 100] ^= 1);
     let (_, error) = post.errors.iter().find(|(i, _)| *i == NodeIndex(1)).unwrap();
     assert!(matches!(error, EcdsaError::Cheated { .. }), "{error}");
     assert_eq!((error.must_expel(), error.culprit(), error.ends_run()), (Some(NodeIndex(2)), Some(NodeIndex(2)), true));
@@ -422,13 +480,16 @@ fn cheating_in_the_transfer_expels() {
     let post = tampered(&cluster, 2, 3, |bytes| bytes[HEAD + 5] ^= 1);
     assert_eq!(post.errors, [(NodeIndex(1), EcdsaError::BadSignature)]);
 
-    // The peer is expelled: no run with it, runs with others go on, also after a restart from sealed bytes.
+    // The peer is expelled: no run with it, runs with others go on. After a restart from sealed bytes the secrets with it are gone.
     let pairwise = cluster.pairwise.get_mut(&NodeIndex(1)).unwrap();
     assert!(pairwise.expel(NodeIndex(2)) && !pairwise.expel(NodeIndex(2)));
+    assert_eq!((pairwise.expelled(), pairwise.missing()), (vec![NodeIndex(2)], vec![]));
     let restarted = Pairwise::from_secret(&pairwise.to_secret().unwrap()).unwrap();
-    assert_eq!(restarted.expelled(), [NodeIndex(2)]);
+    assert_eq!((restarted.expelled(), restarted.missing()), (vec![], vec![NodeIndex(2)]));
+    let begun = |cluster: &Cluster<Secp256k1>| cluster.begin(NodeIndex(1), &run(3, &indices(&[1, 2])), DIGEST).unwrap_err();
+    assert_eq!(begun(&cluster), EcdsaError::Expelled(NodeIndex(2)));
     cluster.pairwise.insert(NodeIndex(1), restarted);
-    assert_eq!(cluster.begin(NodeIndex(1), &run(3, &indices(&[1, 2])), DIGEST).unwrap_err(), EcdsaError::Expelled(NodeIndex(2)));
+    assert_eq!(begun(&cluster), EcdsaError::NoPair(NodeIndex(2)));
     let mut post = cluster.runs(&run(4, &indices(&[1, 3])));
     post.settle(|_| 0);
     cluster.assert_signed(&post);
