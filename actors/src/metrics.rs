@@ -24,24 +24,24 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Partials dropped while this node combined in mode L or E; the log names the holders.",
     ),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
-    ("kms_actors_signatures_total", "counter", "root, outcome", "Signatures coordinated here; outcome is ok or the refusal's code."),
+    ("kms_actors_signatures_total", "counter", "root outcome", "Signatures coordinated here; outcome is ok or the refusal's code."),
     ("kms_actors_signature_seconds", "histogram", "root", "Time from the wish for a signature to its row in the log."),
     (
         "kms_actors_signing_attempts_total",
         "counter",
-        "root, outcome",
+        "root outcome",
         "Attempts of signatures coordinated here: ok or failed. Failed ones are tried again with other signers.",
     ),
     (
         "kms_actors_signing_runs_total",
         "counter",
-        "root, outcome",
+        "root outcome",
         "ECDSA runs that this holder took part in; outcome is ok, timeout or the refusal's code.",
     ),
     (
         "kms_actors_pairs_redone_total",
         "counter",
-        "root, outcome",
+        "root outcome",
         "Setups of a pair whose secrets were lost, at either end; outcome is ok or the refusal's code.",
     ),
     (

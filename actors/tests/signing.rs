@@ -5,7 +5,6 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use dstack_actors::signing::wire::{RoundMessage, RunAsk};
 use dstack_certificates::{PublicKey, identity, read::Certificate};
@@ -69,9 +68,7 @@ fn with_one_node_gone_and_one_that_hangs_up_in_the_middle_signatures_still_come(
 
         // Node 2 commits and then says nothing more.
         net.wire(|(_, to, path, _)| !(*to == Seat(2) && *path == PATH_PEER_SIGN_SHARE));
-        let began = Instant::now();
         certifies_root(&cluster, &members[0].signing.sign(ROOT_CA).await.unwrap(), CaAlgorithm::Ed25519);
-        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
 
         // Of an ECDSA run it takes the first message and sends none.
         let key = AppKey::generate();
@@ -202,9 +199,7 @@ fn a_p256_root_signs_by_threshold_ecdsa() {
         let cluster = Cluster::with_ca(3, 0, CaAlgorithm::P256);
         let net = Net::new();
         let members = Member::formed(&cluster, &net).await;
-        let began = Instant::now();
         certifies_root(&cluster, &members[1].signing.sign(ROOT_CA).await.unwrap(), CaAlgorithm::P256);
-        println!("a P-256 signature by 2 of 3, in process: {:?}", began.elapsed());
         members.into_iter().for_each(|member| drop(member.kill()));
     });
 }

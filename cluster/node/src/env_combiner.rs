@@ -100,3 +100,6 @@ impl EnvCombiner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,6 +97,8 @@ fn operators_govern_a_cluster() {
     })
     .unwrap();
 
+    an_env_key_is_shown_and_not_made_twice(&cluster, genesis, keys[0], text(&stranger));
+
     // What builds on an old version is refused; a revocation by one operator holds at once.
     refused(&cluster, &propose(&["--base-version", "0"], 0), "STALE_VERSION");
     refused(&cluster, &["policy", "approve", "--genesis", genesis, &action, "--key", keys[2]], "UNKNOWN_ACTION");
@@ -107,6 +109,21 @@ fn operators_govern_a_cluster() {
     another_genesis_trusts_none_of_these_nodes(&cluster);
     one_node_is_no_cluster(&mut cluster, genesis);
     the_logs_hold(&mut cluster, genesis);
+}
+
+/// The nodes compute it by themselves; what an operator signs for a further attempt is verified before it is refused.
+fn an_env_key_is_shown_and_not_made_twice(cluster: &Cluster, genesis: &str, key: &str, stranger: &str) {
+    let show = || -> Value { serde_json::from_str(&done(cluster, &["env", "show", "--genesis", genesis, APP])).unwrap() };
+    until("the env key", PATIENCE * 4, || match show()["public_key"].as_str() {
+        Some(hex) if hex.len() == 64 => Ok(()),
+        other => Err(ClusterError::Unexpected { from: "env show".to_owned(), got: format!("{other:?}") }),
+    })
+    .unwrap();
+    let row = show();
+    assert_eq!((row["open"].as_bool(), row["attempts_free"].as_u64()), (Some(false), Some(3)), "{row}");
+    refused(cluster, &["env", "retry", APP, "--genesis", genesis, "--key", key], "ENV_KEY_PINNED");
+    refused(cluster, &["env", "retry", APP, "--genesis", genesis, "--key", stranger, "--wait", "5s"], "BAD_APPROVAL");
+    refused(cluster, &["env", "show", "--genesis", genesis, &"09".repeat(20)], "APP_UNKNOWN");
 }
 
 fn another_genesis_trusts_none_of_these_nodes(cluster: &Cluster) {

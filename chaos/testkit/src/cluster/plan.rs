@@ -60,7 +60,8 @@ fn plan_text(
     let quoted = |paths: &[PathBuf]| paths.iter().map(|path| format!("{:?}", path.display().to_string())).collect::<Vec<_>>().join(", ");
     let keys: Vec<String> = operators.iter().map(|operator| format!("{:?}", operator.public_key)).collect();
     let mut text = format!(
-        "timelock_s = {}\ncollateral = {}\nsoftware_roots = [{}]\n\n[operators]\nk = {}\nr = 1\nkeys = [{}]\n",
+        "ca_algorithm = \"{}\"\ntimelock_s = {}\ncollateral = {}\nsoftware_roots = [{}]\n\n[operators]\nk = {}\nr = 1\nkeys = [{}]\n",
+        spec.ca_algorithm,
         spec.timelock_s,
         quoted(&[device.collateral()]),
         quoted(&device.roots()),

@@ -39,6 +39,8 @@ pub struct ClusterSpec {
     pub operators: u8,
     /// Approvals that a change needs.
     pub approvals: u8,
+    /// Algorithm of root `ca`, as the plan names it.
+    pub ca_algorithm: &'static str,
     /// Seconds between the approval of a change and its effect.
     pub timelock_s: u64,
     /// Machines for workloads, by name.
@@ -68,6 +70,7 @@ impl Default for ClusterSpec {
             engine: "redb",
             operators: 2,
             approvals: 1,
+            ca_algorithm: "ed25519",
             timelock_s: 0,
             guests: vec![("web".to_owned(), MachineKind::Tdx), ("signer".to_owned(), MachineKind::Nitro)],
             node_program: None,

@@ -1,6 +1,6 @@
 //! No process memory ever holds a root (threshold.md §10, 7). The node is a build that exports each dealer's constants to this test and
 //! to nobody else; their sums are the three roots. Every node's memory is searched for them in all encodings, while the cluster forms
-//! and during 100 releases. What is known to be there is found by the same search.
+//! during 100 releases, and while all three roots are at work for new apps of dstack's guests. What is known to be there is found by the same search.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -8,14 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
-use dstack_protocol::RootTag;
+use dstack_protocol::{ClusterId, RootTag};
 use dstack_testkit::cluster::{Binaries, Cluster, ClusterError, ClusterSpec, FORMING, MachineKind, until};
 use dstack_threshold::group::{Edwards25519, Group, Ristretto255, Secp256k1};
 use memchr::memmem::Finder;
+use serde_json::json;
 
-use crate::workload::{Workload, check_values, registered, runtime, wishes};
+use crate::dstack::{Guests, csr, permitted};
+use crate::workload::{Workload, check_values, compose_file, registered, runtime, wishes};
 
 const RELEASES: usize = 100;
+/// New apps while the memory is searched.
+const APPS: u16 = 5;
 
 #[test]
 fn no_memory_holds_a_root() {
@@ -24,7 +28,7 @@ fn no_memory_holds_a_root() {
     let spec = ClusterSpec {
         node_program: Some(program),
         environment: vec![("DSTACK_MEMORY_CANARY".to_owned(), canary.clone())],
-        ..ClusterSpec::default()
+        ..crate::dstack::spec()
     };
     let mut cluster = Cluster::plan(&spec).unwrap();
     let exports: Vec<PathBuf> = (1..=3).map(|seat| cluster.dir().join(format!("constant-{seat}"))).collect();
@@ -90,8 +94,9 @@ fn no_memory_holds_a_root() {
         assert!(released.iter().all(|keys| keys == &released[0]));
         searching.join().unwrap()
     });
-    println!("{searches} searches of 3 processes during {RELEASES} releases");
+    assert!(searches > 0);
     assert_eq!(needles.search(&pids), [], "after the releases");
+    searched_while_roots_sign(&mut cluster, &needles, &pids);
 
     // The same search finds what is there: a text from the environment, the cluster's id and the public key as raw bytes.
     for (what, bytes) in [
@@ -102,6 +107,40 @@ fn no_memory_holds_a_root() {
         let known = Needles { named: BTreeMap::from([(what.to_owned(), bytes)]) };
         assert_eq!(known.search(&pids).len(), 3, "{what} is in every node's memory and was not found");
     }
+}
+
+/// New apps, one after the other: each costs root `prf` a release of mode L, root `ca` an app CA, root `id` three signatures.
+fn searched_while_roots_sign(cluster: &mut Cluster, needles: &Needles, pids: &[u32]) {
+    let (guests, _) = Guests::new(cluster);
+    let id: [u8; 32] = hex::decode(&cluster.cluster_id).unwrap().try_into().unwrap();
+    let done = AtomicBool::new(false);
+    let searches = std::thread::scope(|scope| {
+        let searching = scope.spawn(|| {
+            let mut searches = 0;
+            while !done.load(Ordering::Relaxed) || searches == 0 {
+                assert_eq!(needles.search(pids), [], "while roots sign");
+                searches += 1;
+            }
+            searches
+        });
+        for number in 0..APPS {
+            let compose = compose_file(cluster.dir(), "web", &format!("alpine:memory-{number}"));
+            let app = permitted(cluster, cluster.measure("web", &compose, MachineKind::Tdx).unwrap());
+            let web = Workload::boot(cluster, "web", &app);
+            let certificate = guests.certificate(&ClusterId(id), &web);
+            let seat = number % 3 + 1;
+            let keys = guests.asked(cluster, seat, "GetAppKey", Some(&json!({"api_version": 1, "vm_config": ""})), &certificate);
+            assert_eq!(keys["k256_signature"].as_str().map(str::len), Some(130));
+            let chain = guests.asked(cluster, seat, "SignCert", Some(&csr(&web)), &[]);
+            assert_eq!(chain["certificate_chain"].as_array().map(Vec::len), Some(3));
+            let env = guests.asked(cluster, seat, "GetAppEnvEncryptPubKey", Some(&json!({"app_id": app.app_id})), &[]);
+            assert_eq!(env["signature_v1"].as_str().map(str::len), Some(130));
+        }
+        done.store(true, Ordering::Relaxed);
+        searching.join().unwrap()
+    });
+    assert!(searches > 0);
+    assert_eq!(needles.search(pids), [], "after the signatures");
 }
 
 /// Byte patterns to look for, by name.

@@ -150,7 +150,9 @@ fn sweep(sightings: &mut BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>>, log_ti
     (from[0], to[0]) = (part, part);
     for seen in sightings.values_mut() {
         let over: Vec<[u8; 32]> = seen.range(from..=to).filter(|(_, first)| is_over(**first, log_time)).map(|(hash, _)| *hash).collect();
-        over.iter().for_each(|hash| drop(seen.remove(hash)));
+        for hash in over {
+            seen.remove(&hash);
+        }
     }
     sightings.retain(|_, seen| !seen.is_empty());
 }
