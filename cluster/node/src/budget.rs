@@ -10,6 +10,10 @@ use dstack_policy::rate;
 use dstack_protocol::policy::Rate;
 use dstack_protocol::{AppId, Refusal, RefusalCode, UnixMillis};
 
+/// Claims of apps to their keys: of one address, of all addresses, of one app. An app makes one in its life.
+const CLAIMS_PER_SOURCE: Rate = Rate { per_second: 5, burst: 50 };
+const CLAIMS_IN_TOTAL: Rate = Rate { per_second: 50, burst: 500 };
+const CLAIMS_OF_APP: Rate = Rate { per_second: 1, burst: 10 };
 /// Keys remembered; beyond, those with full buckets are forgotten first.
 const KEYS_MAX: usize = 10_000;
 
@@ -82,6 +86,11 @@ impl Budget {
         Self { in_total, buckets: Mutex::new(Sources { total: None, sources: PerKey::new(per_source) }) }
     }
 
+    /// For apps' claims to their keys.
+    pub(crate) fn of_claims() -> Self {
+        Self::new(CLAIMS_PER_SOURCE, CLAIMS_IN_TOTAL)
+    }
+
     /// Takes one call of `source`.
     pub(crate) fn take(&self, source: IpAddr, now: UnixMillis) -> Result<(), Refusal> {
         let mut buckets = lock(&self.buckets);
@@ -98,8 +107,13 @@ impl Budget {
 pub(crate) struct AppBudget(Mutex<PerKey<AppId>>);
 
 impl AppBudget {
-    pub(crate) fn new(rate: Rate) -> Self {
+    fn new(rate: Rate) -> Self {
         Self(Mutex::new(PerKey::new(rate)))
+    }
+
+    /// For apps' claims to their keys.
+    pub(crate) fn of_claims() -> Self {
+        Self::new(CLAIMS_OF_APP)
     }
 
     /// Takes one call of `app_id`.

@@ -25,7 +25,6 @@ use dstack_actors::verifier::VerifierPool;
 use dstack_policy::governance as quorum;
 use dstack_protocol::governance::Entry;
 use dstack_protocol::log::RecordKind;
-use dstack_protocol::policy::Rate;
 use dstack_protocol::{Generation, Refusal, RefusalCode, RootTag, Seat};
 use dstack_raft::audit_log::AuditLog;
 use dstack_raft::machine::{Birth, Effect, KmsMachine};
@@ -59,10 +58,6 @@ use crate::timelocks::Timelocks;
 use crate::trust::Trust;
 use crate::{admin, checkpoints, dstack, env_attempts, env_combiner, joining, native_api, peer_api, receipts};
 
-/// Claims of apps to their keys: of one address, of all addresses, of one app. An app makes one in its life.
-const CLAIMS_PER_SOURCE: Rate = Rate { per_second: 5, burst: 50 };
-const CLAIMS_IN_TOTAL: Rate = Rate { per_second: 50, burst: 500 };
-const CLAIMS_OF_APP: Rate = Rate { per_second: 1, burst: 10 };
 /// Requests that may wait for the storage writer.
 const WRITER_QUEUE: usize = 1024;
 const CERTIFICATE_AHEAD: Duration = Duration::from_secs(600);
@@ -529,8 +524,8 @@ fn assemble(
         holder,
         signing,
         claims,
-        claim_budget: Budget::new(CLAIMS_PER_SOURCE, CLAIMS_IN_TOTAL),
-        claims_of_apps: AppBudget::new(CLAIMS_OF_APP),
+        claim_budget: Budget::of_claims(),
+        claims_of_apps: AppBudget::of_claims(),
         coordinator,
         heads,
         beacons,
