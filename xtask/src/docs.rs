@@ -1,4 +1,5 @@
-//! Documents that are made from the source: refusal codes and metrics. Owns: reading the two tables and writing Markdown.
+//! Documents that are made from the source: refusal codes and metrics, and the made parts of others. Owns: reading the two tables and
+//! writing Markdown.
 //! Never: invents a text; what is not in a table is not documented, and `tidy` refuses a document that is not fresh.
 
 use std::fmt::Write as _;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use crate::checks;
+use crate::methods;
 use crate::shell::Shell;
 use crate::tidy::files;
 
@@ -38,6 +40,7 @@ pub(crate) fn generated(root: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
         (PathBuf::from("docs/errors.md"), errors_page(&refusal_rows(&refusals)?)),
         (PathBuf::from("docs/metrics.md"), metrics_page(&metrics)),
         (PathBuf::from(checks::PAGE), checks::page(root)?),
+        (PathBuf::from(methods::PAGE), methods::page(root)?),
     ])
 }
 

@@ -13,6 +13,7 @@ mod demo;
 mod deny;
 mod docs;
 mod fuzz;
+mod methods;
 mod setup;
 mod shell;
 mod step;

@@ -161,10 +161,16 @@ fn stay(story: &Teller<'_>, cluster: &mut Cluster, web: &App, left: &std::sync::
         web.app_id,
         cluster.node(1).admin,
     ));
+    let dstack_urls = cluster.dstack_urls();
     println!("AGENT_SOCK={}", agent.socket().display());
     println!("TAPPD_SOCK={}", agent.tappd_socket().display());
+    // The names that dstack's SDKs look for.
+    println!("DSTACK_SIMULATOR_ENDPOINT={}", agent.socket().display());
+    println!("TAPPD_SIMULATOR_ENDPOINT={}", agent.tappd_socket().display());
+    println!("APP_ID={}", web.app_id);
+    println!("KMS={}", dstack_urls.first().context("the nodes serve no guests of dstack")?);
+    println!("DSTACK_URLS={}", dstack_urls.join(","));
     println!("KMS_URLS={}", cluster.kms_urls());
-    println!("DSTACK_URLS={}", cluster.dstack_urls().join(","));
     // The sender is dropped when the reader leaves; meanwhile nothing is sent.
     while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = left.recv_timeout(Duration::from_millis(500)) {
         cluster.check_running()?;

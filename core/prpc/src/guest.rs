@@ -1,29 +1,31 @@
 //! The guest agent's frozen API: `DstackGuest` v0, `Tappd`, `Worker`. Owns: their methods and messages.
 //! Source: guest API reference §3–§5.
 
+use crate::message::Empty;
+
 service! {
     /// The guest socket; no prefix is accepted there.
     DstackGuest "" {
         /// A fresh key and a certificate for it.
-        GetTlsKey,
+        GetTlsKey(GetTlsKeyArgs) -> GetTlsKeyResponse,
         /// A key by path.
-        GetKey,
+        GetKey(GetKeyArgs) -> GetKeyResponse,
         /// A TD quote over the caller's bytes.
-        GetQuote,
+        GetQuote(RawQuoteArgs) -> GetQuoteResponse,
         /// A versioned attestation over the caller's bytes.
-        Attest,
+        Attest(RawQuoteArgs) -> AttestResponse,
         /// What runs here.
-        Info,
+        Info(Empty) -> AppInfo,
         /// A signature by the key of path `vms`.
-        Sign,
+        Sign(SignRequest) -> SignResponse,
         /// Judges a signature.
-        Verify,
+        Verify(VerifyRequest) -> VerifyResponse,
         /// Of the agent.
-        Version,
+        Version(Empty) -> WorkerVersion,
         /// Removed: always refused.
-        EmitEvent,
+        EmitEvent(EmitEventArgs) -> Empty,
         /// What was measured of GPUs at boot.
-        GpuInfo,
+        GpuInfo(Empty) -> GpuInfoResponse,
     }
 }
 
@@ -31,17 +33,17 @@ service! {
     /// The legacy socket.
     Tappd "Tappd." {
         /// A P-256 key by path and a certificate for it.
-        DeriveKey,
+        DeriveKey(DeriveKeyArgs) -> GetTlsKeyResponse,
         /// A secp256k1 key by path.
-        DeriveK256Key,
+        DeriveK256Key(GetKeyArgs) -> DeriveK256KeyResponse,
         /// A quote over a hash of the caller's bytes.
-        TdxQuote,
+        TdxQuote(TdxQuoteArgs) -> TdxQuoteResponse,
         /// A quote over the caller's 64 bytes.
-        RawQuote,
+        RawQuote(RawQuoteArgs) -> TdxQuoteResponse,
         /// What runs here.
-        Info,
+        Info(Empty) -> AppInfo,
         /// Of the agent.
-        Version,
+        Version(Empty) -> WorkerVersion,
     }
 }
 
@@ -49,11 +51,11 @@ service! {
     /// The external listener.
     Worker "Worker." {
         /// What runs here, as far as the app makes it public.
-        Info,
+        Info(Empty) -> AppInfo,
         /// Of the agent.
-        Version,
+        Version(Empty) -> WorkerVersion,
         /// A quote over the public key of path `vms`.
-        GetAttestationForAppKey,
+        GetAttestationForAppKey(GetAttestationForAppKeyRequest) -> GetQuoteResponse,
     }
 }
 

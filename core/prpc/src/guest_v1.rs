@@ -1,21 +1,23 @@
 //! The guest agent's API v1 (package `dstack.guest.v1`). Owns: its methods and messages; `Version` and `IssueCert` have the shapes of v0.
 //! Source: guest API reference §7.
 
+use crate::message::Empty;
+
 service! {
     /// The guest socket, `/v1`.
     DstackGuestV1 "" {
         /// A fresh key and a certificate for it.
-        IssueCert,
+        IssueCert(IssueCertRequest) -> IssueCertResponse,
         /// A key by domain and algorithm.
-        GetKey,
+        GetKey(GetKeyRequest) -> GetKeyResponse,
         /// A versioned attestation over the caller's bytes.
-        Attest,
+        Attest(AttestRequest) -> AttestResponse,
         /// GPU evidence over the caller's nonce.
-        AttestGpu,
+        AttestGpu(AttestGpuRequest) -> AttestGpuResponse,
         /// What runs here.
-        Info,
+        Info(Empty) -> InfoResponse,
         /// Of the agent.
-        Version,
+        Version(Empty) -> VersionResponse,
     }
 }
 
@@ -23,11 +25,11 @@ service! {
     /// The external listener, `/prpc/v1`.
     WorkerV1 "Worker." {
         /// What runs here, as far as the app makes it public.
-        Info,
+        Info(Empty) -> InfoResponse,
         /// Of the agent.
-        Version,
+        Version(Empty) -> VersionResponse,
         /// Whether the app's containers are well.
-        Health,
+        Health(Empty) -> HealthResponse,
     }
 }
 

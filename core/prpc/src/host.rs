@@ -1,19 +1,21 @@
 //! What host and guest ask each other: `GuestApi`, `ProxiedGuestApi` (through the VMM), `HostApi`. Owns: their methods and messages.
 //! Source: guest API reference §6.
 
+use crate::message::Empty;
+
 service! {
     /// The guest's side, on vsock; `ProxiedGuestApi` has the same methods with an [`Id`].
     GuestApi "" {
         /// What runs here.
-        Info,
+        Info(Empty) -> GuestInfo,
         /// Machine and load.
-        SysInfo,
+        SysInfo(Empty) -> SystemInfo,
         /// Networks.
-        NetworkInfo,
+        NetworkInfo(Empty) -> NetworkInformation,
         /// Of the container runtime.
-        ListContainers,
+        ListContainers(Empty) -> ListContainersResponse,
         /// Powers the machine off.
-        Shutdown,
+        Shutdown(Empty) -> Empty,
     }
 }
 
@@ -21,11 +23,11 @@ service! {
     /// The host's side.
     HostApi "" {
         /// Of the host.
-        Info,
+        Info(Empty) -> HostInfo,
         /// An event of the guest.
-        Notify,
+        Notify(Notification) -> Empty,
         /// Sealing key by the local key provider.
-        GetSealingKey,
+        GetSealingKey(GetSealingKeyRequest) -> GetSealingKeyResponse,
     }
 }
 

@@ -1,22 +1,24 @@
 //! Services `KMS`, `Admin` and `Onboard`. Owns: their methods and messages. Source: KMS API reference §3.
 
+use crate::message::Empty;
+
 service! {
     /// The main listener.
     Kms "KMS." {
         /// Keys of an app; attested callers only.
-        GetAppKey,
+        GetAppKey(GetAppKeyRequest) -> AppKeyResponse,
         /// Root keys for another node; never given here.
-        GetKmsKey,
+        GetKmsKey(GetKmsKeyRequest) -> KmsKeyResponse,
         /// Public key for encrypting an app's environment.
-        GetAppEnvEncryptPubKey,
+        GetAppEnvEncryptPubKey(AppId) -> PublicKeyResponse,
         /// Certificates and identity of this KMS.
-        GetMeta,
+        GetMeta(Empty) -> GetMetaResponse,
         /// The CA that anybody makes RA client certificates with.
-        GetTempCaCert,
+        GetTempCaCert(Empty) -> GetTempCaCertResponse,
         /// A certificate for the key of a CSR.
-        SignCert,
+        SignCert(SignCertRequest) -> SignCertResponse,
         /// 0.5.x: the admin's method stood here, with a token.
-        ClearImageCache,
+        ClearImageCache(LegacyClearImageCacheRequest) -> Empty,
     }
 }
 
@@ -24,7 +26,7 @@ service! {
     /// The operator's listener.
     Admin "Admin." {
         /// Forgets downloaded images and computed measurements.
-        ClearImageCache,
+        ClearImageCache(ClearImageCacheRequest) -> Empty,
     }
 }
 
@@ -32,13 +34,13 @@ service! {
     /// The first-boot listener.
     Onboard "Onboard." {
         /// Makes the roots of a new KMS.
-        Bootstrap,
+        Bootstrap(BootstrapRequest) -> BootstrapResponse,
         /// Joins an existing one.
-        Onboard,
+        Onboard(OnboardRequest) -> OnboardResponse,
         /// What an operator registers on chain.
-        GetAttestationInfo,
+        GetAttestationInfo(Empty) -> AttestationInfoResponse,
         /// Ends onboarding.
-        Finish,
+        Finish(Empty) -> Empty,
     }
 }
 
@@ -159,6 +161,16 @@ messages! {
     SignCertResponse {
         /// PEM, leaf first.
         certificate_chain: texts = 1,
+    }
+
+    /// Of `ClearImageCache` in service `KMS` (0.5.x).
+    secret(token) LegacyClearImageCacheRequest {
+        /// The admin's.
+        token: text = 1,
+        /// Empty, `all` or hex.
+        image_hash: text = 2,
+        /// Empty, `all` or hex.
+        config_hash: text = 3,
     }
 
     /// Of `ClearImageCache`.

@@ -10,12 +10,15 @@
 //! | [`codec`] | which form a request is in; decoding, encoding |
 //! | [`json`], [`query`] | the JSON form and its GET variant |
 //! | [`error`] | errors in both forms |
+//! | [`schema`] | all of them as data |
 //!
 //! Every message has public fields in the order of its proto file and reads both forms. A message that carries a key wipes it when it
 //! is dropped and shows no field in `Debug`; the encoded bytes of an answer are the caller's to guard.
 
 #![forbid(unsafe_code)]
 
+#[macro_use]
+pub mod schema;
 #[macro_use]
 mod message;
 #[macro_use]

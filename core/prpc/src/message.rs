@@ -41,10 +41,12 @@ macro_rules! messages {
                 $(zeroize::Zeroize::zeroize(&mut self.$wipe);)+
             }
         }
+        described!($name { $($body)* });
         messages!($($rest)*);
     };
     ($(#[$($doc:tt)*])* $name:ident { $($body:tt)* } $($rest:tt)*) => {
         message_fields!({[$(#[$($doc)*])*] []} $name {} $($body)*);
+        described!($name { $($body)* });
         messages!($($rest)*);
     };
 }

@@ -1,14 +1,26 @@
 //! Method names of a service. Owns: the macro that makes an enum of them, prefix stripping, the match by exact case.
 //! Source: KMS API reference §1: a service's own prefix is stripped from the left, as often as it stands there.
 
-/// Declares the methods of a service; the text is the prefix that its listener strips, empty where none is accepted.
+/// Declares the methods of a service with what each takes and answers; the text is the prefix that its listener strips, empty where none
+/// is accepted.
 macro_rules! service {
-    ($(#[$($doc:tt)*])* $name:ident $prefix:literal { $($(#[$($mdoc:tt)*])* $method:ident,)+ }) => {
+    ($(#[$($doc:tt)*])* $name:ident $prefix:literal { $($(#[$($mdoc:tt)*])* $method:ident($request:ident) -> $response:ident,)+ }) => {
         $(#[$($doc)*])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum $name { $($(#[$($mdoc)*])* $method,)+ }
 
         impl $name {
+            /// The service as data.
+            pub const SERVICE: &'static crate::schema::Service = &crate::schema::Service {
+                name: stringify!($name),
+                prefix: $prefix,
+                methods: &[$(crate::schema::Method {
+                    name: stringify!($method),
+                    request: <$request as crate::schema::Described>::MESSAGE,
+                    response: <$response as crate::schema::Described>::MESSAGE,
+                },)+],
+            };
+
             /// All methods.
             pub const ALL: &'static [Self] = &[$(Self::$method,)+];
 
@@ -16,6 +28,13 @@ macro_rules! service {
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$method => stringify!($method),)+ }
+            }
+
+            /// What it takes and answers.
+            #[must_use]
+            pub fn described(self) -> &'static crate::schema::Method {
+                let found = Self::SERVICE.methods.iter().find(|method| method.name == self.name());
+                found.expect("both tables are made of the same rows")
             }
 
             /// The method that a path segment names.

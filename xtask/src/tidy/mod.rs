@@ -9,8 +9,8 @@ mod words;
 
 use anyhow::bail;
 
-use crate::checks;
 use crate::shell::Shell;
+use crate::{checks, methods};
 
 /// Runs all rules; findings are printed, one a line.
 pub(crate) fn run(shell: &Shell) -> anyhow::Result<String> {
@@ -20,6 +20,7 @@ pub(crate) fn run(shell: &Shell) -> anyhow::Result<String> {
     findings.extend(words::check(root)?);
     findings.extend(generated::check(root)?);
     findings.extend(checks::findings(root)?);
+    findings.extend(methods::findings(root)?);
     for finding in &findings {
         eprintln!("tidy: {finding}");
     }

@@ -86,7 +86,7 @@ async fn answer(dstack: &Arc<Dstack>, peer: &DstackPeer, method: Result<Kms, Rpc
         Kms::GetTempCaCert => call.serve(|_: dstack_prpc::Empty| dstack.temp_ca_cert()).await,
         Kms::SignCert => call.serve(|request| dstack.sign_cert(request)).await,
         Kms::GetKmsKey => call.serve(async |_: dstack_prpc::kms::GetKmsKeyRequest| public::no_root_key()).await,
-        Kms::ClearImageCache => call.serve(async |_: dstack_prpc::kms::ClearImageCacheRequest| public::no_image_cache()).await,
+        Kms::ClearImageCache => call.serve(async |_: dstack_prpc::kms::LegacyClearImageCacheRequest| public::no_image_cache()).await,
     }
 }
 

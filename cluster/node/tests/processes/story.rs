@@ -1,4 +1,5 @@
-//! The demo, as a person runs it with `--keep`: it tells its story, prints how to use the cluster, and leaves nothing behind.
+//! The demo, as a person runs it with `--keep`: it tells its story, prints how to use the cluster, the documented commands work against
+//! it, and it leaves nothing behind.
 
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
@@ -30,8 +31,16 @@ fn the_demo_ends_clean_when_interrupted() {
     assert_eq!(value(&told, "KMS_URLS").unwrap().split(',').filter(|url| url.starts_with("https://127.0.0.1:")).count(), 3);
     let socket = value(&told, "AGENT_SOCK").unwrap();
     assert!(std::fs::metadata(&socket).unwrap().file_type().is_socket());
+    for (name, same_as) in [("DSTACK_SIMULATOR_ENDPOINT", "AGENT_SOCK"), ("TAPPD_SIMULATOR_ENDPOINT", "TAPPD_SOCK")] {
+        assert_eq!(value(&told, name).unwrap(), value(&told, same_as).unwrap());
+    }
+    assert!(std::fs::metadata(value(&told, "TAPPD_SOCK").unwrap()).unwrap().file_type().is_socket());
     let dir = Path::new(&socket).parent().unwrap().to_owned();
     assert!(processes_naming(&dir) >= 5, "device, three nodes, agent");
+
+    // What a person types next.
+    let printed = ["KMS", "APP_ID", "AGENT_SOCK"].map(|name| (name, value(&told, name).unwrap()));
+    crate::by_hand::follow("dstack-compat.md", "By hand", &printed);
 
     let status = demo.terminate(ENDING).unwrap();
     assert!(status.success(), "{status}: {}", demo.log_text());
