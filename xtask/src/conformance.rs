@@ -57,9 +57,40 @@ fn run(shell: &Shell) -> anyhow::Result<Duration> {
     let rust = rust(shell).context(Unavailable("Rust"))?;
     let mut guest = shell.command(shell.target().join("debug/dstack-testkit"), &["guest", "--examples"]);
     guest.arg(shell.root().join("examples")).arg("--");
-    guest.args(["sh", "-ec", r#""$1" "$2"; node "$3"; "$4""#, "conformance"]);
-    guest.arg(python).arg(shell.root().join(FOLDER).join("python/check.py")).arg(js).arg(rust);
+    let by_hand = by_hand(shell)?;
+    guest.args(["sh", "-ec", CHECKS, "conformance"]);
+    guest.arg(python).arg(shell.root().join(FOLDER).join("python/check.py")).arg(js).arg(rust).args(by_hand);
     shell.run(guest)
+}
+
+/// Each SDK's check, then the README's lines: both print the same app and key.
+const CHECKS: &str = r#""$1" "$2"; node "$3"; "$4"
+python=$("$1" "$5"); js=$(node "$6"); echo "by hand $python"; test -n "$python"; test "$python" = "$js""#;
+
+/// The README's lines for Python and JavaScript as files; its lines for Rust have to stand in the check, which is built.
+fn by_hand(shell: &Shell) -> anyhow::Result<[PathBuf; 2]> {
+    let read = |name: &str| fs::read_to_string(shell.root().join(name)).with_context(|| format!("cannot read {name}"));
+    let (page, check) = (read("README.md")?, read("conformance/rust/src/main.rs")?);
+    let missing: Vec<&str> = block(&page, "rust")?.lines().filter(|line| !line.starts_with("//") && !check.contains(line)).collect();
+    if !missing.is_empty() {
+        bail!("README shows lines of Rust that conformance/rust/src/main.rs does not run: {}", missing.join("; "));
+    }
+    let folder = shell.target().join("conformance");
+    let files = [("python", folder.join("by_hand.py")), ("js", folder.join("js/by_hand.mjs"))];
+    for (kind, path) in &files {
+        fs::write(path, block(&page, kind)?).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(files.map(|(_, path)| path))
+}
+
+/// The only block of a kind.
+fn block<'a>(page: &'a str, kind: &str) -> anyhow::Result<&'a str> {
+    let mut found = page.split(&format!("\n```{kind}\n")).skip(1).filter_map(|rest| rest.split_once("```")).map(|(block, _)| block);
+    match (found.next(), found.next()) {
+        (Some(block), None) => Ok(block),
+        (None, _) => bail!("README has no block `{kind}`"),
+        _ => bail!("README has more than one block `{kind}`"),
+    }
 }
 
 /// The interpreter of an environment that has the SDK.
@@ -146,4 +177,16 @@ fn filled(folder: &Path, lists: &[&PathBuf], fill: impl FnOnce() -> anyhow::Resu
         bail!("{} is gone", folder.display());
     }
     fs::write(mark, key).context("cannot mark the folder as filled")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_found_by_its_kind() {
+        let page = "x\n```sh\nno\n```\n```js\nyes\n```\n";
+        assert_eq!(block(page, "js").unwrap(), "yes\n");
+        assert!(block(page, "rust").is_err() && block(&page.repeat(2), "js").is_err());
+    }
 }

@@ -5,6 +5,7 @@
 //! production binary; runs without its names saying that it is software.
 #![forbid(unsafe_code)]
 
+pub mod bad_requests;
 pub mod cluster;
 mod der;
 pub mod device;
@@ -19,6 +20,7 @@ mod machine;
 mod measure;
 pub mod nitro;
 pub mod qemu;
+pub mod raw_http;
 mod roots;
 pub mod tdx;
 pub mod tsm;

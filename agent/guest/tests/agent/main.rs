@@ -3,6 +3,7 @@
 
 #[path = "../../../client/tests/release/cluster.rs"]
 mod cluster;
+mod fields;
 mod hostile;
 mod kms;
 mod local;

@@ -68,7 +68,9 @@ fn blocks(text: &str) -> Vec<Block> {
         let (kind, body) = block.split_once('\n').unwrap();
         match (kind, found.last_mut()) {
             ("sh", _) => found.push(Block { commands: body.to_owned(), answer: None }),
-            ("json" | "text", Some(last)) if right_behind && last.answer.is_none() => last.answer = Some((kind.to_owned(), body.to_owned())),
+            ("json" | "text", Some(last)) if right_behind && last.answer.is_none() => {
+                last.answer = Some((kind.to_owned(), body.to_owned()))
+            }
             _ => panic!("a block of kind `{kind}` belongs to no command:\n{body}"),
         }
         right_behind = parts.next().is_some_and(|between| between.trim().is_empty());

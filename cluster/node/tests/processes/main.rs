@@ -5,6 +5,7 @@ mod bad_input;
 mod by_hand;
 mod collateral;
 mod dstack;
+mod dstack_hostile;
 mod faults;
 mod flood;
 mod full_disk;
