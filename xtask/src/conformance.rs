@@ -85,7 +85,8 @@ fn by_hand(shell: &Shell) -> anyhow::Result<[PathBuf; 2]> {
 
 /// The only block of a kind.
 fn block<'a>(page: &'a str, kind: &str) -> anyhow::Result<&'a str> {
-    let mut found = page.split(&format!("\n```{kind}\n")).skip(1).filter_map(|rest| rest.split_once("```")).map(|(block, _)| block);
+    let begin = format!("\n```{kind}\n");
+    let mut found = page.split(&begin).skip(1).filter_map(|rest| rest.split_once("```")).map(|(block, _)| block);
     match (found.next(), found.next()) {
         (Some(block), None) => Ok(block),
         (None, _) => bail!("README has no block `{kind}`"),
