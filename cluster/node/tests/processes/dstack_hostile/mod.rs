@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use dstack_attest::x509ext::wrap;
 use dstack_protocol::binding;
-use dstack_testkit::cluster::{App, Cluster, ClusterSpec, MachineKind, until};
+use dstack_testkit::cluster::{Cluster, ClusterSpec, MachineKind, until};
 use dstack_testkit::raw_http::{Answer, Asking};
 use rcgen::{CustomExtension, KeyPair, PublicKeyData as _};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -22,11 +22,10 @@ use self::wire::{Shown, Stream, connect};
 use crate::workload::{Workload, registered};
 
 /// How much a node may grow while it is treated badly: buffers of its connections, and what the allocator keeps.
-const GROWTH_BYTES_MAX: u64 = 96 << 20;
+const GROWTH_BYTES_MAX: u64 = 48 << 20;
 
 struct Target {
     cluster: Cluster,
-    app: App,
     guest: Workload,
     address: SocketAddr,
 }
@@ -47,7 +46,7 @@ impl Target {
         });
         served.unwrap();
         cluster.check_running().unwrap();
-        Self { cluster, app, guest, address }
+        Self { cluster, guest, address }
     }
 
     fn anonymous(&self) -> Asking<impl FnMut() -> Result<Stream> + use<>, Stream> {

@@ -126,7 +126,7 @@ fn http_that_no_library_writes() {
         // Other types than JSON's are protobuf.
         (post("GetMeta", "Content-Type: text/plain\r\n", "{}"), &[400]),
         (post("GetMeta", "Content-Type: application/jsonx\r\n", "{}"), &[400]),
-        (post("GetMeta", "Content-Type: multipart/form-data; boundary=x\r\n", "--x--"), &[400]),
+        (post("GetMeta", "Content-Type: multipart/form-data; boundary=x\r\n", "--x"), &[400]),
         (post("GetMeta", "Content-Type: \u{7f}\u{e9}\r\n", "{}"), &[0, 400]),
         (post("GetMeta", "Content-Type: APPLICATION/JSON ; charset=utf-8\r\n", "{}"), &[200]),
         (post("GetMeta", "", ""), &[200]),
