@@ -15,7 +15,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion};
 
 use super::hello::{CCS, HANDSHAKE, Hello, WARNING, record, sized};
 use super::wire::{BOTH, Shown, connect, socket};
-use super::{Target, get};
+use super::{Extensions, Target, get};
 
 /// Reads until the end: what the node said. Silence past every timeout of the node is the failure.
 fn until_closed(socket: &mut TcpStream, what: &str) -> Vec<u8> {
@@ -264,7 +264,7 @@ fn certificates_and_signatures_that_are_none() {
     let signing = |key: &rcgen::KeyPair| {
         rustls::crypto::aws_lc_rs::sign::any_supported_type(&PrivateKeyDer::try_from(key.serialize_der()).unwrap()).unwrap()
     };
-    let with = |extensions: &dyn Fn(&[u8]) -> Vec<(u64, Vec<u8>)>| {
+    let with = |extensions: &dyn Fn(&[u8]) -> Extensions| {
         let (chain, key) = target.certificate(extensions);
         Shown { chain, key: signing(&key) }
     };

@@ -55,7 +55,7 @@ impl Target {
     }
 
     /// A self-signed certificate with these extensions of dstack's, made for its key.
-    fn certificate(&self, extensions: impl FnOnce(&[u8]) -> Vec<(u64, Vec<u8>)>) -> (Vec<CertificateDer<'static>>, KeyPair) {
+    fn certificate(&self, extensions: impl FnOnce(&[u8]) -> Extensions) -> (Vec<CertificateDer<'static>>, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
         for (last, content) in extensions(&key.subject_public_key_info()) {
@@ -107,6 +107,9 @@ impl Target {
         assert!(resident < resident_before + GROWTH_BYTES_MAX, "grew from {resident_before} to {resident} bytes");
     }
 }
+
+/// Numbers of dstack's extensions, and what each holds.
+type Extensions = Vec<(u64, Vec<u8>)>;
 
 fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: kms.test\r\n\r\n").into_bytes()
