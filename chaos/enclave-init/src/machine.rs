@@ -1,4 +1,5 @@
-//! From a kernel's first process to a machine with devices. Owns: mounts, modules, the end. Never: continues without the NSM's driver.
+//! From a kernel's first process to a machine with devices. Owns: mounts, modules, the end. Never: continues without the devices that the
+//! image names.
 
 use std::ffi::CString;
 use std::fs;
@@ -15,14 +16,16 @@ use crate::say;
 const MODULES: &str = "/modules";
 /// The one that makes devices of what the command line says.
 const COMMAND_LINE_MODULE: &str = "vmmio_cmdline";
+/// What has to be there, one path a line.
+const DEVICES: &str = "/app/devices";
 /// How QEMU names a device on the command line.
 const DEVICE_WORD: &str = "virtio_mmio.";
 /// For the devices to appear.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Mounts, loads the modules, waits for the NSM.
+/// Mounts, loads the modules, waits for the devices.
 pub(crate) fn prepare() -> anyhow::Result<()> {
-    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
+    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp"), ("tmpfs", "/run")] {
         fs::create_dir_all(place).with_context(|| format!("cannot make {place}"))?;
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         mount(kind, place, kind, flags, c"").with_context(|| format!("cannot mount {kind} at {place}"))?;
@@ -36,11 +39,13 @@ pub(crate) fn prepare() -> anyhow::Result<()> {
         load(file).with_context(|| format!("cannot load {}", file.display()))?;
     }
     let begun = Instant::now();
-    while !Path::new("/dev/nsm").exists() {
-        if begun.elapsed() > PATIENCE {
-            bail!("no /dev/nsm within {PATIENCE:?}");
+    for device in fs::read_to_string(DEVICES).with_context(|| format!("cannot read {DEVICES}"))?.lines() {
+        while !Path::new(device).exists() {
+            if begun.elapsed() > PATIENCE {
+                bail!("no {device} within {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
     say("clock", &clock_s().to_string());
     Ok(())

@@ -1,25 +1,63 @@
-//! The program of the image: `/app/run` holds its words, one a line, the program first. Owns: running it, reporting its end and the
-//! check values of the keys that it got. Never: reads the keys.
+//! The programs of the image: `/app/run` holds their words, one a line, the program first; an empty line lies between two. Owns: running
+//! them in order, reporting their ends and the check values of keys that they got. Never: reads the keys.
+//!
+//! A first word `start` runs the rest beside what follows, `ask` is a question to a socket ([`crate::ask`]).
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::Context as _;
 
+use crate::ask::ask;
 use crate::say;
 
 /// Where the image says what to run.
 const RUN: &str = "/app/run";
-/// Where the program keeps check values.
+/// Where a program keeps check values.
 const CHECK_VALUES: &str = "/tmp/kcv.json";
+/// What started programs write.
+const STARTED: &str = "/tmp/started.log";
+/// Where programs of the system are, for those that call them.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs it and reports.
+/// Runs them and reports.
 pub(crate) fn run() -> anyhow::Result<()> {
     let text = fs::read_to_string(RUN).with_context(|| format!("cannot read {RUN}"))?;
-    let mut words = text.lines();
-    let program = words.next().context("nothing to run")?;
-    let output = Command::new(program).args(words).output().with_context(|| format!("cannot run {program}"))?;
+    let outcome = all(&text);
+    say("started", &fs::read_to_string(STARTED).unwrap_or_default());
+    outcome
+}
+
+fn all(text: &str) -> anyhow::Result<()> {
+    for block in text.split("\n\n") {
+        let words: Vec<&str> = block.lines().collect();
+        match words.split_first() {
+            Some((&"ask", rest)) => ask(rest)?,
+            Some((&"start", rest)) => start(rest)?,
+            Some((program, rest)) => report(program, &command(program, rest).output().with_context(|| format!("cannot run {program}"))?)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn command(program: &str, words: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(words).env("PATH", PATH);
+    command
+}
+
+/// Beside what follows. It ends with the machine.
+fn start(words: &[&str]) -> anyhow::Result<()> {
+    let (program, rest) = words.split_first().context("nothing to start")?;
+    let log = File::options().create(true).append(true).open(STARTED)?;
+    command(program, rest).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("cannot start {program}"))?;
+    Ok(())
+}
+
+fn report(program: &str, output: &Output) -> anyhow::Result<()> {
+    say("ran", program);
     say("said", &String::from_utf8_lossy(&output.stderr));
     // Standard output is for what is no secret; keys go to a file.
     say("printed", &String::from_utf8_lossy(&output.stdout));

@@ -73,7 +73,7 @@ impl Setting {
             ("collateral.json", &collateral),
             ("note", note),
         ];
-        self.kit.image(&words, &files).unwrap()
+        self.kit.image(&[&words], &files).unwrap()
     }
 
     /// Allows an image: as OS image and as what runs, which is the same in an enclave.

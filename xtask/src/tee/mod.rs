@@ -1,4 +1,5 @@
-//! What tests of devices need beyond a Rust toolchain: a Nitro enclave in QEMU, with a signing NSM, Debian's kernel and a real vsock.
+//! What tests of devices need beyond a Rust toolchain: a Nitro enclave in QEMU, with a signing NSM, Debian's kernel and a real vsock; a
+//! machine with a disk on the same kernel.
 //!
 //! Owns: building each part once, keeping it in the user's cache folder by version and hash of what made it, putting them together as a
 //! kit. Never: writes to the system but by apt-get; uses KVM. About ten minutes of processor time on a machine without the cache.
@@ -21,7 +22,7 @@ use crate::shell::{Shell, is_ci};
 /// Names the kit's folder to tests.
 pub(crate) const KIT_VARIABLE: &str = "DSTACK_ENCLAVE_KIT";
 /// Tests of devices against something real, as nextest names them: FUSE, swtpm, QEMU.
-pub(crate) const TESTS: &str = "binary(fuse_tdx) | binary(swtpm) | binary(enclave)";
+pub(crate) const TESTS: &str = "binary(fuse_tdx) | binary(swtpm) | binary(enclave) | binary(data_disk)";
 
 /// The kit's folder. `None` where it cannot be had, which CI does not accept: the test of the enclave says that it is skipped.
 pub(crate) fn kit(shell: &Shell, is_wanted: bool) -> anyhow::Result<Option<PathBuf>> {
@@ -59,7 +60,7 @@ fn make(shell: &Shell) -> anyhow::Result<PathBuf> {
         put(&qemu, name)?;
     }
     put(&vsock, vsock::PROGRAM)?;
-    for name in [kernel::KERNEL, kernel::MODULES] {
+    for name in [kernel::KERNEL, kernel::MODULES, kernel::DISK_MODULES] {
         put(&kernel, name)?;
     }
     for name in programs::NAMES {

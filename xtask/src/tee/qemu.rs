@@ -22,8 +22,8 @@ pub(super) const FIRMWARE: &str = "firmware";
 const SUITE: &str = "trixie";
 const MACHINE: &str = "nitro-enclave";
 const PATCH: &str = include_str!("assets/patch-nsm.py");
-/// Boards to build.
-const BOARDS: &str = "CONFIG_MICROVM=y\nCONFIG_NITRO_ENCLAVE=y\n";
+/// Boards to build, and a disk for the one without an NSM.
+const BOARDS: &str = "CONFIG_MICROVM=y\nCONFIG_NITRO_ENCLAVE=y\nCONFIG_VIRTIO_BLK=y\n";
 const CONFIGURE: &[&str] = &[
     "--python=/usr/bin/python3",
     "--target-list=x86_64-softmmu",

@@ -4,13 +4,14 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::tree::Tree;
 use crate::cluster::ClusterError;
-use crate::eif::{Image, Ramdisk};
+use crate::eif::Image;
 
 /// Names the folder.
 const KIT: &str = "DSTACK_ENCLAVE_KIT";
 /// Boots without further questions; a panic is the end.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=1 reboot=t random.trust_cpu=on";
+pub(super) const COMMAND_LINE: &str = "console=ttyS0 quiet panic=1 reboot=t random.trust_cpu=on";
 
 /// See the module text.
 #[derive(Debug, Clone)]
@@ -47,33 +48,49 @@ impl Kit {
         self.folder.join("firmware")
     }
 
-    /// An image that runs `words` (the program first, which is `/app/dstack-util`) with `files` below `/app`.
+    /// An enclave's image that runs `programs` one after the other (words each, the program first; `start` and `ask` are the first process's
+    /// own) with `files` below `/app`, where `dstack-util` is.
     ///
     /// # Errors
     /// [`ClusterError::File`].
-    pub fn image(&self, words: &[&str], files: &[(&str, &[u8])]) -> Result<Image, ClusterError> {
-        let mut boot = Ramdisk::new().folder("modules").file("init", 0o755, &read(&self.path("dstack-enclave-init")?)?);
-        for module in self.modules()? {
-            let name = module.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            boot = boot.file(&format!("modules/{name}"), 0o644, &read(&module)?);
-        }
-        let mut app = Ramdisk::new().folder("app").file("app/dstack-util", 0o755, &read(&self.path("dstack-util")?)?);
-        app = app.file("app/run", 0o644, format!("{}\n", words.join("\n")).as_bytes());
-        for (name, content) in files {
-            app = app.file(&format!("app/{name}"), 0o644, content);
-        }
+    pub fn image(&self, programs: &[&[&str]], files: &[(&str, &[u8])]) -> Result<Image, ClusterError> {
+        let mut app = Tree::new();
+        app.add("app/devices", 0o644, b"/dev/nsm\n".to_vec());
+        self.add_programs(&mut app, programs, files)?;
         Ok(Image {
             kernel: read(&self.path("vmlinuz")?)?,
             command_line: COMMAND_LINE.to_owned(),
             metadata: "{\"ImageName\":\"dstack-test\",\"ImageVersion\":\"0\",\"BuildMetadata\":{},\"DockerInfo\":{},\"CustomMetadata\":{}}"
                 .to_owned(),
-            ramdisks: vec![boot.finish(), app.finish()],
+            ramdisks: vec![self.boot("modules")?.ramdisk(), app.ramdisk()],
         })
     }
 
+    /// What is run, with the program it is mostly about.
+    pub(super) fn add_programs(&self, tree: &mut Tree, programs: &[&[&str]], files: &[(&str, &[u8])]) -> Result<(), ClusterError> {
+        tree.add("app/dstack-util", 0o755, read(&self.path("dstack-util")?)?);
+        let blocks: Vec<String> = programs.iter().map(|words| words.join("\n")).collect();
+        tree.add("app/run", 0o644, format!("{}\n", blocks.join("\n\n")).into_bytes());
+        for (name, content) in files {
+            tree.add(&format!("app/{name}"), 0o755, content.to_vec());
+        }
+        Ok(())
+    }
+
+    /// The first process and the modules it loads, in the order of their names.
+    pub(super) fn boot(&self, modules: &str) -> Result<Tree, ClusterError> {
+        let mut boot = Tree::new();
+        boot.add("init", 0o755, read(&self.path("dstack-enclave-init")?)?);
+        for module in self.modules(modules)? {
+            let name = module.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            boot.add(&format!("modules/{name}"), 0o644, read(&module)?);
+        }
+        Ok(boot)
+    }
+
     /// In the order of loading, which is that of their names.
-    fn modules(&self) -> Result<Vec<PathBuf>, ClusterError> {
-        let folder = self.folder.join("modules");
+    fn modules(&self, folder: &str) -> Result<Vec<PathBuf>, ClusterError> {
+        let folder = self.folder.join(folder);
         let entries = fs::read_dir(&folder).map_err(|error| ClusterError::file(&folder, error))?;
         let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
         files.sort();
@@ -81,6 +98,6 @@ impl Kit {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ClusterError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, ClusterError> {
     fs::read(path).map_err(|error| ClusterError::file(path, error))
 }

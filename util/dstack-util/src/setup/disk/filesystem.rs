@@ -49,6 +49,17 @@ pub enum FilesystemError {
     File(#[from] FileError),
 }
 
+/// Whether this kernel has the file system.
+///
+/// # Errors
+/// [`FilesystemError::NoZfs`].
+pub fn require(kind: StorageFs) -> Result<(), FilesystemError> {
+    match kind {
+        StorageFs::Zfs if !Path::new("/dev/zfs").exists() => Err(FilesystemError::NoZfs),
+        StorageFs::Zfs | StorageFs::Ext4 => Ok(()),
+    }
+}
+
 /// Mounts `device`, making its file system first where it is blank. Twice is once.
 ///
 /// # Errors
@@ -79,9 +90,6 @@ fn ext4(device: &Path, mount_point: &Path) -> Result<(), FilesystemError> {
 }
 
 fn zfs(device: &Path, mount_point: &Path) -> Result<(), FilesystemError> {
-    if !Path::new("/dev/zfs").exists() {
-        return Err(FilesystemError::NoZfs);
-    }
     let zpool = || Program::new("zpool", "package zfsutils-linux");
     let at = format!("mountpoint={}", mount_point.display());
     match beginning(device)? {

@@ -98,6 +98,8 @@ pub struct Wanted<'a> {
 /// # Errors
 /// [`DiskError`], whose words name the step.
 pub fn open(wanted: &Wanted<'_>) -> Result<Disk, DiskError> {
+    // before the disk is touched: one that is formatted for nothing is not blank any more
+    filesystem::require(wanted.file_system)?;
     let (device, disk) = if wanted.encrypted {
         let passphrase = luks::passphrase(wanted.key);
         let (header, disk) = luks::prepare(wanted.disk, &passphrase)?;
