@@ -62,6 +62,9 @@ pub enum ClientError {
     /// The app key is no scalar of secp256k1. The keys file or the cluster is at fault.
     #[error("the app's key is no key of secp256k1")]
     AppKey,
+    /// `ca_pub` of the pin is no public key. Whoever wrote the compose file is at fault.
+    #[error("ca_pub of the pin is no public key")]
+    CaPub,
 }
 
 impl ClientError {
@@ -78,6 +81,7 @@ impl ClientError {
             Self::Session(_) => "client.session",
             Self::Randomness { .. } => "client.randomness",
             Self::AppKey => "client.app_key",
+            Self::CaPub => "client.ca_pub",
         }
     }
 
@@ -103,7 +107,8 @@ impl ClientError {
             | Self::Kcv(_)
             | Self::Session(_)
             | Self::Randomness { .. }
-            | Self::AppKey => false,
+            | Self::AppKey
+            | Self::CaPub => false,
         }
     }
 
@@ -164,6 +169,12 @@ pub enum NodeFault {
     /// Its signature over the app's key is none of the pinned identity.
     #[error("signature over the app's key is not by the pinned identity (id_pub)")]
     Signature,
+    /// Its root certificate is none of the pinned key, or not self-signed.
+    #[error("root CA certificate is not the pinned one's (ca_pub): {reason}")]
+    RootCa {
+        /// What is wrong.
+        reason: &'static str,
+    },
 }
 
 impl NodeFault {
@@ -179,6 +190,7 @@ impl NodeFault {
             Self::WrongCluster { .. } => "wrong_cluster",
             Self::Receipt(_) => "receipt",
             Self::Signature => "signature",
+            Self::RootCa { .. } => "root_ca",
         }
     }
 

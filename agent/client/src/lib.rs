@@ -11,6 +11,7 @@
 //! | [`nodes`] | addresses, health, order |
 //! | [`client`] | [`KmsClient`]: sessions, requests, failover |
 //! | [`app_key`] | the identity's signature over an app's key |
+//! | [`root_ca`] | the root CA's certificate, held against the pin |
 //! | [`dstack`] | one question to dstack's listener of a node |
 //! | [`release`] | what a release answers |
 //! | [`route`] | direct, or through a proxy, out of an enclave over vsock |
@@ -31,6 +32,7 @@ pub mod nodes;
 pub mod pin;
 mod race;
 pub mod release;
+pub mod root_ca;
 pub mod route;
 mod session;
 pub mod trust;
@@ -42,5 +44,6 @@ pub use kcv::{KcvError, KcvStore};
 pub use nodes::{NodeUrl, Nodes, UrlError};
 pub use pin::{CaPub, Pin, PinError};
 pub use release::ReleasedKeys;
+pub use root_ca::RootCertificate;
 pub use route::{Route, RouteError};
 pub use trust::{Trust, TrustError};

@@ -8,6 +8,8 @@
 //!
 //! dstack allows unknown members at the top level and hashes them with the rest.
 
+use dstack_certificates::PublicKey;
+use dstack_protocol::genesis::CaAlgorithm;
 use dstack_protocol::{ClusterId, Generation};
 use dstack_threshold::group::{Group as _, Ristretto255};
 use serde::Deserialize;
@@ -39,6 +41,18 @@ pub enum CaPub {
     Ed25519([u8; 32]),
     /// SEC1 compressed.
     P256([u8; 33]),
+}
+
+impl CaPub {
+    /// SubjectPublicKeyInfo, DER; `None` where the bytes are no public key.
+    #[must_use]
+    pub fn spki(&self) -> Option<Vec<u8>> {
+        let key = match self {
+            Self::Ed25519(bytes) => PublicKey::root(CaAlgorithm::Ed25519, bytes),
+            Self::P256(bytes) => PublicKey::root(CaAlgorithm::P256, bytes),
+        };
+        key.ok().map(|key| key.spki())
+    }
 }
 
 /// Why there is no pin. Whoever wrote the compose file is at fault: mend it (its hash changes) and register the new hash.

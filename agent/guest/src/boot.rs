@@ -12,9 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail};
 use dstack_attest::x509ext::CertificateClaims;
-use dstack_certificates::PublicKey;
 use dstack_client::{CaPub, EvidenceOf, KcvStore, KmsClient, NodeUrl, Pin};
-use dstack_protocol::genesis::CaAlgorithm;
 use dstack_protocol::release::{KeyClass, Wish};
 use dstack_ratls::Now;
 use dstack_tee::software::protocol::{HexArray, HexBytes};
@@ -61,12 +59,12 @@ pub async fn start(config: &Config, now: Now) -> anyhow::Result<Guest> {
             let booted = booted(config, bytes, &provider).await?;
             from_cluster(config, now, pin, booted, sys_config).await
         }
-        KeySource::File(file) => {
+        KeySource::File { file, dstack_urls } => {
             let keys = KeysFile::read(file)?;
             let (name, id) = keys.key_provider.name_and_id();
             let provider = (name.to_owned(), id.to_owned());
             let booted = booted(config, bytes, &provider).await?;
-            from_file(config, now, keys, booted, sys_config)
+            from_file(config, dstack_urls, now, keys, booted, sys_config)
         }
     }
 }
@@ -130,28 +128,39 @@ async fn from_cluster(config: &Config, now: Now, pin: Pin, booted: Booted, sys_c
 
 /// SubjectPublicKeyInfo of the root CA: by our pin, else by dstack's.
 fn pinned_root(ca_pub: Option<&CaPub>, facts: &ComposeFacts) -> anyhow::Result<Option<Vec<u8>>> {
-    let key = match ca_pub {
-        Some(CaPub::Ed25519(bytes)) => PublicKey::root(CaAlgorithm::Ed25519, bytes),
-        Some(CaPub::P256(bytes)) => PublicKey::root(CaAlgorithm::P256, bytes),
-        None if facts.key_provider_id.is_empty() => return Ok(None),
+    match ca_pub {
+        Some(key) => key.spki().context("ca_pub of the pin is no public key").map(Some),
+        None if facts.key_provider_id.is_empty() => Ok(None),
         None => {
-            return Ok(Some(
-                hex::decode(facts.key_provider_id.trim_start_matches("0x")).context("key_provider_id of the compose file is not hex")?,
-            ));
+            let id = hex::decode(facts.key_provider_id.trim_start_matches("0x")).context("key_provider_id of the compose file is not hex")?;
+            Ok(Some(id))
         }
-    };
-    Ok(Some(key.context("ca_pub of the pin is no public key")?.spki()))
+    }
 }
 
-fn from_file(config: &Config, now: Now, mut file: KeysFile, booted: Booted, sys_config: SysConfig) -> anyhow::Result<Guest> {
+fn from_file(
+    config: &Config,
+    named: &[NodeUrl],
+    now: Now,
+    mut file: KeysFile,
+    booted: Booted,
+    sys_config: SysConfig,
+) -> anyhow::Result<Guest> {
     let keys = file.take_keys()?;
     let ca_cert = std::mem::take(&mut file.ca_cert);
     let authority = match file.key_provider {
         Provider::Kms { .. } if ca_cert.is_empty() => Authority::None("the keys file holds no CA certificate of the KMS"),
+        // Mode C: the address is that of the cluster's own protocol, and its temp CA was not asked for.
+        Provider::Kms { tmp_ca_key, tmp_ca_cert, .. } if tmp_ca_key.is_empty() && tmp_ca_cert.is_empty() && named.is_empty() => {
+            Authority::None("the keys came by the cluster's own protocol: set dstack_urls to its dstack listeners")
+        }
         Provider::Kms { url, pubkey, tmp_ca_key, tmp_ca_cert } => {
             let base = url.trim_end_matches('/');
             let base = base.strip_suffix("/prpc").unwrap_or(base);
-            let url: NodeUrl = base.parse().with_context(|| format!("keys file: {base:?} is no address of a KMS"))?;
+            let urls = match named {
+                [] => vec![base.parse::<NodeUrl>().with_context(|| format!("keys file: {base:?} is no address of a KMS"))?],
+                named => named.to_vec(),
+            };
             let spki =
                 pem_der(&ca_cert).and_then(|der| CertificateClaims::read(&der).ok()).context("keys file: ca_cert is no certificate")?.spki;
             let pinned = hex::decode(pubkey).context("keys file: pubkey is not hex")?;
@@ -159,7 +168,7 @@ fn from_file(config: &Config, now: Now, mut file: KeysFile, booted: Booted, sys_
                 bail!("keys file: ca_cert is not of the key that pubkey names");
             }
             let temp_ca = (!tmp_ca_cert.is_empty() && !tmp_ca_key.is_empty()).then_some((tmp_ca_cert, tmp_ca_key));
-            Authority::Kms(KmsAuthority::new(vec![url], config.route.clone(), Some(spki), Some(KnownRoot { ca_cert, temp_ca })))
+            Authority::Kms(KmsAuthority::new(urls, config.route.clone(), Some(spki), Some(KnownRoot { ca_cert, temp_ca })))
         }
         Provider::None { key } | Provider::Local { key, .. } | Provider::Tpm { key, .. } => {
             Authority::Local(LocalAuthority::new(key.0, ca_cert).context("keys file")?)

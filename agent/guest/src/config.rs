@@ -209,7 +209,12 @@ pub enum KeySource {
         state_dir: PathBuf,
     },
     /// The file that the boot left.
-    File(PathBuf),
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Who certifies keys, instead of the KMS that the file names.
+        dstack_urls: Vec<NodeUrl>,
+    },
 }
 
 /// Where the host reaches the guest.
@@ -321,24 +326,25 @@ impl TryFrom<RawConfig> for Config {
 const DISKS_MAX: usize = 16;
 
 fn key_source(raw: &RawConfig) -> Result<KeySource, ConfigError> {
-    if let Some(file) = &raw.keys_file {
-        if !raw.kms_urls.is_empty() {
-            return Err(wrong("keys_file", "either this file or kms_urls", "both"));
-        }
-        return Ok(KeySource::File(file.clone()));
-    }
     let urls = |key: &'static str, texts: &[String]| {
         let parsed = texts.iter().map(|text| text.parse::<NodeUrl>().map_err(|_| wrong(key, "https://host:port", text)));
         let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
         let in_bounds = parsed.len() <= dstack_client::nodes::NODES_MAX;
         in_bounds.then_some(parsed).ok_or_else(|| wrong(key, "at most 64 addresses", texts.len()))
     };
+    let dstack_urls = urls("dstack_urls", &raw.dstack_urls)?;
+    if let Some(file) = &raw.keys_file {
+        if !raw.kms_urls.is_empty() {
+            return Err(wrong("keys_file", "either this file or kms_urls", "both"));
+        }
+        return Ok(KeySource::File { file: file.clone(), dstack_urls });
+    }
     let kms_urls = urls("kms_urls", &raw.kms_urls)?;
     if kms_urls.is_empty() {
         return Err(wrong("kms_urls", "1 to 64 addresses, or a keys_file", "none"));
     }
     let state_dir = raw.state_dir.clone().ok_or_else(|| wrong("state_dir", "a directory", "nothing"))?;
-    Ok(KeySource::Cluster { kms_urls, dstack_urls: urls("dstack_urls", &raw.dstack_urls)?, state_dir })
+    Ok(KeySource::Cluster { kms_urls, dstack_urls, state_dir })
 }
 
 fn host_listener(text: &str) -> Result<HostListener, ConfigError> {

@@ -15,6 +15,10 @@ use dstack_runtime::hardening::{Hardening, harden};
 use dstack_runtime::shutdown::Shutdown;
 use dstack_runtime::telemetry::{Catalogue, Metrics, init_logging};
 
+/// Overwrites what is freed: the buffers of HTTP hold answers with keys, and requests with data to sign.
+#[global_allocator]
+static ALLOCATOR: dstack_secret::Wiping = dstack_secret::Wiping::system();
+
 #[derive(Parser)]
 #[command(
     name = "dstack-agent",

@@ -103,7 +103,7 @@ mod tests {
     fn upstreams_file_means_what_it_means_there() {
         let text = r#"{"default":{"core":{"pccs_url":"https://p","data_disks":["/","/dstack/persistent"]}}}"#;
         let config = config(text).unwrap();
-        assert_eq!(config.keys, KeySource::File("/dstack/.host-shared/.appkeys.json".into()));
+        assert_eq!(config.keys, KeySource::File { file: "/dstack/.host-shared/.appkeys.json".into(), dstack_urls: Vec::new() });
         assert_eq!(config.app_compose, Path::new("/dstack/.host-shared/app-compose.json"));
         assert_eq!(config.sys_config, Some("/dstack/.host-shared/.sys-config.json".into()));
         assert_eq!(config.surroundings.data_disks, [Path::new("/"), Path::new("/dstack/persistent")]);
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn its_own_paths_win() {
         let config = config(r#"{"default":{"core":{"keys_file":"/k","compose_file":"/c","sys_config_file":"/s"}}}"#).unwrap();
-        assert_eq!(config.keys, KeySource::File("/k".into()));
+        assert_eq!(config.keys, KeySource::File { file: "/k".into(), dstack_urls: Vec::new() });
         assert_eq!((config.app_compose.as_path(), config.sys_config.as_deref()), (Path::new("/c"), Some(Path::new("/s"))));
     }
 

@@ -22,9 +22,9 @@ use dstack_protocol::policy::{AppPolicy, PathRule};
 use dstack_protocol::release::Ask;
 use dstack_protocol::rpc::{
     BeaconAnswer, PATH_ACTION, PATH_APP_KEY, PATH_BEACON, PATH_COLLATERAL, PATH_ENV_ATTEMPT, PATH_ENV_KEY, PATH_GENESIS_CERTIFICATE,
-    PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE, PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
+    PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE, PATH_ROOT_CA, PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
 };
-use dstack_protocol::sign::{AppPkClaim, Basis};
+use dstack_protocol::sign::{AppPkClaim, Basis, SignObject};
 use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire, binding};
 use dstack_ratls::ClientPeer;
 use serde_json::{Value, json};
@@ -46,6 +46,7 @@ pub(crate) fn router(services: Arc<Services>) -> Router {
         .route(PATH_BEACON, get(beacon))
         .route(PATH_RELEASE, post(release))
         .route(PATH_APP_KEY, post(app_key))
+        .route(PATH_ROOT_CA, get(root_ca))
         .route(PATH_GENESIS_CERTIFICATE, get(genesis_certificate))
         .route(&format!("{PATH_GENESIS_CERTIFICATE}/{{root}}"), get(genesis_certificate_of))
         .route(PATH_GOVERNANCE, post(governance))
@@ -106,6 +107,15 @@ async fn app_key(State(services): State<Arc<Services>>, Extension(peer): Extensi
     services.claims_of_apps.take(claim.app_id, (services.now)())?;
     let row = services.signing.sign_on(object, Basis::Claim { claim_hash: claim.hash() }, &body).await?;
     Ok(Encoded(row.bytes.0))
+}
+
+/// The root's certificate, as the log has it: the leader has it signed, nobody's question does.
+async fn root_ca(State(services): State<Arc<Services>>) -> Answer {
+    services.serving()?;
+    let object = SignObject::RootCa { generation: Generation(0) };
+    let row = read(&*services.log, |state| state.signed(&object).cloned())?;
+    let missing = || Refusal::new(RefusalCode::RootMissing, "the certificate of root `ca`", "it is not signed yet").retry_after(2000);
+    Ok(Encoded(row.ok_or_else(missing)?.bytes.0))
 }
 
 /// The client's request id, made harmless for logs.

@@ -17,7 +17,8 @@ use hyper_util::rt::TokioIo;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -43,6 +44,21 @@ pub enum ServerTrust<'a> {
     Nobody,
     /// Its chain ends at this root (PEM), names the host, and its usage is `kms:rpc`.
     Root(&'a str),
+    /// Its chain ends at this root and names the host, and its certificate is of one of these apps: a gateway.
+    App {
+        /// PEM.
+        root: &'a str,
+        /// Text that contains the app's id in hex, as a KMS names gateways; `any` is every app.
+        app_ids: &'a str,
+    },
+}
+
+/// What the server's certificate has to say beside its name.
+#[derive(Debug, Clone)]
+enum Check {
+    Nothing,
+    Usage,
+    App { app_ids: String },
 }
 
 /// Why an RPC has no answer.
@@ -81,6 +97,16 @@ pub enum RpcCallError {
         /// The server.
         host: String,
         /// The usage found.
+        got: Option<String>,
+    },
+    /// The server's certificate is of another app than those that may be the gateway.
+    #[error("{host}: Invalid dstack-gateway app id: expected one in {expected:?}, got {got:?}")]
+    App {
+        /// The server.
+        host: String,
+        /// Those that may.
+        expected: String,
+        /// The id found, hex.
         got: Option<String>,
     },
     /// The server refuses; its own words.
@@ -126,7 +152,7 @@ pub struct RpcTarget<'a> {
 #[derive(Clone)]
 pub struct RpcClient {
     tls: Arc<ClientConfig>,
-    checks_usage: bool,
+    check: Check,
 }
 
 impl RpcClient {
@@ -135,11 +161,28 @@ impl RpcClient {
     /// # Errors
     /// [`RatlsError::Tls`].
     pub fn new(trust: ServerTrust<'_>, identity: Option<&CertifiedIdentity>, now: &Now) -> Result<Self, RatlsError> {
+        Self::build(trust, identity.map(CertifiedIdentity::certified_key), now)
+    }
+
+    /// With a certificate that a KMS signed. `chain`: PEM, the leaf first; `key`: PKCS#8, DER.
+    ///
+    /// # Errors
+    /// [`RatlsError::Tls`], also of a chain or key that is none.
+    pub fn with_chain(trust: ServerTrust<'_>, chain: &[String], key: &[u8], now: &Now) -> Result<Self, RatlsError> {
+        let refused = |reason: String| RatlsError::Tls { reason };
+        let chain = chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).map(CertificateDer::into_owned));
+        let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|error| refused(format!("client certificate: {error:?}")))?;
+        let key = PrivateKeyDer::Pkcs8(key.into());
+        let certified = CertifiedKey::from_der(chain, key.clone_key(), &provider()).map_err(|error| refused(error.to_string()))?;
+        Self::build(trust, Some(Arc::new(certified)), now)
+    }
+
+    fn build(trust: ServerTrust<'_>, identity: Option<Arc<CertifiedKey>>, now: &Now) -> Result<Self, RatlsError> {
         let refused = |reason: String| RatlsError::Tls { reason };
         let provider = provider();
         let verifier: Arc<dyn ServerCertVerifier> = match trust {
             ServerTrust::Nobody => Seen::new(provider.signature_verification_algorithms),
-            ServerTrust::Root(pem) => {
+            ServerTrust::Root(pem) | ServerTrust::App { root: pem, .. } => {
                 let mut roots = RootCertStore::empty();
                 let der =
                     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| refused(format!("root certificate: {error:?}")))?;
@@ -155,12 +198,17 @@ impl RpcClient {
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut tls = match identity {
-            Some(identity) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.certified_key()))),
+            Some(identity) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity))),
             None => builder.with_no_client_auth(),
         };
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         tls.resumption = Resumption::disabled();
-        Ok(Self { tls: Arc::new(tls), checks_usage: matches!(trust, ServerTrust::Root(_)) })
+        let check = match trust {
+            ServerTrust::Nobody => Check::Nothing,
+            ServerTrust::Root(_) => Check::Usage,
+            ServerTrust::App { app_ids, .. } => Check::App { app_ids: app_ids.to_ascii_lowercase() },
+        };
+        Ok(Self { tls: Arc::new(tls), check })
     }
 
     /// Connects by TCP and asks.
@@ -205,15 +253,8 @@ impl RpcClient {
         let setup = |reason: String| RpcCallError::Setup { host: host.to_owned(), reason };
         let name = ServerName::try_from(host.to_owned()).map_err(|error| setup(error.to_string()))?;
         let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(|error| unreachable(target, &error))?;
-        if self.checks_usage {
-            // The chain names the host, and so might an app's certificate under the same root.
-            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let claims = leaf.map(|leaf| CertificateClaims::read(leaf.as_ref())).transpose();
-            let got = claims.map_err(|error| unreachable(target, &error))?.and_then(|claims| claims.usage);
-            if got.as_deref() != Some(USAGE) {
-                return Err(RpcCallError::Usage { host: host.to_owned(), got });
-            }
-        }
+        let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        self.require(leaf.map(AsRef::as_ref), target)?;
         let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(target, &error))?;
         let connection = tokio::spawn(connection);
         let body = Full::new(Bytes::from(Codec::Json.encode(request).body));
@@ -237,6 +278,27 @@ impl RpcClient {
         .await;
         connection.abort();
         outcome
+    }
+}
+
+impl RpcClient {
+    /// The chain names the host, and so might any app's certificate under the same root.
+    fn require(&self, leaf: Option<&[u8]>, target: RpcTarget<'_>) -> Result<(), RpcCallError> {
+        let claims = || leaf.map(CertificateClaims::read).transpose().map_err(|error| unreachable(target, &error));
+        let host = || target.host.to_owned();
+        match &self.check {
+            Check::Nothing => Ok(()),
+            Check::Usage => match claims()?.and_then(|claims| claims.usage) {
+                Some(usage) if usage == USAGE => Ok(()),
+                got => Err(RpcCallError::Usage { host: host(), got }),
+            },
+            // util and deploy reference §9: the id is contained in the text; `any` disables the check, not that of the chain
+            Check::App { app_ids } => match claims()?.and_then(|claims| claims.app_id).map(hex::encode) {
+                _ if app_ids == "any" => Ok(()),
+                Some(id) if app_ids.contains(&id) => Ok(()),
+                got => Err(RpcCallError::App { host: host(), expected: app_ids.chars().take(ECHO_CHARS_MAX).collect(), got }),
+            },
+        }
     }
 }
 

@@ -21,6 +21,10 @@ pub const PATH_RELEASE: &str = "/v1/release";
 /// Client: an app's claim to its secp256k1 key. POST [`crate::sign::AppPkClaim`]; the claim decides. Answer: `r(32) ‖ s(32) ‖ recid(1)` by
 /// the cluster's identity.
 pub const PATH_APP_KEY: &str = "/v1/app-key";
+/// Client: certificate of root `ca`, DER. GET, anonymous. It is public, and what it is of is pinned.
+pub const PATH_ROOT_CA: &str = "/v1/root-ca";
+/// Largest answer of [`PATH_ROOT_CA`].
+pub const ROOT_CA_BYTES_MAX: usize = 8 * 1024;
 /// Client: genesis certificate of root `prf`. GET. Answer [`crate::genesis::GenesisCertificate`].
 pub const PATH_GENESIS_CERTIFICATE: &str = "/v1/genesis-certificate";
 /// Client: governance entry. POST [`crate::governance::Entry`]. Answer [`crate::command::CommandAnswer`].

@@ -128,7 +128,7 @@ messages! {
     }
 
     /// Of `GetKmsKey`.
-    KmsKeyResponse {
+    secret(temp_ca_key) KmsKeyResponse {
         /// PEM.
         temp_ca_key: text = 1,
         /// Exactly one.

@@ -7,13 +7,14 @@
 //! | [`guest`] | `DstackGuest` v0, `Tappd`, `Worker` |
 //! | [`guest_v1`] | `dstack.guest.v1` |
 //! | [`host`] | `GuestApi`, `ProxiedGuestApi`, `HostApi` |
+//! | [`gateway`] | `Gateway`, as a guest calls it |
 //! | [`codec`] | which form a request is in; decoding, encoding |
 //! | [`json`], [`query`] | the JSON form and its GET variant |
 //! | [`error`] | errors in both forms |
 //! | [`schema`] | all of them as data |
 //!
 //! Every message has public fields in the order of its proto file and reads both forms. A message that carries a key wipes it when it
-//! is dropped and shows no field in `Debug`; the encoded bytes of an answer are the caller's to guard.
+//! is dropped, shows no field in `Debug` and is not `Clone`; the encoded bytes of an answer are the caller's to guard.
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ mod service;
 
 pub mod codec;
 pub mod error;
+pub mod gateway;
 pub mod guest;
 pub mod guest_v1;
 pub mod host;

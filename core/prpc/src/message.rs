@@ -26,11 +26,12 @@ impl<'de> Deserialize<'de> for Empty {
 }
 
 /// Declares messages: `name: kind = tag`, where a kind is `text`, `bytes`, `rare_bytes` (left out of JSON when empty), `bool`, `u32`, `u64`, `i64`, `opt_text`, `opt_bool`, `opt_u32`,
-/// `opt_u64`, `texts`, `many_bytes`, `one(Type)` (optional message) or `many(Type)`. `secret(field, …) Name {…}` wipes these fields at drop.
+/// `opt_u64`, `texts`, `many_bytes`, `one(Type)` (optional message) or `many(Type)`. `secret(field, …) Name {…}` wipes these
+/// fields at drop and is not `Clone`; its forms are all that leaves it.
 macro_rules! messages {
     () => {};
     ($(#[$($doc:tt)*])* secret($($wipe:ident),+) $name:ident { $($body:tt)* } $($rest:tt)*) => {
-        message_fields!({[$(#[$($doc)*])*] [#[prost(skip_debug)]]} $name {} $($body)*);
+        message_fields!({[$(#[$($doc)*])*] [#[prost(skip_debug)]] []} $name {} $($body)*);
         impl std::fmt::Debug for $name {
             fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 out.write_str(concat!(stringify!($name), " { .. }"))
@@ -45,7 +46,7 @@ macro_rules! messages {
         messages!($($rest)*);
     };
     ($(#[$($doc:tt)*])* $name:ident { $($body:tt)* } $($rest:tt)*) => {
-        message_fields!({[$(#[$($doc)*])*] []} $name {} $($body)*);
+        message_fields!({[$(#[$($doc)*])*] [] [Clone,]} $name {} $($body)*);
         described!($name { $($body)* });
         messages!($($rest)*);
     };
@@ -53,9 +54,9 @@ macro_rules! messages {
 
 /// One field after the other, then the struct.
 macro_rules! message_fields {
-    ({[$($docs:tt)*] [$($rules:tt)*]} $name:ident {$($done:tt)*}) => {
+    ({[$($docs:tt)*] [$($rules:tt)*] [$($copied:tt)*]} $name:ident {$($done:tt)*}) => {
         $($docs)*
-        #[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize, serde::Deserialize)]
+        #[derive($($copied)* PartialEq, Eq, prost::Message, serde::Serialize, serde::Deserialize)]
         $($rules)*
         pub struct $name { $($done)* }
     };

@@ -2,8 +2,8 @@
 //! a file that others may read.
 //! Source: util and deploy reference §2 step 5.
 //!
-//! Empty where a provider has none: `k256_signature`, `gateway_app_id`, `env_crypt_key`; in mode C, whose cluster hands out no CA key, also
-//! `ca_cert` and in `key_provider` everything but the address. A key that was not asked for is empty, too.
+//! Empty where a provider has none: `k256_signature`, `gateway_app_id`, `env_crypt_key`; in mode C, whose release says nothing of a gateway
+//! and needs no temp CA, `gateway_app_id`, `tmp_ca_key` and `tmp_ca_cert`. A key that was not asked for is empty, too.
 
 use std::fmt;
 use std::path::Path;
@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 
 use crate::files::{self, FileError};
+use crate::published::Published;
 
 /// Largest document that is read.
 pub const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
@@ -76,7 +77,7 @@ pub enum ProviderKeys {
 impl AppKeys {
     /// Keys of mode C. `url`: the node that `key_provider` names.
     #[must_use]
-    pub fn released(keys: &[TypedKey], url: &str) -> Self {
+    pub fn released(keys: &[TypedKey], url: &str, published: Published) -> Self {
         let of = |class: KeyClass| {
             let key = keys.iter().find(|key| key.class() == class);
             key.map_or_else(|| SecretBytes::take(Vec::new()), |key| key.bytes().expose(|bytes| copy(bytes)))
@@ -86,10 +87,10 @@ impl AppKeys {
             disk_crypt_key: of(KeyClass::Disk),
             env_crypt_key: of(KeyClass::Env),
             k256_key: of(KeyClass::K256),
-            k256_signature: Vec::new(),
+            k256_signature: published.k256_signature,
             gateway_app_id: String::new(),
-            ca_cert: String::new(),
-            key_provider: ProviderKeys::Kms { url, pubkey: Vec::new(), tmp_ca_key: String::new(), tmp_ca_cert: String::new() },
+            ca_cert: published.ca_cert,
+            key_provider: ProviderKeys::Kms { url, pubkey: published.root_spki, tmp_ca_key: String::new(), tmp_ca_cert: String::new() },
         }
     }
 
@@ -309,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_document_without_keys_has_every_member() {
-        let text = AppKeys::released(&[], "https://kms:12001/").document().expose(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+        let text = AppKeys::released(&[], "https://kms:12001/", Published::default()).document().expose(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         for name in ["disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature", "gateway_app_id", "ca_cert"] {
             assert_eq!(read[name], "", "{name}");

@@ -136,15 +136,10 @@ pub enum Command {
         #[command(subcommand)]
         command: HostShared,
     },
-    /// Refresh the registration with the gateways
-    GatewayRefresh {
-        /// Where setup worked
-        #[arg(long, default_value = "/dstack")]
-        work_dir: PathBuf,
-        /// Also where nothing changed
-        #[arg(long)]
-        force: bool,
-    },
+    /// Register with a gateway and write the configuration of WireGuard's interface; bringing it up is the system's
+    #[command(after_help = "Prints `written FILE`, `same` or `disabled`. After `written`: systemctl restart wg-quick@dstack-wg0\n\n\
+                            Example: dstack-util gateway-refresh --work-dir /dstack")]
+    GatewayRefresh(Box<GatewayRefresh>),
     /// Tell the host something
     NotifyHost {
         /// Address of the host's API [default: that of .sys-config.json, else vsock://2:12000/api]
@@ -267,7 +262,7 @@ pub enum Command {
         after_help = "Exit status: 0 keys written; 1 settings, files or device; 2 usage; 3 refused by the cluster; 4 no node served \
                             the request, try later; 5 a key differs from the one used before.\n\
                             Each setting can also stand in the file of --config, or in the environment as DSTACK_UTIL__NAME.\n\
-                            Mode native leaves these empty: k256_signature, gateway_app_id, ca_cert, and in key_provider all but url; \
+                            Mode native leaves these empty: gateway_app_id and the temp CA; ca_cert too where the pin has no ca_pub; \
                             mode dstack fills them, and the node that answers learns the keys. Reference: docs/agent.md\n\n\
                             Example: dstack-util get-keys -k https://kms-1:12001 -k https://kms-2:12001 --device software:/run/tee.sock \
                             --compose app-compose.json -o .appkeys.json"
@@ -304,6 +299,35 @@ pub enum HostShared {
         #[arg(long)]
         mount_point: PathBuf,
     },
+}
+
+/// Of `gateway-refresh`.
+#[derive(Debug, Args)]
+pub struct GatewayRefresh {
+    /// Where setup worked
+    #[arg(long, default_value = "/dstack")]
+    pub work_dir: PathBuf,
+    /// Write the configuration also where nothing changed
+    #[arg(long)]
+    pub force: bool,
+    /// Device that makes the evidence [default: the one that is here]
+    #[arg(long, env = "DSTACK_TEE")]
+    pub tee: Option<String>,
+    /// dstack listener of the KMS, https://host:port, instead of the one of .appkeys.json
+    #[arg(long = "dstack-url", value_delimiter = ',')]
+    pub dstack_urls: Vec<String>,
+    /// Way to KMS and gateways: direct, vsock:CID:PORT or http://host:port
+    #[arg(long, default_value = "direct")]
+    pub proxy: String,
+    /// The interface's configuration, mode 0600
+    #[arg(long, default_value = crate::gateway::CONFIG)]
+    pub wireguard_config: PathBuf,
+    /// The interface's key, mode 0600; made once a boot
+    #[arg(long, default_value = crate::gateway::KEY)]
+    pub wireguard_key: PathBuf,
+    /// Log filter on standard error
+    #[arg(long, default_value = "info")]
+    pub log: String,
 }
 
 /// Of `setup`.

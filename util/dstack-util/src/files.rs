@@ -99,6 +99,17 @@ pub fn json_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::E
     }
 }
 
+/// Makes the folder of a file that will be written.
+///
+/// # Errors
+/// [`FileError::System`].
+pub fn make_folder_of(path: &Path) -> Result<(), FileError> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => fs::create_dir_all(folder).map_err(|error| FileError::system("make", folder, &error)),
+        None => Ok(()),
+    }
+}
+
 /// Writes `bytes` to a file of mode `mode`, whole or not at all; replaces what was there.
 ///
 /// # Errors

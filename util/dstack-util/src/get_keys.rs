@@ -19,6 +19,7 @@ use crate::app_keys::AppKeys;
 use crate::config::{Config, Mode};
 use crate::dstack_kms::{self, Answered, DstackKmsError, Question};
 use crate::machine::Machine;
+use crate::published::Published;
 
 /// Exit statuses, as `--help` lists them.
 pub mod exit {
@@ -94,7 +95,8 @@ async fn native(config: &Config, now: Now, compose: Vec<u8>, pin: Pin) -> anyhow
     let wishes: Vec<Wish> = config.key_classes.iter().map(wish).collect::<Result<_, _>>()?;
     let released = client.release(&own.app_id, &wishes).await?;
     let url = config.kms_urls.first().map(ToString::to_string).unwrap_or_default();
-    Ok(AppKeys::released(&released.keys, &url))
+    let published = Published::of(&client, &own.app_id, &released.keys).await;
+    Ok(AppKeys::released(&released.keys, &url, published))
 }
 
 /// dstack's way. The id of an enclave's app is its claim; elsewhere the measured one counts and `--app-id` is not looked at, as in dstack.

@@ -10,10 +10,11 @@
 //! | [`config`] | file, environment and flags, checked |
 //! | [`dstack_kms`] | keys by dstack's protocol |
 //! | [`get_keys`] | evidence → keys |
-//! | [`app_keys`] | the JSON document |
+//! | [`app_keys`], [`published`] | the JSON document, and what of it a cluster publishes |
 //! | [`show`] | device and measurement, for policies |
 //! | [`commands`] | dstack's small subcommands |
 //! | [`setup`] | the boot of a dstack guest, step by step |
+//! | [`gateway`] | registration with a gateway, WireGuard's configuration |
 //! | [`machine`] | this machine's device, and measuring into it |
 //! | [`host_api`] | the host, as the guest calls it |
 //! | [`files`], [`program`] | bounded reads, whole writes; programs of the system |
@@ -28,9 +29,11 @@ pub mod config;
 pub mod dstack_kms;
 pub mod files;
 pub mod forward;
+pub mod gateway;
 pub mod get_keys;
 pub mod host_api;
 pub mod machine;
 pub mod program;
+pub mod published;
 pub mod setup;
 pub mod show;

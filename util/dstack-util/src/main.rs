@@ -12,15 +12,20 @@ use dstack_client::{Settings, Trust};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_runtime::hardening::{Hardening, harden};
 use dstack_runtime::telemetry::{LogFormat, init_logging};
-use dstack_util::cli::{Arguments, Command, GetKeys, HostShared, Setup, Tee};
-use dstack_util::commands::{attestation, bytes, certificates, events, gateway, orphans};
+use dstack_util::cli::{Arguments, Command, GatewayRefresh, GetKeys, HostShared, Setup, Tee};
+use dstack_util::commands::{attestation, bytes, certificates, events, orphans};
 use dstack_util::config::{Config, load};
 use dstack_util::forward::{Listen, Target};
+use dstack_util::gateway::{self, Refresh, Refreshed};
 use dstack_util::host_api::{DEFAULT_URL, HostUrl};
-use dstack_util::machine::Machine;
+use dstack_util::machine::{Machine, events_below};
 use dstack_util::setup::host_shared::{self, SYS_CONFIG, SysConfig};
 use dstack_util::{files, get_keys, setup, show};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Overwrites what is freed: buffers of answers and documents that held keys.
+#[global_allocator]
+static ALLOCATOR: dstack_secret::Wiping = dstack_secret::Wiping::system();
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
@@ -52,7 +57,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Setup(arguments) => set_up(*arguments),
         Command::HostShared { command: HostShared::Mount { mount_point } } => Ok(host_shared::mount(&mount_point)?),
         Command::HostShared { command: HostShared::Unmount { mount_point } } => Ok(host_shared::unmount(&mount_point)?),
-        Command::GatewayRefresh { work_dir, force: _ } => gateway::refresh(&work_dir),
+        Command::GatewayRefresh(arguments) => gateway_refresh(&arguments),
         Command::NotifyHost { url, event, payload, sys_config } => notify_host(url, &event, &payload, &sys_config),
         Command::RemoveOrphans { compose, dry_run } => orphans::remove(&compose, dry_run),
         Command::VtpmAttest { root_ca, nonce, format, tpm } => tpm::vtpm_attest(&tpm, &root_ca, &nonce, &format),
@@ -154,6 +159,37 @@ fn set_up(arguments: Setup) -> anyhow::Result<()> {
     println!("app_id={}", hex::encode(done.identity.app_id));
     println!("instance_id={}", hex::encode(&done.identity.instance_id));
     println!("key_provider={}", done.provider.name());
+    Ok(())
+}
+
+fn gateway_refresh(arguments: &GatewayRefresh) -> anyhow::Result<()> {
+    init_logging(LogFormat::Pretty, &arguments.log)?;
+    // The software device measures its caller by looking at the process.
+    harden(Hardening { lock_memory: false, inspectable: arguments.tee.as_deref().is_some_and(|device| device.starts_with("software:")) });
+    let (tee, events) = (arguments.tee.clone(), events_below(&arguments.work_dir));
+    // opened where it is needed: a guest without a gateway needs none
+    let evidence_of: dstack_client::EvidenceOf = Arc::new(move |report_data| {
+        let machine = Machine::open(tee.as_deref(), Some(&events)).map_err(|error| error.to_string())?;
+        machine.device().evidence(report_data).map_err(|error| error.to_string())
+    });
+    let dstack_urls = arguments.dstack_urls.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>().context("--dstack-url")?;
+    let clock = SystemClock::new();
+    let now: dstack_ratls::Now = Arc::new(move || clock.now());
+    let refresh = Refresh {
+        work_dir: &arguments.work_dir,
+        config: &arguments.wireguard_config,
+        key: &arguments.wireguard_key,
+        force: arguments.force,
+        dstack_urls: &dstack_urls,
+        route: &arguments.proxy.parse().context("--proxy")?,
+        now: &now,
+        evidence_of: &evidence_of,
+    };
+    match runtime()?.block_on(gateway::refresh(&refresh))? {
+        Refreshed::Disabled => println!("disabled"),
+        Refreshed::Same => println!("same"),
+        Refreshed::Written(file) => println!("written {}", file.display()),
+    }
     Ok(())
 }
 

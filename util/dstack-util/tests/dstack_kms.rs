@@ -1,125 +1,19 @@
 //! `get-keys --mode dstack` and `setup` with provider `kms` against the listener of dstack's protocol: the order of calls, who is trusted,
 //! several nodes, what is measured.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, unreachable_pub, dead_code, reason = "tests")]
+
+mod kms;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
+use std::sync::atomic::Ordering;
 
-use axum::extract::Extension;
-use axum::http::StatusCode;
-use axum::routing::post;
-use axum::{Json, Router};
-use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
-use dstack_protocol::{ClusterId, UnixMillis};
-use dstack_ratls::Limits;
-use dstack_ratls::dstack_server::{DstackPeer, DstackServer, DstackSetup, ServerChain, Verify};
-use dstack_ratls::key::CertificateKey;
-use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_testkit::World;
 use dstack_util::machine::{Machine, events_below};
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-const USAGE_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 62397, 1, 4];
-
-/// A KMS's root, shared by its nodes.
-struct Kms {
-    ca_pem: String,
-    spki: Vec<u8>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// What one node does and saw.
-#[derive(Default)]
-struct Seen {
-    /// Answers this to GetAppKey instead of keys.
-    status: AtomicU16,
-    temp_cas: AtomicUsize,
-    identities: Mutex<Vec<Arc<VerifiedIdentity>>>,
-}
-
-struct Node {
-    url: String,
-    seen: Arc<Seen>,
-    _shutdown: tokio_util::sync::DropGuard,
-}
-
-impl Kms {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "Dstack KMS CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-        let certificate = params.self_signed(&key).unwrap();
-        let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
-        Self { ca_pem: certificate.pem(), spki, issuer: Issuer::new(params, key) }
-    }
-
-    async fn node(&self, world: &World, usage: &str) -> Node {
-        let key = CertificateKey::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "localhost");
-        let usage = [&[0x04, u8::try_from(usage.len()).unwrap()], usage.as_bytes()].concat();
-        params.custom_extensions = vec![CustomExtension::from_oid_content(USAGE_OID, usage)];
-        let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        let chain = Arc::new(ServerChain::default());
-        chain.install(vec![leaf.der().to_vec()], &key);
-
-        let roots = Arc::new(world.trust_roots().unwrap());
-        let bundle = Arc::new(CollateralBundle::parse(world.roots().bundle()).unwrap());
-        let verify: Verify = Arc::new(move |evidence| {
-            let (roots, bundle) = (Arc::clone(&roots), Arc::clone(&bundle));
-            Box::pin(async move { judged(&evidence, &roots, &bundle) })
-        });
-        let seen = Arc::new(Seen::default());
-        let now = || SystemClock::new().now();
-        let setup =
-            DstackSetup { chain, verify, now: Arc::new(now), limits: Limits::default(), parser_threads: 1, router: self.router(&seen) };
-        let server = DstackServer::bind("127.0.0.1:0".parse().unwrap(), setup).await.unwrap();
-        let url = format!("https://127.0.0.1:{}", server.local_address().unwrap().port());
-        let shutdown = CancellationToken::new();
-        tokio::spawn(server.run(shutdown.clone()));
-        Node { url, seen, _shutdown: shutdown.drop_guard() }
-    }
-
-    fn router(&self, seen: &Arc<Seen>) -> Router {
-        let temp = dstack_certificates::temp::temp_ca(&ClusterId([7; 32])).unwrap();
-        let answer = json!({ "temp_ca_cert": temp.certificate_pem(), "temp_ca_key": temp.key_pem(), "ca_cert": self.ca_pem });
-        let (asked, ca_cert, seen) = (Arc::clone(seen), self.ca_pem.clone(), Arc::clone(seen));
-        let temp_ca = post(move || {
-            asked.temp_cas.fetch_add(1, Ordering::SeqCst);
-            async move { Json(answer) }
-        });
-        let app_key = post(move |Extension(peer): Extension<DstackPeer>| async move {
-            match (seen.status.load(Ordering::SeqCst), peer.identity) {
-                (0, Some(identity)) => {
-                    seen.identities.lock().unwrap().push(identity);
-                    let keys = json!({
-                        "ca_cert": ca_cert, "disk_crypt_key": "d1".repeat(32), "env_crypt_key": "e2".repeat(32), "k256_key": "25".repeat(32),
-                        "k256_signature": "51".repeat(65), "tproxy_app_id": "any", "gateway_app_id": "any", "os_image_hash": "05".repeat(32)
-                    });
-                    (StatusCode::OK, Json(keys))
-                }
-                (0, None) => (StatusCode::BAD_REQUEST, Json(json!({ "error": "App not allowed: No attestation provided" }))),
-                (status, _) => (StatusCode::from_u16(status).unwrap(), Json(json!({ "error": "Boot denied: test" }))),
-            }
-        });
-        Router::new().route("/prpc/GetTempCaCert", temp_ca).route("/prpc/GetAppKey", app_key)
-    }
-}
-
-fn judged(evidence: &[u8], roots: &TrustRoots, collateral: &CollateralBundle) -> Option<Arc<VerifiedIdentity>> {
-    let now: UnixMillis = SystemClock::new().now();
-    verify(evidence, &VerifyContext { now, roots, collateral, tcb: &TcbPolicy::default() }).ok().map(Arc::new)
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use crate::kms::{Kms, said};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn get_keys_asks_dstacks_way() {

@@ -183,7 +183,7 @@ async fn a_cluster_gives_keys_environment_and_disk() {
     let cluster = Cluster::under(SoftwareRoots::load(guest.world.dir()).unwrap());
     let nodes = [cluster.node().await, cluster.node().await];
     tokio::task::spawn_blocking(move || {
-        let pin = json!({ "cluster_id": hex::encode(CLUSTER.0), "pk_prf": PK_PRF });
+        let pin = json!({ "cluster_id": hex::encode(CLUSTER.0), "pk_prf": PK_PRF, "ca_pub": hex::encode(cluster::ca_pub()) });
         guest.compose(json!({ "key_provider": "kms", "allowed_envs": ["TOKEN"], "dstack_kms": pin }));
         let urls: Vec<String> = nodes.iter().map(|node| format!("{}/prpc", node.url)).collect();
         guest.share(".sys-config.json", &json!({ "kms_urls": urls, "pccs_url": "https://pccs" }).to_string());
@@ -200,6 +200,11 @@ async fn a_cluster_gives_keys_environment_and_disk() {
         let more = ["--software-root", &root, "--collateral", &collateral];
         let keys = guest.succeeds("one", &more);
         assert_eq!(keys["env_crypt_key"], hex::encode(&env_key));
+        // what the cluster publishes of it, as dstack's tools expect to find it
+        let (root, spki) = (cluster::root_ca(), dstack_client::CaPub::P256(cluster::ca_pub()).spki().unwrap());
+        assert_eq!(keys["ca_cert"], dstack_certificates::pem::certificate(&root));
+        assert_eq!(keys["key_provider"]["Kms"]["pubkey"], hex::encode(spki));
+        signed_by_identity(&keys);
         assert_eq!(fs::read(guest.path("one/.host-shared/.decrypted-env")).unwrap(), b"TOKEN=\"a b\"\n");
         let json = guest.path("one/.host-shared/.decrypted-env.json");
         assert_eq!(fs::read(&json).unwrap(), br#"{"TOKEN":"a b"}"#);
@@ -233,6 +238,17 @@ async fn a_cluster_gives_keys_environment_and_disk() {
     })
     .await
     .unwrap();
+}
+
+/// `k256_signature` is the identity's over the public half of `k256_key` (threshold.md §5.1).
+fn signed_by_identity(keys: &Value) {
+    let bytes = |name: &str| hex::decode(keys[name].as_str().unwrap()).unwrap();
+    let app_key = k256::ecdsa::SigningKey::from_slice(&bytes("k256_key")).unwrap();
+    let app_pk: [u8; 33] = app_key.verifying_key().to_sec1_point(true).as_bytes().try_into().unwrap();
+    let object = dstack_protocol::sign::SignObject::AppKey { generation: dstack_protocol::Generation(0), app_id: APP, app_pk };
+    let identity = k256::ecdsa::SigningKey::from_slice(&cluster::IDENTITY).unwrap();
+    let by = dstack_certificates::identity::recover(&object.identity_digest().unwrap(), bytes("k256_signature").as_slice().try_into().unwrap());
+    assert_eq!(by.unwrap(), *identity.verifying_key().to_sec1_point(true).as_bytes());
 }
 
 /// An environment as dstack's tools encrypt it.

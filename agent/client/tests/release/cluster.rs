@@ -22,7 +22,7 @@ use dstack_protocol::binding::evidence_hash;
 use dstack_protocol::log::{Record, RecordKind, body_hash};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::Out;
-use dstack_protocol::rpc::{BeaconAnswer, PATH_BEACON, PATH_RELEASE, REQUEST_ID_HEADER, ReleaseAnswer, ReleaseAsk};
+use dstack_protocol::rpc::{BeaconAnswer, PATH_BEACON, PATH_RELEASE, PATH_ROOT_CA, REQUEST_ID_HEADER, ReleaseAnswer, ReleaseAsk};
 use dstack_protocol::sign::AppPkClaim;
 use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex, Refusal, RefusalCode, Seat, UnixMillis, Wire};
 use dstack_ratls::attest_judge::{Beacons, TrustMaterial};
@@ -207,6 +207,7 @@ impl Cluster {
             .route(PATH_BEACON, get(serve_beacon))
             .route(PATH_RELEASE, post(serve_release))
             .route(PATH_APP_KEY, post(serve_app_key))
+            .route(PATH_ROOT_CA, get(serve_root_ca))
             .layer(Extension(Arc::clone(&conduct)))
             .layer(Extension(Arc::clone(self)));
         let setup = Setup {
@@ -331,6 +332,24 @@ async fn serve_beacon(Extension(conduct): Extension<Arc<Mutex<Conduct>>>) -> Ans
 
 /// Secret of the identity that signs app keys here.
 pub const IDENTITY: [u8; 32] = [9; 32];
+
+/// A self-signed CA that stands for the cluster's root.
+pub fn root_ca() -> Vec<u8> {
+    dstack_certificates::temp::temp_ca(&CLUSTER).unwrap().der().to_vec()
+}
+
+/// Its public key, as a pin names it.
+pub fn ca_pub() -> [u8; 33] {
+    dstack_certificates::read::Certificate::read(&root_ca()).unwrap().key().p256_compressed().unwrap()
+}
+
+async fn serve_root_ca(Extension(conduct): Extension<Arc<Mutex<Conduct>>>) -> Answer {
+    let conduct = *conduct.lock().unwrap();
+    match misconduct(conduct).await {
+        Some(answer) => answer,
+        None => (StatusCode::OK, root_ca()),
+    }
+}
 
 /// Judges a claim as nodes do (threshold.md §5.1) and signs.
 async fn serve_app_key(

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use dstack_audit::AuditError;
 use dstack_client::error::BadPartialFault;
-use dstack_client::{ClientError, KcvError, KcvStore, KmsClient, NodeFault, Pin, ReleasedKeys};
+use dstack_client::{CaPub, ClientError, KcvError, KcvStore, KmsClient, NodeFault, Pin, ReleasedKeys};
 use dstack_protocol::release::{KeyClass, Wish};
 use dstack_protocol::{AppId, ClusterId, Generation, NodeIndex, RefusalCode};
 use dstack_ratls::{JudgeError, PeerError};
@@ -332,4 +332,23 @@ async fn the_identity_signs_the_apps_key_and_no_other_does() {
     assert!(refused.to_string().contains("id_pub"), "{refused}");
     node.conducts(Conduct::Status(404));
     assert!(signed(Some(identity)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_certificate_is_the_pinned_ones_or_none() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let root = async |ca_pub| cluster.client(Pin { ca_pub, ..pin() }, &[&node], Vec::new(), None).root_ca().await;
+    let pinned = Some(CaPub::P256(cluster::ca_pub()));
+    let got = root(pinned).await.unwrap().unwrap();
+    assert_eq!(got.pem, dstack_certificates::pem::certificate(&cluster::root_ca()));
+    assert_eq!(Some(got.spki), pinned.unwrap().spki());
+    assert_eq!(root(None).await.unwrap(), None, "nothing to hold it against");
+    let mut other = cluster::ca_pub();
+    other[0] ^= 1;
+    let refused = root(Some(CaPub::P256(other))).await.unwrap_err();
+    assert!(refused.to_string().contains("it is of another key"), "{refused}");
+    assert_eq!(root(Some(CaPub::P256([9; 33]))).await.unwrap_err().code(), "client.ca_pub");
+    node.conducts(Conduct::Status(404));
+    assert!(root(pinned).await.is_err());
 }

@@ -9,6 +9,7 @@ mod kms;
 mod local;
 mod services;
 mod supervised;
+mod wiped;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -23,6 +23,11 @@ impl Td {
     }
 
     pub(crate) fn booted(boot: impl FnOnce(SoftwareTd) -> SoftwareTd) -> Option<Self> {
+        Self::of(SoftwareRoots::generate(SystemClock::new().now()).unwrap(), boot)
+    }
+
+    /// On a machine under these roots.
+    pub(crate) fn of(roots: SoftwareRoots, boot: impl FnOnce(SoftwareTd) -> SoftwareTd) -> Option<Self> {
         if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
             #[allow(clippy::disallowed_methods, reason = "whether tests may be left out is CI's to say")]
             let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
@@ -30,7 +35,6 @@ impl Td {
             eprintln!("left out: /dev/fuse: {error}");
             return None;
         }
-        let roots = SoftwareRoots::generate(SystemClock::new().now()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("mnt");
         std::fs::create_dir(&at).unwrap();

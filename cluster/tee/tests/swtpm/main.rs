@@ -6,6 +6,7 @@ mod gcp;
 #[path = "../fuse_tdx/guest.rs"]
 #[allow(dead_code, reason = "the tests of TDX use more of it")]
 mod guest;
+mod machine;
 mod pki;
 mod process;
 mod quoting;

@@ -7,7 +7,6 @@ pub mod attestation;
 pub mod bytes;
 pub mod certificates;
 pub mod events;
-pub mod gateway;
 pub mod orphans;
 #[cfg(feature = "tpm")]
 pub mod tpm;

@@ -14,6 +14,7 @@ use dstack_tee::Opened;
 use super::Provided;
 use crate::app_keys::AppKeys;
 use crate::dstack_kms::{self, Answered, DstackKmsError, Question, base_of};
+use crate::published::Published;
 use crate::setup::compose::ProviderKind;
 
 /// Why the KMS gives no keys.
@@ -83,8 +84,9 @@ pub async fn native(asking: &Asking<'_>, pin: Pin) -> Result<Provided, KmsError>
     let wishes = [KeyClass::Disk, KeyClass::Env, KeyClass::K256].map(wish).into_iter().collect::<Result<Vec<_>, _>>();
     let wishes = wishes.map_err(|error| KmsError::Wish { reason: error.to_string() })?;
     let released = client.release(&AppId(asking.app_id), &wishes).await?;
+    let published = Published::of(&client, &AppId(asking.app_id), &released.keys).await;
     Ok(Provided {
-        keys: AppKeys::released(&released.keys, &first),
+        keys: AppKeys::released(&released.keys, &first, published),
         kind: ProviderKind::Kms,
         id: cluster_id.0.to_vec(),
         os_image_hash: None,
