@@ -132,7 +132,8 @@ fn pinned_root(ca_pub: Option<&CaPub>, facts: &ComposeFacts) -> anyhow::Result<O
         Some(key) => key.spki().context("ca_pub of the pin is no public key").map(Some),
         None if facts.key_provider_id.is_empty() => Ok(None),
         None => {
-            let id = hex::decode(facts.key_provider_id.trim_start_matches("0x")).context("key_provider_id of the compose file is not hex")?;
+            let id =
+                hex::decode(facts.key_provider_id.trim_start_matches("0x")).context("key_provider_id of the compose file is not hex")?;
             Ok(Some(id))
         }
     }

@@ -1,13 +1,14 @@
 //! The programs of the image: `/app/run` holds their words, one a line, the program first; an empty line lies between two. Owns: running
 //! them in order, reporting their ends and the check values of keys that they got. Never: reads the keys.
 //!
-//! A first word `start` runs the rest beside what follows, `ask` is a question to a socket ([`crate::ask`]).
+//! A first word `start` runs the rest beside what follows, `ask` is a question to a socket ([`crate::ask`]), `wait` waits for a file.
 
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::ask::ask;
 use crate::say;
@@ -18,6 +19,8 @@ const RUN: &str = "/app/run";
 const CHECK_VALUES: &str = "/tmp/kcv.json";
 /// What started programs write.
 const STARTED: &str = "/tmp/started.log";
+/// For a file to be there.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Where programs of the system are, for those that call them.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -35,6 +38,7 @@ fn all(text: &str) -> anyhow::Result<()> {
         match words.split_first() {
             Some((&"ask", rest)) => ask(rest)?,
             Some((&"start", rest)) => start(rest)?,
+            Some((&"wait", rest)) => wait(rest)?,
             Some((program, rest)) => report(program, &command(program, rest).output().with_context(|| format!("cannot run {program}"))?)?,
             None => {}
         }
@@ -53,6 +57,17 @@ fn start(words: &[&str]) -> anyhow::Result<()> {
     let (program, rest) = words.split_first().context("nothing to start")?;
     let log = File::options().create(true).append(true).open(STARTED)?;
     command(program, rest).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("cannot start {program}"))?;
+    Ok(())
+}
+
+fn wait(files: &[&str]) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    for file in files {
+        while !Path::new(file).exists() {
+            ensure!(begun.elapsed() < PATIENCE, "no {file} within {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
     Ok(())
 }
 

@@ -4,14 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_testkit::SoftwareRoots;
-use dstack_testkit::cluster::{App, Cluster, ClusterSpec, MachineKind};
+use dstack_testkit::cluster::{App, Cluster, ClusterError, ClusterSpec, MachineKind};
 use dstack_testkit::eif::Image;
 use dstack_testkit::nitro::EnclaveHost;
-use dstack_testkit::qemu::{Enclave, Kit, Report, run};
+use dstack_testkit::qemu::{Enclave, Kit, Report, run_and_meet};
 
 /// A file of the image that nothing reads.
 const NOTE: &[u8] = b"build 1\n";
@@ -87,10 +87,21 @@ impl Setting {
     }
 
     fn run(&self, name: &str, image: &Image, host: &EnclaveHost) -> Report {
+        self.met(name, image, host, &mut |_, _| Ok(()))
+    }
+
+    fn run_and_meet(&self, name: &str, image: &Image, meet: &mut dyn FnMut(&Path, &str)) -> Report {
+        self.met(name, image, &self.host, &mut |vsock, console| {
+            meet(vsock, console);
+            Ok(())
+        })
+    }
+
+    fn met(&self, name: &str, image: &Image, host: &EnclaveHost, meet: &mut dyn FnMut(&Path, &str) -> Result<(), ClusterError>) -> Report {
         let allowed: Vec<String> = self.cluster.kms_urls().split(',').map(|url| url.trim_start_matches("https://").to_owned()).collect();
         let dir: PathBuf = self.cluster.dir().join(name);
         let forwarder = self.cluster.binaries.path("dstack-util").unwrap();
-        let report = run(&self.kit, &forwarder, &Enclave { image, host, allowed: &allowed, dir }).unwrap();
+        let report = run_and_meet(&self.kit, &forwarder, &Enclave { image, host, allowed: &allowed, dir }, meet).unwrap();
         assert!(!report.has("failed"), "{}", report.console);
         report
     }
@@ -134,6 +145,8 @@ fn an_enclave_gets_its_keys_and_a_changed_one_does_not() {
     assert!(said.contains(&hex::encode(changed.pcrs().image_hash())), "{said}");
     assert!(!refused.has("check-values") && refused.all("printed").is_empty(), "{}", refused.console);
 
+    the_agent_serves_inside(&setting);
+
     // The allowed image under a root that nobody trusts: no session, and no key.
     let others = SoftwareRoots::generate(SystemClock::new().now()).unwrap();
     let forged = setting.run("e4", &image, &others.enclave_host("qemu").unwrap());
@@ -163,4 +176,94 @@ fn the_module_is_as_documented(report: &Report, image: &Image, host: &EnclaveHos
     let now = SystemClock::new().now().0 / 1000;
     let clock: u64 = report.all("clock").parse().unwrap();
     assert!(now.abs_diff(clock) < 600, "clock {clock}, now {now}");
+}
+
+/// What the host is told to do at the end: a file that the first process waits for.
+const OFF: &str = "/tmp/off";
+const HOST_PORT: u32 = 8000;
+
+/// The agent in an enclave: keys fetched over vsock and evidence of the NSM by its socket inside, `GuestApi` on vsock for the host.
+fn the_agent_serves_inside(setting: &Setting) {
+    let device = &setting.cluster.device;
+    let [tdx_root, nitro_root] = device.roots().map(|file| fs::read(file).unwrap());
+    let (compose, collateral) = (fs::read(&setting.app.compose).unwrap(), fs::read(device.collateral()).unwrap());
+    let agent = fs::read(setting.kit.path("dstack-agent").unwrap()).unwrap();
+    let urls = setting.cluster.kms_urls().split(',').map(|url| format!("{url:?}")).collect::<Vec<_>>().join(", ");
+    let config = format!(
+        "device = \"nsm\"\napp_compose = \"/app/app-compose.json\"\nkms_urls = [{urls}]\nstate_dir = \"/tmp/state\"\nproxy = \"vsock:2:3128\"\n\
+         [api]\nsocket = \"/run/dstack.sock\"\nhost = \"vsock:{HOST_PORT}\"\n[boot]\napp_id = {:?}\n[log]\nformat = \"pretty\"\n\
+         [machine]\npoweroff = [\"/app/dstack-util\", \"rand\", \"-o\", {OFF:?}]\n\
+         [trust]\nsoftware_roots = [\"/app/tdx-root.der\", \"/app/nitro-root.der\"]\ncollateral = \"/app/collateral.json\"\n",
+        setting.app.app_id
+    );
+    let report_data = "5a".repeat(64);
+    let quote = format!("{{\"report_data\":\"{report_data}\"}}");
+    let ask = |path, body| ["ask", "/run/dstack.sock", path, body];
+    let key = ask("/GetKey", "{\"path\":\"a\",\"purpose\":\"signing\"}");
+    let programs: [&[&str]; 6] = [
+        &["start", "/app/dstack-agent", "--config", "/app/agent.toml"],
+        &key,
+        &ask("/GetQuote", &quote),
+        &ask("/Info", "{}"),
+        &key,
+        &["wait", OFF],
+    ];
+    let files: [(&str, &[u8]); 6] = [
+        ("dstack-agent", &agent),
+        ("agent.toml", config.as_bytes()),
+        ("app-compose.json", &compose),
+        ("tdx-root.der", &tdx_root),
+        ("nitro-root.der", &nitro_root),
+        ("collateral.json", &collateral),
+    ];
+    let image = setting.kit.image(&programs, &files).unwrap();
+    setting.allow(&image);
+
+    // Once the agent has answered inside, the host asks it over vsock, and has it switch off.
+    let mut told = None;
+    let report = setting.run_and_meet("e5", &image, &mut |vsock, console| {
+        if told.is_none() && console.contains("enclave answered /Info") {
+            let info = host_asks(vsock, "Info");
+            host_asks(vsock, "Shutdown");
+            told = Some(info);
+        }
+    });
+    let answered = report.all("answered");
+    let whole: Vec<&str> = answered.lines().map(str::trim).collect();
+    assert_eq!(whole, ["/GetKey", "/GetQuote", "/Info", "/GetKey"].map(|path| format!("{path} HTTP/1.1 200 OK")), "{}", report.console);
+    let keys: Vec<String> = report.all("answer-hash").lines().filter(|line| line.starts_with("/GetKey")).map(str::to_owned).collect();
+    assert!(keys.len() == 2 && keys[0] == keys[1], "the same key twice: {keys:?}");
+    let answer = report.all("answer");
+    assert!(answer.contains(&format!("/Info app_id {}", setting.app.app_id)), "{answer}");
+    assert!(told.unwrap().contains("\"version\""), "the host's side answers on vsock");
+
+    // The evidence of the socket is the module's: the image's measurement, the caller's data.
+    let attestation = answer.lines().find_map(|line| line.strip_prefix("/GetQuote attestation ")).unwrap();
+    let roots = dstack_attest::TrustRoots::none().with_software_root(&nitro_root).unwrap();
+    let bundle = dstack_attest::CollateralBundle::parse(&collateral).unwrap();
+    let tcb = dstack_attest::TcbPolicy::default();
+    let context = dstack_attest::VerifyContext { now: SystemClock::new().now(), roots: &roots, collateral: &bundle, tcb: &tcb };
+    let identity = dstack_attest::verify(&hex::decode(attestation.trim()).unwrap(), &context).unwrap();
+    assert_eq!((identity.report_data(), identity.app_id().unwrap().to_string()), (&[0x5a; 64], setting.app.app_id.clone()));
+    assert_eq!(identity.measurement(), image.pcrs().measurement());
+}
+
+/// One call of `GuestApi` by the enclave's vsock; the answer's body.
+fn host_asks(vsock: &std::path::Path, method: &str) -> String {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    let mut stream = std::os::unix::net::UnixStream::connect(vsock).unwrap();
+    writeln!(stream, "CONNECT {HOST_PORT}").unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert!(line.starts_with("OK"), "{line:?}");
+    write!(
+        stream,
+        "POST /api/{method} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    reader.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
 }

@@ -310,7 +310,9 @@ mod tests {
 
     #[test]
     fn a_document_without_keys_has_every_member() {
-        let text = AppKeys::released(&[], "https://kms:12001/", Published::default()).document().expose(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+        let text = AppKeys::released(&[], "https://kms:12001/", Published::default())
+            .document()
+            .expose(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         for name in ["disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature", "gateway_app_id", "ca_cert"] {
             assert_eq!(read[name], "", "{name}");

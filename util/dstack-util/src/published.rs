@@ -31,7 +31,8 @@ impl Published {
     pub async fn of(client: &KmsClient, app_id: &AppId, keys: &[TypedKey]) -> Self {
         let by = Instant::now() + PATIENCE;
         let app_key = keys.iter().find(|key| key.class() == KeyClass::K256);
-        let app_key = app_key.map(|key| key.bytes().expose(|bytes| Locked::new(Secret::from_fn(|copy: &mut [u8; 32]| copy.copy_from_slice(bytes)))));
+        let app_key =
+            app_key.map(|key| key.bytes().expose(|bytes| Locked::new(Secret::from_fn(|copy: &mut [u8; 32]| copy.copy_from_slice(bytes)))));
         let signature = async {
             match &app_key {
                 Some(app_key) => asked("signature over the app key", by, || client.app_key_signature(app_id, app_key)).await,

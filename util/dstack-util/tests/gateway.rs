@@ -130,12 +130,15 @@ impl Guest {
 
     fn keys(&self, kms: &Kms, url: &str, gateway_app_id: &str) {
         let temp = dstack_certificates::temp::temp_ca(&dstack_protocol::ClusterId([7; 32])).unwrap();
-        self.write(".appkeys.json", &json!({
-            "disk_crypt_key": "11".repeat(32), "env_crypt_key": "", "k256_key": "25".repeat(32), "k256_signature": "",
-            "gateway_app_id": gateway_app_id, "ca_cert": kms.ca_pem,
-            "key_provider": { "Kms": { "url": format!("{url}/prpc"), "pubkey": hex::encode(&kms.spki),
-                "tmp_ca_key": temp.key_pem(), "tmp_ca_cert": temp.certificate_pem() } },
-        }));
+        self.write(
+            ".appkeys.json",
+            &json!({
+                "disk_crypt_key": "11".repeat(32), "env_crypt_key": "", "k256_key": "25".repeat(32), "k256_signature": "",
+                "gateway_app_id": gateway_app_id, "ca_cert": kms.ca_pem,
+                "key_provider": { "Kms": { "url": format!("{url}/prpc"), "pubkey": hex::encode(&kms.spki),
+                    "tmp_ca_key": temp.key_pem(), "tmp_ca_cert": temp.certificate_pem() } },
+            }),
+        );
     }
 
     fn refresh(&self, more: &[&str]) -> Output {
@@ -206,7 +209,10 @@ async fn a_guest_registers_with_the_gateway_that_its_kms_names() {
         assert_eq!(fs::metadata(&config).unwrap().permissions().mode() & 0o777, 0o600);
         let text = fs::read_to_string(&config).unwrap();
         let key = fs::read_to_string(guest.path("run/wireguard.key")).unwrap();
-        assert!(text.starts_with(&format!("[Interface]\nPrivateKey = {key}\nListenPort = 9182\nAddress = 10.4.1.7/32\n\n[Peer]\n")), "{text}");
+        assert!(
+            text.starts_with(&format!("[Interface]\nPrivateKey = {key}\nListenPort = 9182\nAddress = 10.4.1.7/32\n\n[Peer]\n")),
+            "{text}"
+        );
         assert_eq!(text.matches("[Peer]").count(), 2);
 
         // the same again is the same, unless forced; the interface's key stays

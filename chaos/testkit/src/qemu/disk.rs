@@ -57,7 +57,18 @@ pub fn run_with_disk(kit: &Kit, forwarder: &Path, machine: &DiskMachine<'_>) -> 
     let parent = Parent::start(kit, forwarder, dir, machine.allowed)?;
     let mut command = Command::new(kit.path("qemu-system-x86_64")?);
     // Never kvm: see the enclave.
-    command.args(["-M", "microvm,acpi=off,rtc=on,memory-backend=m", "-accel", "tcg", "-cpu", "max", "-m", MEMORY, "-nographic", "-no-reboot"]);
+    command.args([
+        "-M",
+        "microvm,acpi=off,rtc=on,memory-backend=m",
+        "-accel",
+        "tcg",
+        "-cpu",
+        "max",
+        "-m",
+        MEMORY,
+        "-nographic",
+        "-no-reboot",
+    ]);
     // memory that the vsock's device shares
     command.arg("-object").arg(format!("memory-backend-memfd,id=m,size={MEMORY},share=on"));
     command.arg("-chardev").arg(parent.channel()).args(["-device", "vhost-user-vsock-device,chardev=c"]);

@@ -27,7 +27,7 @@ impl Kit {
     pub fn find() -> Result<Option<Self>, ClusterError> {
         let Some(folder) = env::var_os(KIT) else { return Ok(None) };
         let kit = Self { folder: folder.into() };
-        for name in ["qemu-system-x86_64", "vhost-device-vsock", "vmlinuz", "dstack-enclave-init", "dstack-util"] {
+        for name in ["qemu-system-x86_64", "vhost-device-vsock", "vmlinuz", "dstack-enclave-init", "dstack-util", "dstack-agent"] {
             kit.path(name)?;
         }
         Ok(Some(kit))

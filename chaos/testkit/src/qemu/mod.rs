@@ -3,7 +3,7 @@
 //! by a patched device.
 //!
 //! - [`Kit`]: programs, kernel and modules, as `cargo xtask test --tee` puts them together. [`Kit::image`]: an enclave image of it.
-//! - [`run`]: one enclave from start to end; its [`Report`]. [`run_with_disk`]: the same of a machine with a disk.
+//! - [`run`]: one enclave from start to end; its [`Report`]; [`run_and_meet`] speaks with it. [`run_with_disk`]: the same of a machine with a disk.
 
 mod disk;
 mod kit;
@@ -16,4 +16,4 @@ mod tree;
 pub use disk::{DiskMachine, run_with_disk};
 pub use kit::Kit;
 pub use report::Report;
-pub use run::{Enclave, run};
+pub use run::{Enclave, run, run_and_meet};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dstack_runtime::clock::{Clock as _, SystemClock};
 
 use super::kit::Kit;
-use super::parent::Parent;
+use super::parent::{Parent, vsock};
 use super::report::Report;
 use crate::cluster::{ClusterError, Process, until};
 use crate::eif::Image;
@@ -37,6 +37,20 @@ pub struct Enclave<'a> {
 /// # Errors
 /// [`ClusterError`]; a console without a last word is [`ClusterError::Unexpected`].
 pub fn run(kit: &Kit, forwarder: &Path, enclave: &Enclave<'_>) -> Result<Report, ClusterError> {
+    run_and_meet(kit, forwarder, enclave, &mut |_, _| Ok(()))
+}
+
+/// As [`run`]. While it runs `meet` looks again and again at its console, and may connect to its ports: by the socket that it is given,
+/// `CONNECT PORT` in a line first.
+///
+/// # Errors
+/// As [`run`]; what `meet` says.
+pub fn run_and_meet(
+    kit: &Kit,
+    forwarder: &Path,
+    enclave: &Enclave<'_>,
+    meet: &mut dyn FnMut(&Path, &str) -> Result<(), ClusterError>,
+) -> Result<Report, ClusterError> {
     let dir = &enclave.dir;
     fs::create_dir(dir).map_err(|error| ClusterError::file(dir, error))?;
     let file = dir.join("image.eif");
@@ -54,9 +68,14 @@ pub fn run(kit: &Kit, forwarder: &Path, enclave: &Enclave<'_>) -> Result<Report,
     command.arg("-L").arg(kit.firmware()).arg("-chardev").arg(parent.channel());
     command.envs(signing);
     let mut machine = Process::spawn("enclave", &command, &dir.join("console.log"))?;
+    let mut met = Ok(());
     let status = until("the end of the enclave", RUNNING, || {
+        if met.is_ok() {
+            met = meet(&vsock(dir), &machine.log_text());
+        }
         machine.ended().ok_or_else(|| ClusterError::unexpected("enclave", format!("it runs; its console:\n{}", machine.tail())))
     })?;
+    met?;
     let report = Report::of(machine.log_text());
     if !status.success() || !report.has("end") {
         return Err(ClusterError::unexpected("enclave", format!("{status}; its console:\n{}", report.console)));

@@ -97,8 +97,7 @@ fn payload(events: &[RuntimeEvent], name: &str) -> Vec<u8> {
 }
 
 /// Events of a boot up to its keys, and after them.
-const BEFORE: [&str; 7] =
-    ["system-preparing", "app-id", "compose-hash", "gpu-policy-hash", "instance-id", "boot-mr-done", "key-provider"];
+const BEFORE: [&str; 7] = ["system-preparing", "app-id", "compose-hash", "gpu-policy-hash", "instance-id", "boot-mr-done", "key-provider"];
 const AFTER: [&str; 2] = ["storage-fs", "system-ready"];
 
 /// A cluster that serves guests of both kinds, with two forms of one app.
@@ -232,7 +231,8 @@ fn a_td_gets_its_keys_from_a_cluster_by_both_protocols() {
 fn a_machine_of_google_cloud_measures_into_both_registers_and_seals_its_keys() {
     let Some(machine) = Machine::new() else { return };
     let guest = Guest::new();
-    let document = json!({ "manifest_version": "2", "name": "web", "runner": "docker-compose", "secure_time": false, "key_provider": "tpm" });
+    let document =
+        json!({ "manifest_version": "2", "name": "web", "runner": "docker-compose", "secure_time": false, "key_provider": "tpm" });
     let document = document.to_string().into_bytes();
     guest.share("app-compose.json", &document);
     guest.share(".sys-config.json", b"{}");

@@ -39,12 +39,7 @@ pub struct Certified {
 ///
 /// # Errors
 /// [`GatewayError`].
-pub async fn certified(
-    refresh: &Refresh<'_>,
-    keys: &AppKeys,
-    signers: &[NodeUrl],
-    vm_config: &str,
-) -> Result<Certified, GatewayError> {
+pub async fn certified(refresh: &Refresh<'_>, keys: &AppKeys, signers: &[NodeUrl], vm_config: &str) -> Result<Certified, GatewayError> {
     let own = |reason: String| GatewayError::Own(RatlsError::Certificate { reason });
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|error| own(error.to_string()))?;
     let public_key = pair.subject_public_key_info();

@@ -63,10 +63,13 @@ impl Key {
     /// [`GatewayError::File`], [`GatewayError::Document`] of a file that holds something else, [`GatewayError::Randomness`].
     pub fn kept(file: &Path) -> Result<Self, GatewayError> {
         if let Some(text) = files::read_if_there(file, KEY_BYTES_MAX)? {
-            let wrong = || GatewayError::Document { name: "wireguard.key", reason: "no WireGuard key; remove it, and one is made".to_owned() };
+            let wrong =
+                || GatewayError::Document { name: "wireguard.key", reason: "no WireGuard key; remove it, and one is made".to_owned() };
             let decoded = SecretBytes::take(text).expose(|text| STANDARD.decode(text.trim_ascii())).map_err(|_| wrong())?;
             let decoded = SecretBytes::take(decoded);
-            return decoded.expose(|bytes| <&[u8; 32]>::try_from(bytes).map(|bytes| Self(Secret::from_fn(|out| *out = *bytes)))).map_err(|_| wrong());
+            return decoded
+                .expose(|bytes| <&[u8; 32]>::try_from(bytes).map(|bytes| Self(Secret::from_fn(|out| *out = *bytes))))
+                .map_err(|_| wrong());
         }
         let key = Secret::try_from_fn(|out: &mut [u8; 32]| {
             getrandom::fill(out)?;
@@ -155,7 +158,8 @@ fn is_endpoint(text: &str) -> bool {
     let is_name = |name: &str| {
         (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'))
     };
-    let is_v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|host| host.parse::<std::net::Ipv6Addr>().is_ok());
+    let is_v6 =
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|host| host.parse::<std::net::Ipv6Addr>().is_ok());
     (is_name(host) || is_v6) && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 

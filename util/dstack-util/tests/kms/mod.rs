@@ -130,7 +130,6 @@ pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-
 /// A client certificate for the request's key, as it asks.
 fn leaf_of(request: &CertificateRequest, issuer: &Issuer<'_, KeyPair>) -> String {
     let mut params = CertificateParams::default();
