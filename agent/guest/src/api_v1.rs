@@ -49,10 +49,14 @@ pub(crate) async fn attest(guest: &Arc<Guest>, request: &AttestRequest) -> Resul
 
 /// `AttestGpu`: no bundle where there is no GPU.
 pub(crate) fn attest_gpu(request: &AttestGpuRequest) -> Result<AttestGpuResponse, ApiError> {
+    attest_gpus_of(Path::new(NVIDIA_DEVICES), request)
+}
+
+fn attest_gpus_of(devices: &Path, request: &AttestGpuRequest) -> Result<AttestGpuResponse, ApiError> {
     if request.nonce.len() != 32 {
         return Err(ApiError::Argument { field: "nonce", expected: "exactly 32 bytes" });
     }
-    let has_gpu = std::fs::read_dir(Path::new(NVIDIA_DEVICES)).is_ok_and(|mut devices| devices.next().is_some());
+    let has_gpu = std::fs::read_dir(devices).is_ok_and(|mut devices| devices.next().is_some());
     if has_gpu {
         return Err(ApiError::Machine {
             what: "AttestGpu",
@@ -77,5 +81,20 @@ pub(crate) async fn health(guest: &Guest) -> HealthResponse {
                 .collect();
             HealthResponse { healthy: unhealthy.is_empty(), unhealthy, error: String::new() }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_is_not_passed_over_in_silence() {
+        let devices = tempfile::tempdir().unwrap();
+        let asked = |nonce: usize| attest_gpus_of(devices.path(), &AttestGpuRequest { nonce: vec![0; nonce], ..AttestGpuRequest::default() });
+        assert!(asked(32).unwrap().bundles.is_empty());
+        assert!(matches!(asked(31), Err(ApiError::Argument { field: "nonce", .. })));
+        std::fs::create_dir(devices.path().join("0000:01:00.0")).unwrap();
+        assert!(matches!(asked(32), Err(ApiError::Machine { what: "AttestGpu", .. })));
     }
 }
