@@ -119,12 +119,19 @@ impl Setting {
         let app = cluster.measure("web", &compose, MachineKind::Tdx).unwrap();
         let mut native = read_json(&app.compose);
         native["secure_time"] = json!(false);
+        // the whole pin, so that the root's certificate and the identity's signature are held against it
+        let pin = read_json(cluster.pin().unwrap());
+        for name in ["ca_pub", "id_pub"] {
+            native["dstack_kms"][name] = pin[name].clone();
+        }
         let mut legacy = native.clone();
         legacy.as_object_mut().unwrap().remove("dstack_kms").unwrap();
         legacy["key_provider"] = json!("kms");
         let [native, legacy] = [native, legacy].map(|document| document.to_string().into_bytes());
         let hashes = [&native, &legacy].map(|document| hex::encode(Sha256::digest(document)));
-        let all: Vec<&str> = hashes.iter().map(String::as_str).chain([app.compose_hash.as_str()]).collect();
+        let all: Vec<&str> = hashes.iter().map(String::as_str).collect();
+        fs::write(&app.compose, &native).unwrap();
+        let app = App { compose_hash: hashes[0].clone(), app_id: hashes[0][..40].to_owned(), ..app };
         assert_eq!(cluster.register(&app, &all).unwrap(), "applied");
         let setting = Self { cluster, app, native, legacy };
         setting.wait_for_signatures();

@@ -49,6 +49,15 @@ pub enum FilesystemError {
     File(#[from] FileError),
 }
 
+/// What is known of the device before it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Nothing was ever written to it; what is read is no data, though it need not be zeros.
+    None,
+    /// What is found counts.
+    AsFound,
+}
+
 /// Whether this kernel has the file system.
 ///
 /// # Errors
@@ -64,7 +73,7 @@ pub fn require(kind: StorageFs) -> Result<(), FilesystemError> {
 ///
 /// # Errors
 /// [`FilesystemError`].
-pub fn mount(device: &Path, kind: StorageFs, mount_point: &Path) -> Result<(), FilesystemError> {
+pub fn mount(device: &Path, contents: Contents, kind: StorageFs, mount_point: &Path) -> Result<(), FilesystemError> {
     fs::create_dir_all(mount_point).map_err(|error| FileError::system("make", mount_point, &error))?;
     if let Some(source) = source_of(mount_point)? {
         let is_ours = source == device.to_string_lossy() || kind == StorageFs::Zfs && source.starts_with(POOL);
@@ -72,16 +81,16 @@ pub fn mount(device: &Path, kind: StorageFs, mount_point: &Path) -> Result<(), F
         return is_ours.then_some(()).ok_or_else(mounted);
     }
     match kind {
-        StorageFs::Ext4 => ext4(device, mount_point),
-        StorageFs::Zfs => zfs(device, mount_point),
+        StorageFs::Ext4 => ext4(device, contents, mount_point),
+        StorageFs::Zfs => zfs(device, contents, mount_point),
     }
 }
 
-fn ext4(device: &Path, mount_point: &Path) -> Result<(), FilesystemError> {
-    match beginning(device)? {
+fn ext4(device: &Path, contents: Contents, mount_point: &Path) -> Result<(), FilesystemError> {
+    match beginning(device, contents)? {
         Beginning::Ext => {}
         Beginning::Blank => {
-            Program::new("mkfs.ext4", "Debian package e2fsprogs").with(["-q", "-L", "dstack-data"]).with([device]).run()?;
+            Program::new("mkfs.ext4", "Debian package e2fsprogs").with(["-q", "-F", "-L", "dstack-data"]).with([device]).run()?;
         }
         Beginning::Other => return Err(FilesystemError::Foreign { device: device.to_owned(), wanted: "ext4" }),
     }
@@ -89,10 +98,10 @@ fn ext4(device: &Path, mount_point: &Path) -> Result<(), FilesystemError> {
     Ok(call.run().map(drop)?)
 }
 
-fn zfs(device: &Path, mount_point: &Path) -> Result<(), FilesystemError> {
+fn zfs(device: &Path, contents: Contents, mount_point: &Path) -> Result<(), FilesystemError> {
     let zpool = || Program::new("zpool", "package zfsutils-linux");
     let at = format!("mountpoint={}", mount_point.display());
-    match beginning(device)? {
+    match beginning(device, contents)? {
         Beginning::Blank => zpool().with(["create", "-O", &at, "-O", "compression=lz4", POOL]).with([device]).run()?,
         Beginning::Ext => return Err(FilesystemError::Foreign { device: device.to_owned(), wanted: "zfs" }),
         Beginning::Other => zpool().with(["import", "-d"]).with([device]).with([POOL]).run()?,
@@ -107,8 +116,11 @@ enum Beginning {
 }
 
 /// By the first 64 KiB: file systems have their marks there.
-fn beginning(device: &Path) -> Result<Beginning, FilesystemError> {
+fn beginning(device: &Path, contents: Contents) -> Result<Beginning, FilesystemError> {
     use std::io::Read as _;
+    if contents == Contents::None {
+        return Ok(Beginning::Blank);
+    }
     let mut bytes = vec![0; 64 << 10];
     let read = fs::File::open(device).and_then(|mut file| file.read_exact(&mut bytes));
     read.map_err(|error| FileError::system("read", device, &error))?;

@@ -98,6 +98,21 @@ pub fn read(disk: &Path) -> Result<Beginning, HeaderError> {
     Ok(if bytes.iter().all(|byte| *byte == 0) { Beginning::Blank } else { Beginning::Foreign })
 }
 
+/// How much of the data area is looked at: a file system has its marks there.
+const DATA_BYTES: usize = 64 << 10;
+
+/// Whether nothing was ever written behind the header: an enciphered block is not all zeros.
+///
+/// # Errors
+/// [`HeaderError::Unreadable`].
+pub fn has_no_data(disk: &Path) -> Result<bool, HeaderError> {
+    let unreadable = |error: std::io::Error| HeaderError::Unreadable { kind: error.kind() };
+    let mut bytes = vec![0; DATA_BYTES];
+    let mut disk = File::open(disk).map_err(unreadable)?;
+    disk.seek(SeekFrom::Start(HEADER_BYTES as u64)).and_then(|_| disk.read_exact(&mut bytes)).map_err(unreadable)?;
+    Ok(bytes.iter().all(|byte| *byte == 0))
+}
+
 const MAGIC_PRIMARY: &[u8] = b"LUKS\xba\xbe";
 const MAGIC_SECONDARY: &[u8] = b"SKUL\xba\xbe";
 

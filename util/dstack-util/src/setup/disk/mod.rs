@@ -12,7 +12,7 @@ use dstack_protocol::Platform;
 use dstack_secret::SecretBytes;
 
 use super::compose::StorageFs;
-use filesystem::FilesystemError;
+use filesystem::{Contents, FilesystemError};
 use luks::{Disk, LuksError};
 
 /// Name of the opened disk below /dev/mapper.
@@ -100,16 +100,19 @@ pub struct Wanted<'a> {
 pub fn open(wanted: &Wanted<'_>) -> Result<Disk, DiskError> {
     // before the disk is touched: one that is formatted for nothing is not blank any more
     filesystem::require(wanted.file_system)?;
-    let (device, disk) = if wanted.encrypted {
+    let (device, disk, contents) = if wanted.encrypted {
         let passphrase = luks::passphrase(wanted.key);
         let (header, disk) = luks::prepare(wanted.disk, &passphrase)?;
         tracing::info!(disk = %wanted.disk.display(), new = disk == Disk::New, "data disk has a header we take, and its key fits");
-        (luks::open(wanted.disk, &header, MAPPED_NAME, &passphrase)?, disk)
+        // zeros deciphered are noise: whether anything was ever written tells the disk, not what is seen through the cipher
+        let is_new = disk == Disk::New || header::has_no_data(wanted.disk).map_err(LuksError::from)?;
+        let contents = if is_new { Contents::None } else { Contents::AsFound };
+        (luks::open(wanted.disk, &header, MAPPED_NAME, &passphrase)?, disk, contents)
     } else {
         tracing::warn!(disk = %wanted.disk.display(), "the data disk is not encrypted, by the kernel's command line");
-        (wanted.disk.to_owned(), Disk::Known)
+        (wanted.disk.to_owned(), Disk::Known, Contents::AsFound)
     };
-    filesystem::mount(&device, wanted.file_system, wanted.mount_point)?;
+    filesystem::mount(&device, contents, wanted.file_system, wanted.mount_point)?;
     filesystem::swap(wanted.mount_point, wanted.swap_bytes)?;
     Ok(disk)
 }
