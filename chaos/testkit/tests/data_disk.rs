@@ -89,7 +89,7 @@ fn setup(share: &str) -> Vec<String> {
                  --software-root /app/nitro-root.der --collateral /app/collateral.json --patience-s 60";
     let mut words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
     words.extend(["--tee".to_owned(), format!("software:{TEE}")]);
-    words.extend(["--work-dir".to_owned(), format!("/work/{share}"), "--host-shared".to_owned(), format!("/app/{share}")]);
+    words.extend(["--work-dir".to_owned(), format!("/guest/{share}"), "--host-shared".to_owned(), format!("/app/{share}")]);
     words
 }
 

@@ -247,8 +247,7 @@ fn signed_by_identity(keys: &Value) {
     let app_pk: [u8; 33] = app_key.verifying_key().to_sec1_point(true).as_bytes().try_into().unwrap();
     let object = dstack_protocol::sign::SignObject::AppKey { generation: dstack_protocol::Generation(0), app_id: APP, app_pk };
     let identity = k256::ecdsa::SigningKey::from_slice(&cluster::IDENTITY).unwrap();
-    let by =
-        dstack_certificates::identity::recover(&object.identity_digest().unwrap(), bytes("k256_signature").as_slice().try_into().unwrap());
+    let by = dstack_certificates::identity::recover(&object.identity_digest().unwrap(), &bytes("k256_signature"));
     assert_eq!(by.unwrap(), *identity.verifying_key().to_sec1_point(true).as_bytes());
 }
 
