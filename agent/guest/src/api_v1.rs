@@ -91,8 +91,7 @@ mod tests {
     #[test]
     fn a_gpu_is_not_passed_over_in_silence() {
         let devices = tempfile::tempdir().unwrap();
-        let asked =
-            |nonce: usize| attest_gpus_of(devices.path(), &AttestGpuRequest { nonce: vec![0; nonce], ..AttestGpuRequest::default() });
+        let asked = |nonce: usize| attest_gpus_of(devices.path(), &AttestGpuRequest { nonce: vec![0; nonce] });
         assert!(asked(32).unwrap().bundles.is_empty());
         assert!(matches!(asked(31), Err(ApiError::Argument { field: "nonce", .. })));
         std::fs::create_dir(devices.path().join("0000:01:00.0")).unwrap();
