@@ -2,27 +2,28 @@
 //!
 //! Owns: modes L (for the guest whose TLS ends here) and E (for an env attempt that names this node), from the wanted keys to the keys in
 //! locked memory. Never: keeps a key, trusts a peer's partial without proof, receipt and public key.
-//! Source: threshold.md §1.3, §2.4, §2.5, §2.7.
+//! Source: threshold.md §1.3, §2.4, §2.5, §2.7; ADR 0027.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use dstack_audit::{CommittedIntent, VouchedHead, verify_receipt};
-use dstack_protocol::release::{Ask, KeyClass, Mode, RelReq, Wish};
-use dstack_protocol::rpc::ReleaseAnswer;
+use dstack_protocol::release::{Ask, KeyClass, Mode, PartialPlain, RelReq, Wish};
 use dstack_protocol::state::{BeaconRow, State};
 use dstack_protocol::{AppId, ClusterId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, binding, env};
 use dstack_secret::Locked;
 use dstack_threshold::answer::{AnswerContext, RecipientKey, open_partial};
-use dstack_threshold::combine::{AnswerGroup, CombineError, Combiner};
+use dstack_threshold::combine::{AnswerGroup, CombineError, Combiner, PrfOutput};
 use dstack_threshold::keys::derive;
+use dstack_threshold::known::{Expected, KnownOutputs, Unproven};
 use dstack_threshold::prf::Batch;
 use tracing::warn;
 
 use crate::metrics;
 use crate::ports::{Certificates, Log, random, random_secret, read};
-use crate::release::Coordinator;
+use crate::release::{Coordinator, Gathered};
+use crate::share_holder::OwnPartial;
 
 /// See the module text. Cheap to clone.
 #[derive(Clone)]
@@ -33,6 +34,7 @@ pub struct Combine {
     pub coordinator: Coordinator,
     /// Certificates at hand: a request names a beacon that has one.
     pub certificates: Arc<dyn Certificates>,
+    known: Arc<Mutex<KnownOutputs>>,
 }
 
 /// For whom.
@@ -93,6 +95,12 @@ struct Root {
 }
 
 impl Combine {
+    /// One that knows no output yet.
+    #[must_use]
+    pub fn new(cluster_id: ClusterId, coordinator: Coordinator, certificates: Arc<dyn Certificates>) -> Self {
+        Self { cluster_id, coordinator, certificates, known: Arc::default() }
+    }
+
     /// The keys of `wishes`, in their order. A holder whose partial is wrong is named in the log and replaced, as a client does; the
     /// request stays the same and is recorded once.
     ///
@@ -121,16 +129,25 @@ impl Combine {
         let ask = Ask { request, sig: [0; 64], session_pos: 0, spki, evidence };
         let (intent_id, root) = (ask.request.intent(root.own).id(), Arc::new(root));
         let mut bad = BTreeSet::new();
+        let mut expected = lock(&self.known).expected(&ask.request);
         loop {
             let exclude: Vec<NodeIndex> = bad.iter().copied().collect();
-            let answer = self.coordinator.release(ask.clone(), root.own, &exclude).await?;
-            let (request, recipient, root) = (ask.request.clone(), Arc::clone(&recipient), Arc::clone(&root));
+            let gathered = self.coordinator.gather(ask.clone(), root.own, expected.is_some(), &exclude).await?;
+            let (request, recipient, root, known) =
+                (ask.request.clone(), Arc::clone(&recipient), Arc::clone(&root), Arc::clone(&self.known));
             let began = Instant::now();
-            let combined = tokio::task::spawn_blocking(move || combine(&request, &recipient, &root, &answer)).await;
+            let expected_now = expected.take();
+            let combined = tokio::task::spawn_blocking(move || match expected_now {
+                Some(expected) => recombine(&request, &recipient, &root, &expected, gathered),
+                None => combine(&request, &recipient, &root, gathered, &known),
+            });
+            let combined = combined.await;
             metrics::stage("combine", began.elapsed());
             match combined.map_err(|error| internal(error.to_string()))? {
                 Ok(keys) => return Ok(Served { intent_id, keys }),
                 Err(Failed::Refused(refusal)) => return Err(refusal),
+                // Somebody lies, or an answer is none: proofs will tell who.
+                Err(Failed::NotAsKnown) => metrics::combined("mismatch"),
                 Err(Failed::Culprits(culprits)) => {
                     let named: Vec<u16> = culprits.iter().map(|index| index.0).collect();
                     warn!(%app_id, holders = ?named, "wrong partials: these holders are not asked again for this request");
@@ -162,6 +179,8 @@ impl Combine {
 enum Failed {
     /// These holders' partials do not belong.
     Culprits(Vec<NodeIndex>),
+    /// They do not lead to the outputs that are known.
+    NotAsKnown,
     Refused(Refusal),
 }
 
@@ -171,7 +190,14 @@ fn internal(what: String) -> Refusal {
 
 /// Receipt, partials against it, combination under the public key, typed keys: what a client does (threshold.md §1.3, §1.4, §2.7). The
 /// certified keys are at hand here, so a liar is named at once.
-fn combine(request: &RelReq, recipient: &RecipientKey, root: &Root, answer: &ReleaseAnswer) -> Result<Vec<ServedKey>, Failed> {
+fn combine(
+    request: &RelReq,
+    recipient: &RecipientKey,
+    root: &Root,
+    gathered: Gathered,
+    known: &Mutex<KnownOutputs>,
+) -> Result<Vec<ServedKey>, Failed> {
+    let Gathered { answer, own } = gathered;
     let refused = |what: String| Failed::Refused(internal(what));
     let committed = verify_receipt(&answer.receipt, &request.intent(root.own)).map_err(|error| refused(error.to_string()))?;
     let batch = Batch::of_request(request).map_err(|error| refused(error.to_string()))?;
@@ -179,11 +205,18 @@ fn combine(request: &RelReq, recipient: &RecipientKey, root: &Root, answer: &Rel
     let req_hash = request.req_hash();
     let context = AnswerContext { cluster_id: &request.cluster_id, generation: request.generation, req_hash: &req_hash };
     let mut culprits = Vec::new();
-    for out in &answer.outs {
-        let added = open_partial(out, &context, recipient).map_err(drop).and_then(|plain| combiner.add(&plain).map_err(drop));
+    let mut partials: Vec<(NodeIndex, Result<PartialPlain, _>)> =
+        answer.outs.iter().map(|out| (out.index, open_partial(out, &context, recipient).map_err(drop))).collect();
+    match own {
+        Some(OwnPartial::Proven(plain)) => partials.push((plain.index, Ok(plain))),
+        Some(OwnPartial::Unproven(_)) => return Err(refused("this node's own partial has no proof".to_owned())),
+        None => {}
+    }
+    for (index, plain) in partials {
+        let added = plain.and_then(|plain| combiner.add(&plain).map_err(drop));
         // One that does not open, does not prove, or speaks of another head than the receipt does not belong.
-        if !added.is_ok_and(|group| vouches(&committed, &group, out.index)) {
-            culprits.push(out.index);
+        if !added.is_ok_and(|group| vouches(&committed, &group, index)) {
+            culprits.push(index);
         }
     }
     if !culprits.is_empty() {
@@ -198,11 +231,56 @@ fn combine(request: &RelReq, recipient: &RecipientKey, root: &Root, answer: &Rel
     };
     let heads: Vec<VouchedHead> = combined.used.iter().map(|holder| head(group, *holder)).collect();
     committed.agrees_with(&heads).map_err(|error| refused(error.to_string()))?;
-    let keys = request.wishes.iter().zip(&combined.outputs).map(|(wish, output)| {
-        let key = derive(wish, &request.app_id, output).map_err(|error| refused(error.to_string()))?;
+    lock(known).learn(request, &combined.outputs);
+    metrics::combined("proven");
+    keys(request, &combined.outputs)
+}
+
+/// The same where proofs led to these outputs before (ADR 0027): receipt, partials against it, and what comes out must be what is known.
+fn recombine(
+    request: &RelReq,
+    recipient: &RecipientKey,
+    root: &Root,
+    expected: &Expected,
+    gathered: Gathered,
+) -> Result<Vec<ServedKey>, Failed> {
+    let Gathered { answer, own } = gathered;
+    let refused = |what: String| Failed::Refused(internal(what));
+    let committed = verify_receipt(&answer.receipt, &request.intent(root.own)).map_err(|error| refused(error.to_string()))?;
+    let req_hash = request.req_hash();
+    let context = AnswerContext { cluster_id: &request.cluster_id, generation: request.generation, req_hash: &req_hash };
+    let mut partials = Vec::new();
+    match own {
+        // It was cleared against the row that the receipt is of.
+        Some(OwnPartial::Unproven(evaluation)) => partials.push(Unproven::own(evaluation)),
+        Some(OwnPartial::Proven(plain)) => partials.extend(Unproven::of(&plain)),
+        None => {}
+    }
+    for out in answer.outs.iter().take(usize::from(root.t).saturating_sub(partials.len())) {
+        let plain = open_partial(out, &context, recipient).map_err(|_| Failed::NotAsKnown)?;
+        let head = VouchedHead { holder: plain.index, pos: plain.pos, size: plain.size, log_root: plain.log_root };
+        committed.agrees_with(&[head]).map_err(|_| Failed::NotAsKnown)?;
+        partials.push(Unproven::of(&plain).ok_or(Failed::NotAsKnown)?);
+    }
+    if partials.len() != usize::from(root.t) {
+        return Err(Failed::NotAsKnown);
+    }
+    let outputs = expected.combine(&partials).ok_or(Failed::NotAsKnown)?;
+    metrics::combined("known");
+    keys(request, &outputs)
+}
+
+fn keys(request: &RelReq, outputs: &[PrfOutput]) -> Result<Vec<ServedKey>, Failed> {
+    let keys = request.wishes.iter().zip(outputs).map(|(wish, output)| {
+        let key = derive(wish, &request.app_id, output).map_err(|error| Failed::Refused(internal(error.to_string())))?;
         Ok(ServedKey { class: key.class(), public: key.public_key(), bytes: Locked::new(key.into_bytes()) })
     });
     keys.collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Plain data: a holder that panicked left it whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn head(group: &AnswerGroup, holder: NodeIndex) -> VouchedHead {

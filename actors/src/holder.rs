@@ -14,13 +14,14 @@ use dstack_protocol::release::{Ask, Go, Mode, Out};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode};
 use dstack_release::AttributedAsk;
 use dstack_release::asker::expected_intent_id;
+use dstack_release::clearance::Clearance;
 use dstack_release::session::check_evidence_hash;
 
 use crate::mailbox::of_mailbox;
 use crate::metrics;
 use crate::policy::{self, Clear, Policy, Precheck};
 use crate::ports::{Log, Now, read};
-use crate::share_holder::ShareHolderPool;
+use crate::share_holder::{OwnPartial, ShareHolderPool};
 use crate::verifier::VerifierPool;
 
 /// Asks kept until their `go`.
@@ -106,15 +107,27 @@ impl Holder {
         let id = expected_intent_id(ask, from);
         let collateral_id = read(&*self.log, |state| state.intents.get(&id).map_or(state.collateral_id, |row| row.collateral_id))?;
         if ask.evidence.is_empty() {
-            let known = lock(&self.sessions).get(&hash);
-            let fresh = known.filter(|identity| identity.earliest_expiry() > (self.now)() && *identity.collateral_id() == collateral_id);
             let needed = || Refusal::new(RefusalCode::NeedEvidence, "evidence judged here before, or sent", "neither");
-            return fresh.map(Some).ok_or_else(needed);
+            return self.judged(&hash, &collateral_id).map(Some).ok_or_else(needed);
         }
         check_evidence_hash(&ask.request, &ask.evidence)?;
+        if let Some(identity) = self.judged(&hash, &collateral_id) {
+            return Ok(Some(identity));
+        }
         let identity = self.verifier.verify(Arc::from(ask.evidence.as_slice()), collateral_id).await?;
         lock(&self.sessions).put(hash, Arc::clone(&identity));
         Ok(Some(identity))
+    }
+
+    /// Whether evidence of this hash was judged here, whatever became of the verdict.
+    pub(crate) fn has_judged(&self, hash: &[u8; 32]) -> bool {
+        lock(&self.sessions).get(hash).is_some()
+    }
+
+    /// The verdict on evidence of this hash, while it holds.
+    fn judged(&self, hash: &[u8; 32], collateral_id: &[u8; 32]) -> Option<Arc<VerifiedIdentity>> {
+        let known = lock(&self.sessions).get(hash);
+        known.filter(|identity| identity.earliest_expiry() > (self.now)() && identity.collateral_id() == collateral_id)
     }
 
     /// Judges evidence with the collateral in force.
@@ -158,19 +171,29 @@ impl Holder {
     /// # Errors
     /// [`RefusalCode::NotYet`] when this node has not applied that position within 500 ms; else the first rule broken.
     pub async fn go(&self, go: Go) -> Result<Out, Refusal> {
-        let answer = self.answer(go).await;
+        let answer = async { self.shares.evaluate(self.cleared(go).await?).await }.await;
         metrics::partial(metrics::outcome(&answer));
         answer
     }
 
-    async fn answer(&self, go: Go) -> Result<Out, Refusal> {
+    /// The same for a request that this node combines itself.
+    ///
+    /// # Errors
+    /// As [`Self::go`].
+    pub(crate) async fn go_own(&self, go: Go, is_known: bool) -> Result<OwnPartial, Refusal> {
+        let answer = async { self.shares.evaluate_own(self.cleared(go).await?, is_known).await }.await;
+        metrics::partial(metrics::outcome(&answer));
+        answer
+    }
+
+    /// Judges what was asked before against its row.
+    async fn cleared(&self, go: Go) -> Result<Clearance, Refusal> {
         let pending = lock(&self.pending).get(&go.intent_id);
         let Some(Pending { attributed, identity }) = pending else {
             return Err(Refusal::new(RefusalCode::IntentUnknown, "an ask before its go", "none").retry_after(50));
         };
         self.applied(go.pos).await?;
-        let clearance = self.policy.send(Clear { attributed, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))??;
-        self.shares.evaluate(clearance).await
+        self.policy.send(Clear { attributed, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))?
     }
 
     async fn applied(&self, pos: u64) -> Result<(), Refusal> {

@@ -23,6 +23,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "",
         "Partials dropped while this node combined in mode L or E; the log names the holders.",
     ),
+    (
+        "kms_actors_combinations_total",
+        "counter",
+        "how",
+        "Keys combined here in modes L and E: proven; known, compared with what was proven before; mismatch, proven after that.",
+    ),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
     ("kms_actors_signatures_total", "counter", "root outcome", "Signatures coordinated here; outcome is ok or the refusal's code."),
     ("kms_actors_signature_seconds", "histogram", "root", "Time from the wish for a signature to its row in the log."),
@@ -80,6 +86,10 @@ pub(crate) fn hedged(holders: u64) {
 
 pub(crate) fn wrong_partials(count: usize) {
     metrics::counter!("kms_actors_wrong_partials_total").increment(u64::try_from(count).unwrap_or(u64::MAX));
+}
+
+pub(crate) fn combined(how: &'static str) {
+    metrics::counter!("kms_actors_combinations_total", "how" => how).increment(1);
 }
 
 pub(crate) fn batch(intents: usize) {

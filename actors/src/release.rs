@@ -21,6 +21,7 @@ use crate::mailbox::{Gate, gone, of_mailbox};
 use crate::metrics;
 use crate::ports::{Log, Now, Peers, read};
 use crate::recorder::{self, Record, Recorder};
+use crate::share_holder::OwnPartial;
 
 /// Name in refusals and metrics.
 pub const NAME: &str = "release";
@@ -51,18 +52,56 @@ pub struct Coordinator {
     pub pace: Arc<Mutex<Pace>>,
 }
 
+/// Who opens the partials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opener {
+    /// The client: this node's partial is sealed to it as any other.
+    Client,
+    /// This node: its own partial stays as it is, and has no proof where all outputs are known.
+    ThisNode { index: NodeIndex, is_known: bool },
+}
+
+impl Opener {
+    /// Index of the node that combines, 0 where the client does.
+    fn from(self) -> NodeIndex {
+        match self {
+            Self::Client => NodeIndex(0),
+            Self::ThisNode { index, .. } => index,
+        }
+    }
+}
+
+/// What this node needs to combine keys itself.
+pub(crate) struct Gathered {
+    /// Receipt, and the partials of others.
+    pub(crate) answer: ReleaseAnswer,
+    /// This node's, if it was among the first.
+    pub(crate) own: Option<OwnPartial>,
+}
+
 impl Coordinator {
-    /// Releases: verifies, judges, records, collects `t` sealed partials. `from`: this node's index where it combines (modes L and E),
-    /// 0 for a client's request.
+    /// Releases for a client: verifies, judges, records, collects `t` sealed partials.
     ///
     /// # Errors
     /// The refusal, with its explanation; nothing is recorded when this node can tell beforehand.
-    pub async fn release(&self, ask: Ask, from: NodeIndex, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
+    pub async fn release(&self, ask: Ask, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
+        self.counted(ask, Opener::Client, exclude).await.map(|gathered| gathered.answer)
+    }
+
+    /// The same for this node, which combines (modes L and E). `index`: its own; `is_known`: whether all outputs are.
+    ///
+    /// # Errors
+    /// As [`Self::release`].
+    pub(crate) async fn gather(&self, ask: Ask, index: NodeIndex, is_known: bool, exclude: &[NodeIndex]) -> Result<Gathered, Refusal> {
+        self.counted(ask, Opener::ThisNode { index, is_known }, exclude).await
+    }
+
+    async fn counted(&self, ask: Ask, opener: Opener, exclude: &[NodeIndex]) -> Result<Gathered, Refusal> {
         let began = Instant::now();
         let answer = match self.gate.enter() {
             Ok(_place) => {
                 metrics::running(1.0);
-                let answer = self.run(ask, from, exclude).await;
+                let answer = self.run(ask, opener, exclude).await;
                 metrics::running(-1.0);
                 answer
             }
@@ -73,15 +112,17 @@ impl Coordinator {
         answer
     }
 
-    async fn run(&self, mut ask: Ask, from: NodeIndex, exclude: &[NodeIndex]) -> Result<ReleaseAnswer, Refusal> {
+    async fn run(&self, mut ask: Ask, opener: Opener, exclude: &[NodeIndex]) -> Result<Gathered, Refusal> {
+        let from = opener.from();
         // Cheap refusal early, with its explanation: no other holder trusts anything of this. This node's own holder is the same judge.
+        let is_new = !self.holder.has_judged(&ask.request.evidence_hash);
         let identity = self.holder.identify(&ask, from).await?;
         let evidence = std::mem::take(&mut ask.evidence);
         let attributed = self.holder.judge(Arc::new(ask), from, &identity).await?;
         let (plan, seats) = self.plan(attributed.ask(), exclude)?;
         let intent = attributed.intent();
         let (reply, answer) = oneshot::channel();
-        let request = Request { intent_id: intent.id(), intent, attributed, evidence, identity, seats };
+        let request = Request { intent_id: intent.id(), intent, attributed, evidence, is_new, identity, seats, opener };
         let (shared, started) = (self.clone(), (self.now)());
         let spawned = self.arbiter.spawn_fn(move || {
             let release = Release {
@@ -90,6 +131,7 @@ impl Coordinator {
                 plan: Some(plan),
                 state: None,
                 reply: Some(reply),
+                own: None,
                 started,
                 began: Instant::now(),
             };
@@ -139,8 +181,11 @@ struct Request {
     /// Without its evidence.
     attributed: AttributedAsk,
     evidence: Vec<u8>,
+    /// Whether this node met the evidence with this request: then others hardly know it.
+    is_new: bool,
     identity: Option<Arc<VerifiedIdentity>>,
     seats: BTreeMap<NodeIndex, Seat>,
+    opener: Opener,
 }
 
 /// One request on its way.
@@ -149,7 +194,8 @@ struct Release {
     request: Arc<Request>,
     plan: Option<Plan>,
     state: Option<Coordination>,
-    reply: Option<oneshot::Sender<Result<ReleaseAnswer, Refusal>>>,
+    reply: Option<oneshot::Sender<Result<Gathered, Refusal>>>,
+    own: Option<OwnPartial>,
     started: UnixMillis,
     began: Instant,
 }
@@ -193,13 +239,16 @@ impl Release {
                     let wait = Duration::from_millis(at.since(self.now()));
                     context.run_later(wait, |this, context| this.input(Input::Tick, context));
                 }
-                Effect::Answer(answer) => self.finish(Ok(*answer), context),
+                Effect::Answer(answer) => {
+                    let own = self.own.take();
+                    self.finish(Ok(Gathered { answer: *answer, own }), context);
+                }
                 Effect::Refuse(refusal) => self.finish(Err(refusal), context),
             }
         }
     }
 
-    fn finish(&mut self, answer: Result<ReleaseAnswer, Refusal>, context: &mut Context<Self>) {
+    fn finish(&mut self, answer: Result<Gathered, Refusal>, context: &mut Context<Self>) {
         metrics::stage("partials", self.began.elapsed());
         if let Some(reply) = self.reply.take() {
             // The client may have gone; then nobody waits.
@@ -234,9 +283,11 @@ impl Release {
         let asked = async move {
             // A holder that has judged this evidence needs only its hash.
             let light = request.attributed.ask();
-            match peers.post(seat, PATH_PEER_ASK, light.encode(), PEER_TIMEOUT).await {
+            let whole = || Ask { evidence: request.evidence.clone(), ..light.clone() };
+            let first = if request.is_new { whole().encode() } else { light.encode() };
+            match peers.post(seat, PATH_PEER_ASK, first, PEER_TIMEOUT).await {
                 Err(refusal) if refusal.code == RefusalCode::NeedEvidence => {
-                    let whole = Ask { evidence: request.evidence.clone(), ..light.clone() };
+                    let whole = whole();
                     peers.post(seat, PATH_PEER_ASK, whole.encode(), PEER_TIMEOUT).await.map(drop)
                 }
                 other => other.map(drop),
@@ -251,10 +302,39 @@ impl Release {
         }));
     }
 
+    /// This node's own partial, which stays here.
+    fn go_own(&self, index: NodeIndex, go: Go, is_known: bool, context: &mut Context<Self>) {
+        let (holder, request) = (Arc::clone(&self.shared.holder), Arc::clone(&self.request));
+        let evaluated = async move {
+            match holder.go_own(go, is_known).await {
+                Err(refusal) if refusal.code == RefusalCode::CollateralChanged => {}
+                other => return other,
+            }
+            let whole = Ask { evidence: request.evidence.clone(), ..request.attributed.ask().clone() };
+            holder.ask(whole, request.attributed.coordinator()).await?;
+            holder.go_own(go, is_known).await
+        };
+        context.spawn(evaluated.into_actor(self).map(move |answer, this, context| {
+            let input = match answer {
+                Ok(own) => {
+                    this.own = Some(own);
+                    Input::OwnEvaluated(index)
+                }
+                Err(refusal) => Input::PartialRefused(index, refusal),
+            };
+            this.input(input, context);
+        }));
+    }
+
     fn send_go(&self, index: NodeIndex, pos: u64, context: &mut Context<Self>) {
         let seat = self.seat(index);
         let own = seat == self.shared.seat;
         let go = Go { intent_id: self.request.intent_id, pos };
+        if let Opener::ThisNode { is_known, .. } = self.request.opener
+            && own
+        {
+            return self.go_own(index, go, is_known, context);
+        }
         let (holder, peers, began) = (Arc::clone(&self.shared.holder), Arc::clone(&self.shared.peers), Instant::now());
         let request = Arc::clone(&self.request);
         let gone = async move {

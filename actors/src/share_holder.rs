@@ -11,11 +11,11 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use actix::{Actor, Addr, Handler, Message, SyncArbiter, SyncContext};
-use dstack_protocol::release::Out;
+use dstack_protocol::release::{Out, PartialPlain};
 use dstack_protocol::{ClusterId, Refusal, RefusalCode, RootTag};
 use dstack_release::clearance::Clearance;
 use dstack_threshold::answer::{AnswerContext, seal_partial};
-use dstack_threshold::prf::{Batch, PrfShare, evaluate};
+use dstack_threshold::prf::{Batch, Evaluation, HashedInputs, PrfShare, evaluate, evaluate_unproven};
 use dstack_threshold::share::{CaShare, IdShare, RootShare, ShareId};
 
 pub use self::pairs::Pairs;
@@ -41,17 +41,34 @@ type Slot = Arc<RwLock<Shares>>;
 struct ShareHolder {
     cluster_id: ClusterId,
     shares: Slot,
+    inputs: HashedInputs,
 }
 
 impl Actor for ShareHolder {
     type Context = SyncContext<Self>;
 }
 
-/// A cleared request to evaluate.
+/// A cleared request to evaluate, for whoever holds its one-time key.
 #[derive(Message)]
 #[rtype(result = "Result<Out, Refusal>")]
 struct Evaluate {
     clearance: Clearance,
+}
+
+/// A cleared request of this node itself: modes L and E.
+#[derive(Message)]
+#[rtype(result = "Result<OwnPartial, Refusal>")]
+struct EvaluateOwn {
+    clearance: Clearance,
+    is_known: bool,
+}
+
+/// This node's partial of a request that it combines itself. It leaves the process as little as a share does.
+pub enum OwnPartial {
+    /// With its proof.
+    Proven(PartialPlain),
+    /// For outputs that are known: what comes out of the combination is compared with them.
+    Unproven(Evaluation),
 }
 
 impl Handler<Evaluate> for ShareHolder {
@@ -60,23 +77,52 @@ impl Handler<Evaluate> for ShareHolder {
     fn handle(&mut self, message: Evaluate, _context: &mut Self::Context) -> Self::Result {
         let began = Instant::now();
         let share = reading(&self.shares).prf.clone().ok_or_else(no_share)?;
-        let out = partial(&self.cluster_id, &share, &message.clearance);
+        let out = self.batch(&share, &message.clearance).and_then(|batch| partial(&self.cluster_id, &share, &message.clearance, &batch));
         metrics::stage("evaluate", began.elapsed());
         out
     }
 }
 
-fn partial(cluster_id: &ClusterId, share: &PrfShare, clearance: &Clearance) -> Result<Out, Refusal> {
-    let (grant, row) = (clearance.grant(), clearance.row());
-    if share.generation() != grant.generation() {
-        return Err(Refusal::new(RefusalCode::UnknownGeneration, share.generation().to_string(), grant.generation().to_string()));
+impl Handler<EvaluateOwn> for ShareHolder {
+    type Result = Result<OwnPartial, Refusal>;
+
+    fn handle(&mut self, message: EvaluateOwn, _context: &mut Self::Context) -> Self::Result {
+        let began = Instant::now();
+        let share = reading(&self.shares).prf.clone().ok_or_else(no_share)?;
+        let batch = self.batch(&share, &message.clearance)?;
+        let own = if message.is_known {
+            OwnPartial::Unproven(evaluate_unproven(&share, &batch))
+        } else {
+            OwnPartial::Proven(proven(&share, &message.clearance, &batch)?)
+        };
+        metrics::stage("evaluate", began.elapsed());
+        Ok(own)
     }
-    let internal = |what: String| Refusal::new(RefusalCode::Internal, "a partial", what);
-    let batch = Batch::new(cluster_id, &grant.app_id(), grant.wishes()).map_err(|error| internal(error.to_string()))?;
-    let evaluation = evaluate(share, &batch, &random::<64>()?);
+}
+
+impl ShareHolder {
+    /// What `clearance` allows, as group elements.
+    fn batch(&mut self, share: &PrfShare, clearance: &Clearance) -> Result<Batch, Refusal> {
+        let grant = clearance.grant();
+        if share.generation() != grant.generation() {
+            return Err(Refusal::new(RefusalCode::UnknownGeneration, share.generation().to_string(), grant.generation().to_string()));
+        }
+        Batch::remembered(&mut self.inputs, &self.cluster_id, &grant.app_id(), grant.wishes())
+            .map_err(|error| Refusal::new(RefusalCode::Internal, "a partial", error.to_string()))
+    }
+}
+
+fn proven(share: &PrfShare, clearance: &Clearance, batch: &Batch) -> Result<PartialPlain, Refusal> {
+    let row = clearance.row();
+    let evaluation = evaluate(share, batch, &random::<64>()?);
     let plain = evaluation.into_plain(row.pos, row.size, row.log_root);
     #[cfg(feature = "insecure-rogue")]
     let plain = crate::rogue::twisted(plain);
+    Ok(plain)
+}
+
+fn partial(cluster_id: &ClusterId, share: &PrfShare, clearance: &Clearance, batch: &Batch) -> Result<Out, Refusal> {
+    let (plain, grant) = (proven(share, clearance, batch)?, clearance.grant());
     let context = AnswerContext { cluster_id, generation: grant.generation(), req_hash: clearance.req_hash() };
     seal_partial(plain, &context, clearance.epk(), random_secret()?)
         .map_err(|error| Refusal::new(RefusalCode::Malformed, "an X25519 key that is not of low order", error.to_string()))
@@ -108,7 +154,11 @@ impl ShareHolderPool {
     pub fn start(threads: usize, capacity: usize, cluster_id: ClusterId) -> Self {
         let shares: Slot = Arc::default();
         let slot = Arc::clone(&shares);
-        let address = SyncArbiter::start(threads.max(1), move || ShareHolder { cluster_id, shares: Arc::clone(&slot) });
+        let address = SyncArbiter::start(threads.max(1), move || ShareHolder {
+            cluster_id,
+            shares: Arc::clone(&slot),
+            inputs: HashedInputs::default(),
+        });
         Self { address, gate: Gate::new(NAME, capacity), shares }
     }
 
@@ -147,5 +197,14 @@ impl ShareHolderPool {
     pub async fn evaluate(&self, clearance: Clearance) -> Result<Out, Refusal> {
         let _place = self.gate.enter()?;
         self.address.send(Evaluate { clearance }).await.map_err(|error| of_mailbox(NAME, error))?
+    }
+
+    /// Evaluates a cleared request that this node combines itself. `is_known`: every output is, so that no proof is needed.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub(crate) async fn evaluate_own(&self, clearance: Clearance, is_known: bool) -> Result<OwnPartial, Refusal> {
+        let _place = self.gate.enter()?;
+        self.address.send(EvaluateOwn { clearance, is_known }).await.map_err(|error| of_mailbox(NAME, error))?
     }
 }

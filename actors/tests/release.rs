@@ -48,7 +48,7 @@ impl World {
         let exclude: Vec<NodeIndex> = exclude.iter().map(|index| NodeIndex(*index)).collect();
         let (request, recipient) = self.client.request(&self.cluster, self.client.wishes());
         let coordinator = self.nodes[0].coordinator(peers, 8);
-        let answer = coordinator.release(self.client.ask(&request), NodeIndex(0), &exclude).await?;
+        let answer = coordinator.release(self.client.ask(&request), &exclude).await?;
         assert_eq!(answer.outs.len(), usize::from(self.cluster.log.read(|state| state.genesis.t)));
         let keys = combine(&self.cluster, &request, &recipient, &answer).unwrap();
         assert_eq!(keys, direct(&self.cluster, &self.shares, &request));
@@ -105,7 +105,7 @@ fn the_client_finds_a_liar_and_excludes_it() {
         let manners = [(2, Manner::Says(lie.encode())), (3, Manner::Refuses(RefusalCode::ShuttingDown))];
         let (request, recipient) = w.client.request(&w.cluster, w.client.wishes());
         let coordinator = w.nodes[0].coordinator(InProcess::new(w.peers(&manners)), 8);
-        let answer: ReleaseAnswer = coordinator.release(w.client.ask(&request), NodeIndex(0), &[]).await.unwrap();
+        let answer: ReleaseAnswer = coordinator.release(w.client.ask(&request), &[]).await.unwrap();
         assert!(answer.outs.contains(&lie), "sealed to the client: the coordinator cannot tell");
         let failed = combine(&w.cluster, &request, &recipient, &answer).unwrap_err();
         assert_eq!(failed, CombineError::TooFew { have: 1, need: 2, culprits: vec![] });
@@ -122,8 +122,8 @@ fn the_same_request_again_is_recorded_once_and_gives_the_same_key() {
         let coordinator = w.nodes[0].coordinator(InProcess::new(w.peers(&[])), 8);
         let (request, recipient) = w.client.request(&w.cluster, w.client.wishes());
         let size = w.cluster.log.size();
-        let first = coordinator.release(w.client.ask(&request), NodeIndex(0), &[]).await.unwrap();
-        let again = coordinator.release(w.client.ask(&request), NodeIndex(0), &[NodeIndex(1)]).await.unwrap();
+        let first = coordinator.release(w.client.ask(&request), &[]).await.unwrap();
+        let again = coordinator.release(w.client.ask(&request), &[NodeIndex(1)]).await.unwrap();
         assert_eq!(w.cluster.log.size(), size + 1);
         assert_eq!(first.receipt, again.receipt);
         let keys = |answer| combine(&w.cluster, &request, &recipient, answer).unwrap();
@@ -201,7 +201,7 @@ fn a_node_without_a_share_coordinates_by_others() {
         let (request, recipient) = w.client.request(&w.cluster, w.client.wishes());
         let began = Instant::now();
         let peers = InProcess::new(w.peers(&[]));
-        let answer = bare.coordinator(peers, 8).release(w.client.ask(&request), NodeIndex(0), &[]).await.unwrap();
+        let answer = bare.coordinator(peers, 8).release(w.client.ask(&request), &[]).await.unwrap();
         assert!(began.elapsed() < HEDGE_AFTER_FIRST, "its own holder is not waited for");
         assert_eq!(answer.outs.iter().map(|out| out.index.0).collect::<Vec<_>>(), vec![2, 3]);
         assert!(combine(&w.cluster, &request, &recipient, &answer).is_ok());
@@ -217,7 +217,7 @@ fn a_wrong_partial_is_named_and_dropped_and_the_keys_are_served() {
         let liar = Node::start(&w.cluster, 2, renamed(&w.shares[2], NodeIndex(2)));
         let manners = [(2, Manner::Honest(Arc::clone(&liar.holder)))];
         let coordinator = w.nodes[0].coordinator(InProcess::measured(w.peers(&manners), &[(2, 1), (3, 5)]), 8);
-        let answer = coordinator.release(w.client.ask(&request), NodeIndex(0), &[]).await.unwrap();
+        let answer = coordinator.release(w.client.ask(&request), &[]).await.unwrap();
         assert_eq!(answer.outs.iter().map(|out| out.index.0).collect::<Vec<_>>(), vec![1, 2]);
         let failed = combine(&w.cluster, &request, &recipient, &answer).unwrap_err();
         assert_eq!(failed, CombineError::NoSet { failed_sets: vec![vec![NodeIndex(1), NodeIndex(2)]], culprits: vec![] });
@@ -225,7 +225,7 @@ fn a_wrong_partial_is_named_and_dropped_and_the_keys_are_served() {
         let certified = w.shares.iter().map(|share| (share.index(), share.vk())).collect();
         let named = combine_certified(&w.cluster, &request, &recipient, &answer, Some(&certified)).unwrap_err();
         assert_eq!(named.culprits(), [NodeIndex(2)]);
-        let again = coordinator.release(w.client.ask(&request), NodeIndex(0), &[NodeIndex(2)]).await.unwrap();
+        let again = coordinator.release(w.client.ask(&request), &[NodeIndex(2)]).await.unwrap();
         let keys = combine(&w.cluster, &request, &recipient, &again).unwrap();
         assert_eq!(keys, direct(&w.cluster, &w.shares, &request));
     });
@@ -240,13 +240,13 @@ fn a_release_that_this_node_can_tell_to_fail_records_nothing() {
         let size = w.cluster.log.size();
         let (mut request, _) = w.client.request(&w.cluster, w.client.wishes());
         request.app_id = dstack_protocol::AppId([9; 20]);
-        assert_eq!(coordinator.release(w.client.ask(&request), NodeIndex(0), &[]).await.unwrap_err().code, RefusalCode::AppUnknown);
+        assert_eq!(coordinator.release(w.client.ask(&request), &[]).await.unwrap_err().code, RefusalCode::AppUnknown);
         let (request, _) = w.client.request(&w.cluster, w.client.wishes());
-        let excluded = coordinator.release(w.client.ask(&request), NodeIndex(0), &[NodeIndex(1), NodeIndex(2)]).await.unwrap_err();
+        let excluded = coordinator.release(w.client.ask(&request), &[NodeIndex(1), NodeIndex(2)]).await.unwrap_err();
         assert_eq!(excluded.code, RefusalCode::NotEnoughPartials);
         let (mut request, _) = w.client.request(&w.cluster, w.client.wishes());
         request.generation = Generation(1);
-        let generation = coordinator.release(w.client.ask(&request), NodeIndex(0), &[]).await.unwrap_err();
+        let generation = coordinator.release(w.client.ask(&request), &[]).await.unwrap_err();
         assert_eq!(generation.code, RefusalCode::UnknownGeneration);
         assert_eq!(w.cluster.log.size(), size);
         assert!(peers.sent().is_empty());
@@ -285,11 +285,10 @@ fn releases_at_once_are_bounded() {
         let w = World::new(3);
         let coordinator = w.nodes[0].coordinator(InProcess::new(w.peers(&[])), 1);
         let request = || w.client.ask(&w.client.request(&w.cluster, w.client.wishes()).0);
-        let (served, refused) =
-            futures::join!(coordinator.release(request(), NodeIndex(0), &[]), coordinator.release(request(), NodeIndex(0), &[]));
+        let (served, refused) = futures::join!(coordinator.release(request(), &[]), coordinator.release(request(), &[]));
         assert!(served.is_ok());
         let refusal = refused.unwrap_err();
         assert_eq!((refusal.code, refusal.retry_after_ms), (RefusalCode::Overloaded, FULL_RETRY_MS));
-        coordinator.release(request(), NodeIndex(0), &[]).await.unwrap();
+        coordinator.release(request(), &[]).await.unwrap();
     });
 }

@@ -14,8 +14,6 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "whatever fails here ends the benchmark")]
 
-mod cpu;
-mod stages;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -23,13 +21,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpu::Usage;
-use cpu_time::ProcessTime;
+use dstack_benches::meter::{Cost, Meter};
 use dstack_benches::report::short;
+use dstack_benches::series::Series;
+use dstack_benches::stages;
 use dstack_testkit::cluster::process::run;
 use dstack_testkit::cluster::{App, Cluster, ClusterSpec, MachineKind};
-use stages::{Means, Stages};
-use workload::{Load, Series, Workload};
+use workload::{Load, Workload};
 
 fn main() {
     let measuring = std::env::args().any(|argument| argument == "--bench");
@@ -48,7 +46,7 @@ fn main() {
     let mut meter = Meter::start(&mut cluster);
     std::thread::sleep(idle);
     let cost = meter.stop(&mut cluster);
-    let idle_rate = cost.nodes.as_secs_f64() / idle.as_secs_f64();
+    let idle_rate = cost.cluster().as_secs_f64() / idle.as_secs_f64();
     println!("idle cluster: {:.1} ms of processor time a second", idle_rate * 1e3);
 
     let s = Duration::from_secs;
@@ -82,60 +80,6 @@ fn register(cluster: &Cluster, app: &App) {
     assert!(out.lines().any(|line| line == "state=applied"), "{out}");
 }
 
-/// What a series used.
-#[derive(Debug)]
-struct Cost {
-    nodes: Duration,
-    /// Of the nodes, by thread name.
-    threads: BTreeMap<String, Duration>,
-    device: Duration,
-    clients: Duration,
-    stages: Means,
-}
-
-/// Readings before a series.
-struct Meter {
-    nodes: Vec<Usage>,
-    device: Usage,
-    clients: ProcessTime,
-    stages: Stages,
-}
-
-impl Meter {
-    fn start(cluster: &mut Cluster) -> Self {
-        let (nodes, device, stages) = readings(cluster);
-        Self { nodes, device, clients: ProcessTime::now(), stages }
-    }
-
-    /// What was used since the start.
-    fn stop(&self, cluster: &mut Cluster) -> Cost {
-        let clients = self.clients.elapsed();
-        let (nodes, device, stages) = readings(cluster);
-        let mut threads: BTreeMap<String, Duration> = BTreeMap::new();
-        let mut used = Duration::ZERO;
-        for (after, before) in nodes.iter().zip(&self.nodes) {
-            let (total, by_name) = after.since(before);
-            used += total;
-            for (name, time) in by_name {
-                *threads.entry(name).or_default() += time;
-            }
-        }
-        let device = device.since(&self.device).0;
-        Cost { nodes: used, threads, device, clients, stages: stages::means(&self.stages, &stages) }
-    }
-}
-
-fn readings(cluster: &mut Cluster) -> (Vec<Usage>, Usage, Stages) {
-    let mut stages = Stages::new();
-    let device = Usage::of(cluster.device.process().pid());
-    let mut nodes = Vec::new();
-    for node in cluster.nodes() {
-        nodes.push(Usage::of(node.pid().unwrap()));
-        stages::add(&mut stages, &node.metrics().unwrap());
-    }
-    (nodes, device, stages)
-}
-
 fn print(name: &str, series: &Series, cost: &Cost, idle_rate: f64) {
     let count = series.latencies.len().max(1);
     let each = |used: Duration| short(used / u32::try_from(count).unwrap());
@@ -150,8 +94,8 @@ fn print(name: &str, series: &Series, cost: &Cost, idle_rate: f64) {
         series.latencies.len() as f64 / series.took.as_secs_f64(),
         short(series.percentile(50)),
         short(series.percentile(99)),
-        each(cost.nodes),
-        each(cost.nodes.saturating_sub(background)),
+        each(cost.cluster()),
+        each(cost.cluster().saturating_sub(background)),
         each(cost.clients),
         each(cost.device),
     );

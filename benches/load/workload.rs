@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use dstack_benches::series::{self, Series};
 use dstack_client::{EvidenceOf, KmsClient, NodeUrl, Pin, Settings, Trust};
 use dstack_protocol::AppId;
 use dstack_protocol::release::{KeyClass, Wish};
@@ -23,25 +23,6 @@ pub(crate) struct Workload {
     evidence_of: EvidenceOf,
     app_id: AppId,
     wishes: Vec<Wish>,
-}
-
-/// How one series ended.
-#[derive(Debug, Default)]
-pub(crate) struct Series {
-    /// Of the releases that succeeded, in order.
-    pub(crate) latencies: Vec<Duration>,
-    /// Codes of those that did not.
-    pub(crate) failures: Vec<&'static str>,
-    /// From the first to the last.
-    pub(crate) took: Duration,
-}
-
-impl Series {
-    /// Latency that `percent` of the releases do not exceed.
-    pub(crate) fn percentile(&self, percent: usize) -> Duration {
-        let at = (self.latencies.len() * percent).div_ceil(100).saturating_sub(1);
-        self.latencies.get(at).copied().unwrap_or_default()
-    }
 }
 
 /// How many releases, by how many clients, in what time at most.
@@ -119,45 +100,17 @@ impl Workload {
 
     /// One series of releases.
     pub(crate) async fn run(self: &Arc<Self>, load: Load, clients: Vec<KmsClient>) -> Series {
-        let left = Arc::new(AtomicUsize::new(load.releases));
-        let begun = Instant::now();
-        let until = begun + load.patience;
-        let clients = clients.into_iter().enumerate();
-        let one = |(place, client)| tokio::spawn(Arc::clone(self).one(place, client, Arc::clone(&left), until, load.cold));
-        let tasks: Vec<_> = clients.map(one).collect();
-        let mut series = Series::default();
-        for task in tasks {
-            let (mut latencies, mut failures) = task.await.unwrap();
-            series.latencies.append(&mut latencies);
-            series.failures.append(&mut failures);
-        }
-        series.took = begun.elapsed();
-        series.latencies.sort_unstable();
-        series
-    }
-
-    async fn one(
-        self: Arc<Self>,
-        place: usize,
-        mut client: KmsClient,
-        left: Arc<AtomicUsize>,
-        until: Instant,
-        cold: bool,
-    ) -> (Vec<Duration>, Vec<&'static str>) {
-        let (mut latencies, mut failures) = (Vec::new(), Vec::new());
-        while Instant::now() < until && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-            let began = Instant::now();
-            match client.release(&self.app_id, &self.wishes).await {
-                Ok(released) => {
-                    assert_eq!(released.keys.len(), self.wishes.len());
-                    latencies.push(began.elapsed());
-                }
-                Err(error) => failures.push(error.code()),
+        let workload = Arc::clone(self);
+        let clients = clients.into_iter().enumerate().collect();
+        series::run(clients, load.releases, load.patience, move |(place, client): (usize, KmsClient)| {
+            let workload = Arc::clone(&workload);
+            async move {
+                let released = client.release(&workload.app_id, &workload.wishes).await;
+                let outcome = released.map(|released| assert_eq!(released.keys.len(), workload.wishes.len()));
+                let client = if load.cold { workload.client(place) } else { client };
+                ((place, client), outcome.map_err(|error| error.code()))
             }
-            if cold {
-                client = self.client(place);
-            }
-        }
-        (latencies, failures)
+        })
+        .await
     }
 }

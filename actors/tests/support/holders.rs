@@ -83,7 +83,7 @@ impl Node {
     /// This node as its own client, over its coordinator.
     pub fn combine(&self, cluster: &Cluster, peers: Arc<dyn Peers>) -> Combine {
         let certificates: Arc<dyn Certificates> = self.certs.clone();
-        Combine { cluster_id: cluster.id, coordinator: self.coordinator(peers, 8), certificates }
+        Combine::new(cluster.id, self.coordinator(peers, 8), certificates)
     }
 
     /// Coordinates releases at this node.

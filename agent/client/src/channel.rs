@@ -48,11 +48,13 @@ impl Channel {
     /// Asks one node and decodes its answer; notes its health.
     pub(crate) async fn ask<T: Wire>(&self, nodes: &Nodes, place: usize, question: &Question<'_>) -> Result<T, NodeFault> {
         let began = Instant::now();
+        nodes.asked(place);
         let outcome = self.try_ask(nodes, place, question).await.and_then(|bytes| T::decode(&bytes).map_err(NodeFault::Undecodable));
         match &outcome {
             Ok(_) => nodes.answered(place, began.elapsed()),
             Err(fault) => {
                 metrics::node_fault(fault);
+                nodes.faulted(place);
                 if fault.is_unhealthy() {
                     nodes.failed(place);
                 }

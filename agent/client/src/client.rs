@@ -279,7 +279,11 @@ impl KmsClient {
         let outcome = first_answer(&order, self.settings.hedge_after, |place| async move {
             let beacon: BeaconAnswer = channel.ask(&self.nodes, place, question).await?;
             let (pinned, got) = (self.pin.cluster_id, beacon.cluster_id);
-            if got == pinned { Ok(beacon) } else { Err(NodeFault::WrongCluster { pinned, got }) }
+            if got != pinned {
+                self.nodes.faulted(place);
+                return Err(NodeFault::WrongCluster { pinned, got });
+            }
+            Ok(beacon)
         });
         outcome.await.map_err(|faults| self.failed(faults))
     }
@@ -380,6 +384,7 @@ impl Asking<'_> {
                 Gathered::ReceiptContradicted(error) => {
                     tracing::warn!(node = client.nodes.name(place), reason = %error, "receipt contradicted by the holders");
                     client.nodes.failed(place);
+                    client.nodes.faulted(place);
                     faults.push((place, NodeFault::Receipt(error)));
                     if unlucky.iter().filter(|one| **one == place).count() >= 1 {
                         return Err(client.failed(faults));
@@ -422,6 +427,7 @@ impl Asking<'_> {
                 Ok(committed) => Ok((answer, committed)),
                 Err(error) => {
                     client.nodes.failed(place);
+                    client.nodes.faulted(place);
                     Err(NodeFault::Receipt(error))
                 }
             }

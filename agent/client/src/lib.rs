@@ -41,7 +41,7 @@ pub use client::{EvidenceOf, KmsClient, Settings};
 pub use dstack_threshold::keys::{KeyCheckValue, TypedKey};
 pub use error::{BadPartial, ClientError, NodeFault};
 pub use kcv::{KcvError, KcvStore};
-pub use nodes::{NodeUrl, Nodes, UrlError};
+pub use nodes::{NodeUrl, Nodes, Tally, UrlError};
 pub use pin::{CaPub, Pin, PinError};
 pub use release::ReleasedKeys;
 pub use root_ca::RootCertificate;

@@ -105,6 +105,19 @@ struct Health {
     /// Number of its last answer among all, 0 before the first.
     last_good: u64,
     latency: Option<Duration>,
+    asked: u64,
+    faults: u64,
+}
+
+/// What one node was asked so far, and how often it did not serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// The node.
+    pub url: NodeUrl,
+    /// Questions put to it, whatever became of them. One that is repeated over a new connection counts once.
+    pub asked: u64,
+    /// Questions that it did not serve. One that nobody waits for any more, since another node answered, is none.
+    pub faults: u64,
 }
 
 impl Nodes {
@@ -150,6 +163,32 @@ impl Nodes {
             (health.failures, !is_last_good, health.latency.unwrap_or(Duration::MAX), *place)
         });
         places.into_iter().map(|(place, _)| place).collect()
+    }
+
+    /// What each was asked, in the order of the configuration.
+    #[must_use]
+    pub fn tallies(&self) -> Vec<Tally> {
+        let tally = |node: &Node| {
+            let Health { asked, faults, .. } = *node.health();
+            Tally { url: node.url.clone(), asked, faults }
+        };
+        self.list.iter().map(tally).collect()
+    }
+
+    /// A question is put to it.
+    pub(crate) fn asked(&self, place: usize) {
+        if let Some(node) = self.list.get(place) {
+            let mut health = node.health();
+            health.asked = health.asked.saturating_add(1);
+        }
+    }
+
+    /// It did not serve a question, whether that speaks against it or not.
+    pub(crate) fn faulted(&self, place: usize) {
+        if let Some(node) = self.list.get(place) {
+            let mut health = node.health();
+            health.faults = health.faults.saturating_add(1);
+        }
     }
 
     /// It answered.

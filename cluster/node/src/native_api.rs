@@ -25,7 +25,7 @@ use dstack_protocol::rpc::{
     PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE, PATH_ROOT_CA, PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
 };
 use dstack_protocol::sign::{AppPkClaim, Basis, SignObject};
-use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode, RootTag, Wire, binding};
+use dstack_protocol::{AppId, Generation, Refusal, RefusalCode, RootTag, Wire, binding};
 use dstack_ratls::ClientPeer;
 use serde_json::{Value, json};
 use tracing::{Instrument as _, info};
@@ -85,7 +85,7 @@ async fn release(State(services): State<Arc<Services>>, Extension(peer): Extensi
     let (app_id, req_hash) = (ask.request.app_id, hex::encode(ask.request.req_hash()));
     let span = tracing::info_span!("release", %app_id, request_id, req_hash);
     let coordinator = services.coordinator.clone();
-    let answer = async move { coordinator.release(ask, NodeIndex(0), &request.exclude).await }.instrument(span.clone()).await;
+    let answer = async move { coordinator.release(ask, &request.exclude).await }.instrument(span.clone()).await;
     span.in_scope(|| match &answer {
         Ok(answer) => info!(outcome = "released", pos = answer.receipt.record.pos, partials = answer.outs.len(), "release"),
         Err(refusal) => info!(outcome = "refused", code = %refusal.code, expected = refusal.expected, got = refusal.got, "release"),

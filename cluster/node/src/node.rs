@@ -118,7 +118,7 @@ impl Services {
     /// This node as its own client, in modes L and E.
     pub(crate) fn combine(&self) -> Combine {
         let certificates = Arc::clone(&self.heads) as _;
-        Combine { cluster_id: *self.birth.cluster_id(), coordinator: self.coordinator.clone(), certificates }
+        Combine::new(*self.birth.cluster_id(), self.coordinator.clone(), certificates)
     }
 
     /// Whether this node answers anything that rests on the log.

@@ -260,6 +260,7 @@ fn state_json(state: &State, services: &Services) -> Value {
         "ceremony_attempts": state.attempts,
         "ceremony_open": state.attempt.as_ref().map(|attempt| attempt.open.attempt),
         "apps": state.apps.len(),
+        "env_keys": state.env_keys.values().filter(|row| row.published.is_some()).count(),
         "open_intents": state.intents.len(),
         "collateral_id": hex::encode(state.collateral_id),
         "revoked": state.governance.revoked.len(),

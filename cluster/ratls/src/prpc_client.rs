@@ -1,5 +1,5 @@
-//! A guest's side of dstack's listener: one RPC on one TLS connection. Owns: how the server is checked (chain under a given root, host
-//! name, usage `kms:rpc`), the JSON form of requests as dstack's own clients send it. Never: picks a server, retries, keeps a connection.
+//! A guest's side of dstack's listener: RPCs on a TLS connection, one or several. Owns: how the server is checked (chain under a given
+//! root, host name, usage `kms:rpc`), the JSON form of requests as dstack's own clients send it. Never: picks a server, retries.
 //! Source: KMS API reference §1 (Rust clients), §2, §8 ("Guest requirements on the server").
 
 use std::net::SocketAddr;
@@ -23,6 +23,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 use crate::certificate::CertifiedIdentity;
@@ -211,20 +212,15 @@ impl RpcClient {
         Ok(Self { tls: Arc::new(tls), check })
     }
 
-    /// Connects by TCP and asks.
+    /// Connects by TCP and asks, once.
     ///
     /// # Errors
     /// [`RpcCallError`].
     pub async fn call<Q: Rpc, A: Rpc>(&self, address: SocketAddr, target: RpcTarget<'_>, request: &Q) -> Result<A, RpcCallError> {
-        self.within(target, async {
-            let stream = TcpStream::connect(address).await.map_err(|error| unreachable(target, &error))?;
-            stream.set_nodelay(true).map_err(|error| unreachable(target, &error))?;
-            self.ask(stream, target, request).await
-        })
-        .await
+        within(target, async { self.open(tcp(address, target).await?, target).await?.ask(target, request).await }).await
     }
 
-    /// Asks over a stream that leads to the server already: a tunnel.
+    /// Asks once over a stream that leads to the server already: a tunnel.
     ///
     /// # Errors
     /// [`RpcCallError`].
@@ -234,50 +230,66 @@ impl RpcClient {
         Q: Rpc,
         A: Rpc,
     {
-        self.within(target, self.ask(stream, target, request)).await
+        within(target, async { self.open(stream, target).await?.ask(target, request).await }).await
     }
 
-    async fn within<A>(&self, target: RpcTarget<'_>, call: impl Future<Output = Result<A, RpcCallError>>) -> Result<A, RpcCallError> {
-        let RpcTarget { method, timeout: waited, .. } = target;
-        let late = |_| RpcCallError::Timeout { host: target.host.to_owned(), method, waited };
-        tokio::time::timeout(waited, call).await.map_err(late)?
+    /// Connects by TCP, for one question after the other.
+    ///
+    /// # Errors
+    /// [`RpcCallError`].
+    pub async fn connect(&self, address: SocketAddr, target: RpcTarget<'_>) -> Result<RpcConnection, RpcCallError> {
+        within(target, async { self.open(tcp(address, target).await?, target).await }).await
     }
 
-    async fn ask<S, Q, A>(&self, stream: S, target: RpcTarget<'_>, request: &Q) -> Result<A, RpcCallError>
+    async fn open<S>(&self, stream: S, target: RpcTarget<'_>) -> Result<RpcConnection, RpcCallError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        Q: Rpc,
-        A: Rpc,
     {
-        let RpcTarget { host, port, path, method, .. } = target;
-        let setup = |reason: String| RpcCallError::Setup { host: host.to_owned(), reason };
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| setup(error.to_string()))?;
+        let host = target.host;
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|error| RpcCallError::Setup { host: host.to_owned(), reason: error.to_string() })?;
         let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(|error| unreachable(target, &error))?;
         let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         self.require(leaf.map(AsRef::as_ref), target)?;
-        let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(target, &error))?;
-        let connection = tokio::spawn(connection);
+        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(target, &error))?;
+        Ok(RpcConnection { requests, driver: tokio::spawn(async { drop(connection.await) }) })
+    }
+}
+
+/// A connection whose server was checked. Closed when dropped.
+pub struct RpcConnection {
+    requests: http1::SendRequest<Full<Bytes>>,
+    driver: JoinHandle<()>,
+}
+
+impl RpcConnection {
+    /// Asks; the next question may follow the answer.
+    ///
+    /// # Errors
+    /// [`RpcCallError`].
+    pub async fn call<Q: Rpc, A: Rpc>(&mut self, target: RpcTarget<'_>, request: &Q) -> Result<A, RpcCallError> {
+        within(target, self.ask(target, request)).await
+    }
+
+    async fn ask<Q: Rpc, A: Rpc>(&mut self, target: RpcTarget<'_>, request: &Q) -> Result<A, RpcCallError> {
+        let RpcTarget { host, port, path, method, .. } = target;
+        let setup = |reason: String| RpcCallError::Setup { host: host.to_owned(), reason };
         let body = Full::new(Bytes::from(Codec::Json.encode(request).body));
         let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let request = Request::builder().method(Method::POST).uri(format!("{path}/{method}?json")).header(HOST, authority).body(body);
-        let outcome = async {
-            let response = requests
-                .send_request(request.map_err(|error| setup(error.to_string()))?)
-                .await
-                .map_err(|error| unreachable(target, &error))?;
-            let status = response.status().as_u16();
-            let answer = |reason: String| RpcCallError::Answer { host: host.to_owned(), method, reason };
-            let body =
-                Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| answer(error.to_string()))?.to_bytes();
-            if status != 200 {
-                let answer = String::from_utf8_lossy(&body).chars().filter(|shown| !shown.is_control()).take(ECHO_CHARS_MAX).collect();
-                return Err(RpcCallError::Refused { host: host.to_owned(), method, status, answer });
-            }
-            Codec::Json.decode("", &body).map_err(|error| answer(error.to_string()))
+        let request = request.map_err(|error| setup(error.to_string()))?;
+        // The answer before this one was read to its end; the connection may take a moment to notice.
+        self.requests.ready().await.map_err(|error| unreachable(target, &error))?;
+        let response = self.requests.send_request(request).await.map_err(|error| unreachable(target, &error))?;
+        let status = response.status().as_u16();
+        let answer = |reason: String| RpcCallError::Answer { host: host.to_owned(), method, reason };
+        let body =
+            Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| answer(error.to_string()))?.to_bytes();
+        if status != 200 {
+            let answer = String::from_utf8_lossy(&body).chars().filter(|shown| !shown.is_control()).take(ECHO_CHARS_MAX).collect();
+            return Err(RpcCallError::Refused { host: host.to_owned(), method, status, answer });
         }
-        .await;
-        connection.abort();
-        outcome
+        Codec::Json.decode("", &body).map_err(|error| answer(error.to_string()))
     }
 }
 
@@ -300,6 +312,30 @@ impl RpcClient {
             },
         }
     }
+}
+
+impl Drop for RpcConnection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl std::fmt::Debug for RpcConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RpcConnection")
+    }
+}
+
+async fn tcp(address: SocketAddr, target: RpcTarget<'_>) -> Result<TcpStream, RpcCallError> {
+    let stream = TcpStream::connect(address).await.map_err(|error| unreachable(target, &error))?;
+    stream.set_nodelay(true).map_err(|error| unreachable(target, &error))?;
+    Ok(stream)
+}
+
+async fn within<T>(target: RpcTarget<'_>, work: impl Future<Output = Result<T, RpcCallError>>) -> Result<T, RpcCallError> {
+    let RpcTarget { method, timeout: waited, .. } = target;
+    let late = |_| RpcCallError::Timeout { host: target.host.to_owned(), method, waited };
+    tokio::time::timeout(waited, work).await.map_err(late)?
 }
 
 impl std::fmt::Debug for RpcClient {

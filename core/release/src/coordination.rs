@@ -37,6 +37,8 @@ pub enum Input {
     AskRefused(NodeIndex, Refusal),
     /// A holder answered.
     PartialArrived(Out),
+    /// The coordinator's own holder evaluated, and the partial stays in this process: it combines itself (modes L and E).
+    OwnEvaluated(NodeIndex),
     /// A holder refused, or could not be reached.
     PartialRefused(NodeIndex, Refusal),
     /// Time passed.
@@ -54,7 +56,7 @@ pub enum Effect {
     Go(NodeIndex, u64),
     /// Step with [`Input::Tick`] at that time.
     WakeAt(UnixMillis),
-    /// Done.
+    /// Done. The coordinator's own partial, where it stays here, is not in it.
     Answer(Box<ReleaseAnswer>),
     /// Done, without a key.
     Refuse(Refusal),
@@ -71,8 +73,17 @@ enum Stage {
 struct AwaitingPartials {
     receipt: Receipt,
     outs: BTreeMap<NodeIndex, Out>,
+    /// The coordinator's own holder, once its partial is here.
+    own: Option<NodeIndex>,
     /// When further holders are asked; none once all were.
     hedge_at: Option<UnixMillis>,
+}
+
+impl AwaitingPartials {
+    /// Partials that are here.
+    fn count(&self) -> usize {
+        self.outs.len().saturating_add(usize::from(self.own.is_some()))
+    }
 }
 
 /// One request on its way.
@@ -131,6 +142,7 @@ impl Coordination {
             Input::AskRefused(from, refusal) => self.lost(from, refusal, out),
             Input::PartialRefused(from, refusal) => self.retry_or_lose(from, refusal, out),
             Input::PartialArrived(partial) => self.arrived(partial, out),
+            Input::OwnEvaluated(index) => self.own_evaluated(index, out),
             Input::Tick => self.hedge(now, out),
         }
         if !self.is_done() && now >= self.plan.deadline {
@@ -160,7 +172,7 @@ impl Coordination {
         for index in self.taken.iter().filter(|index| !self.failed.contains_key(index)) {
             out.push(Effect::Go(*index, pos));
         }
-        self.stage = Stage::AwaitingPartials(Box::new(AwaitingPartials { receipt, outs: BTreeMap::new(), hedge_at: None }));
+        self.stage = Stage::AwaitingPartials(Box::new(AwaitingPartials { receipt, outs: BTreeMap::new(), own: None, hedge_at: None }));
         self.wait_for_partials(now, out);
         self.give_up_if_hopeless(out);
     }
@@ -182,7 +194,7 @@ impl Coordination {
         if awaiting.hedge_at.is_none_or(|at| now < at) {
             return;
         }
-        let missing = self.plan.threshold.saturating_sub(awaiting.outs.len());
+        let missing = self.plan.threshold.saturating_sub(awaiting.count());
         self.ask_next(missing, out);
         self.wait_for_partials(now, out);
     }
@@ -197,13 +209,26 @@ impl Coordination {
     }
 
     fn arrived(&mut self, partial: Out, out: &mut Vec<Effect>) {
-        let threshold = self.plan.threshold;
         let Stage::AwaitingPartials(awaiting) = &mut self.stage else { return };
         if !self.asked.contains(&partial.index) {
             return;
         }
         awaiting.outs.insert(partial.index, partial);
-        if awaiting.outs.len() >= threshold {
+        self.answer_if_enough(out);
+    }
+
+    fn own_evaluated(&mut self, index: NodeIndex, out: &mut Vec<Effect>) {
+        let Stage::AwaitingPartials(awaiting) = &mut self.stage else { return };
+        if !self.asked.contains(&index) {
+            return;
+        }
+        awaiting.own = Some(index);
+        self.answer_if_enough(out);
+    }
+
+    fn answer_if_enough(&mut self, out: &mut Vec<Effect>) {
+        let Stage::AwaitingPartials(awaiting) = &self.stage else { return };
+        if awaiting.count() >= self.plan.threshold {
             let answer = ReleaseAnswer { receipt: awaiting.receipt.clone(), outs: awaiting.outs.values().cloned().collect() };
             self.finish(Effect::Answer(Box::new(answer)), out);
         }
@@ -260,7 +285,7 @@ impl Coordination {
 
     fn count(&self) -> usize {
         match &self.stage {
-            Stage::AwaitingPartials(awaiting) => awaiting.outs.len(),
+            Stage::AwaitingPartials(awaiting) => awaiting.count(),
             Stage::AwaitingRecord | Stage::Done => 0,
         }
     }
@@ -358,6 +383,27 @@ mod tests {
         assert!(c.is_done());
         assert_eq!((asks(&out), goes(&out)), (vec![1, 2, 3], vec![2, 3, 1]), "who took the ask late is told to go late");
         assert!(matches!(out.last(), Some(Effect::Answer(answer)) if answer.outs.len() == 3));
+    }
+
+    #[test]
+    fn a_partial_that_stays_here_counts_and_is_not_in_the_answer() {
+        let asked = vec![(1, taken(1)), (1, taken(2)), (2, Input::Recorded(receipt()))];
+        for (first, second) in [
+            (Input::OwnEvaluated(NodeIndex(1)), Input::PartialArrived(partial(2))),
+            (Input::PartialArrived(partial(2)), Input::OwnEvaluated(NodeIndex(1))),
+        ] {
+            let inputs = asked.clone().into_iter().chain([(3, first), (4, second)]);
+            let (c, out) = timed(plan(3, 2), inputs);
+            assert!(c.is_done());
+            assert!(matches!(out.last(), Some(Effect::Answer(answer)) if answer.outs == [partial(2)]));
+        }
+        // Of one that was not asked it says nothing, and twice is once.
+        let strange = asked.into_iter().chain([
+            (3, Input::OwnEvaluated(NodeIndex(3))),
+            (4, Input::OwnEvaluated(NodeIndex(1))),
+            (4, Input::OwnEvaluated(NodeIndex(1))),
+        ]);
+        assert!(!timed(plan(3, 2), strange).0.is_done());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use dstack_secret::Secret;
 use sha2::{Digest as _, Sha512};
 use zeroize::Zeroize as _;
 
-use crate::dleq::{self, Proof};
+use crate::dleq::{self, Proof, Statement};
 use crate::group::{Group as _, Ristretto255};
 use crate::prf::Batch;
 use crate::shamir::lagrange_at_zero;
@@ -151,6 +151,7 @@ pub struct Combined {
 struct Accepted {
     group: AnswerGroup,
     vk: RistrettoPoint,
+    vk_encoded: [u8; 32],
     elements: Vec<RistrettoPoint>,
 }
 
@@ -202,13 +203,21 @@ impl Combiner {
         let vk = Ristretto255::decode(&plain.vk).ok_or(fail(PartialFault::Encoding))?;
         let group = AnswerGroup { epoch: plain.epoch, pos: plain.pos, size: plain.size, log_root: plain.log_root };
         // Room for all from the start: growing would leave copies of the elements in freed memory.
-        let mut accepted = Accepted { group, vk, elements: Vec::with_capacity(plain.elements.len()) };
+        let mut accepted = Accepted { group, vk, vk_encoded: plain.vk, elements: Vec::with_capacity(plain.elements.len()) };
         for bytes in plain.elements.iter() {
             accepted.elements.push(Ristretto255::decode(bytes).ok_or(fail(PartialFault::Encoding))?);
         }
         let proof = Proof::decode(&plain.c, &plain.s).ok_or(fail(PartialFault::Encoding))?;
         // Step 3: each response alone.
-        if !dleq::verify(&accepted.vk, self.batch.points(), &accepted.elements, &proof) {
+        let statement = Statement {
+            b: &accepted.vk,
+            c: self.batch.points(),
+            d: &accepted.elements,
+            b_bytes: &plain.vk,
+            c_bytes: self.batch.encoded(),
+            d_bytes: &plain.elements,
+        };
+        if !dleq::verify_statement(statement, &proof) {
             return Err(fail(PartialFault::Proof));
         }
         self.accepted.insert(plain.index, accepted);
@@ -251,7 +260,7 @@ impl Combiner {
         let mut culprits = Vec::new();
         let mut members: Vec<(NodeIndex, &Accepted)> = Vec::new();
         for (index, accepted) in self.accepted.iter().filter(|(_, a)| a.group == *group) {
-            let honest = certified.is_none_or(|keys| keys.get(index) == Some(&Ristretto255::encode(&accepted.vk)));
+            let honest = certified.is_none_or(|keys| keys.get(index) == Some(&accepted.vk_encoded));
             if honest {
                 members.push((*index, accepted));
             } else {

@@ -6,7 +6,7 @@
 use curve25519_dalek::ristretto::RistrettoPoint;
 use curve25519_dalek::scalar::Scalar;
 use dstack_protocol::codec::sha512;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::group::{CONTEXT, Group as _, Ristretto255, SecretScalar, hash_to_scalar_parts};
 
@@ -37,10 +37,25 @@ impl Proof {
     }
 }
 
+/// What is proven: `b = k·G` and `d_j = k·c_j` for one `k`. With the encodings, which callers have or need anyway: each costs an inversion.
+/// `c` and `d` have equal length, at most 65535; a longer one is cut to the other's length.
+#[derive(Clone, Copy)]
+pub(crate) struct Statement<'a> {
+    pub(crate) b: &'a RistrettoPoint,
+    pub(crate) c: &'a [RistrettoPoint],
+    pub(crate) d: &'a [RistrettoPoint],
+    pub(crate) b_bytes: &'a [u8; 32],
+    pub(crate) c_bytes: &'a [[u8; 32]],
+    pub(crate) d_bytes: &'a [[u8; 32]],
+}
+
+/// Encodings of `points`.
+pub(crate) fn encoded(points: &[RistrettoPoint]) -> Vec<[u8; 32]> {
+    points.iter().map(enc).collect()
+}
+
 /// Proves `b = k·G` and `d_j = k·c_j`. `rng`: 64 fresh bytes from the operating system. The nonce also depends on the key and
 /// the statement, so that a broken generator repeats a nonce only for the same statement.
-///
-/// `c` and `d` have equal length, at most 65535; a longer one is cut to the other's length.
 pub(crate) fn prove(
     k: &SecretScalar<Ristretto255>,
     b: &RistrettoPoint,
@@ -48,27 +63,32 @@ pub(crate) fn prove(
     d: &[RistrettoPoint],
     rng: &[u8; 64],
 ) -> Proof {
-    prove_with(k, b, c, d, |m, z| {
+    let (b_bytes, c_bytes, d_bytes) = (enc(b), encoded(c), Zeroizing::new(encoded(d)));
+    prove_statement(k, Statement { b, c, d, b_bytes: &b_bytes, c_bytes: &c_bytes, d_bytes: &d_bytes }, rng)
+}
+
+/// [`prove`] where the encodings are at hand.
+pub(crate) fn prove_statement(k: &SecretScalar<Ristretto255>, statement: Statement<'_>, rng: &[u8; 64]) -> Proof {
+    prove_with(k, statement, |m, z| {
         // threshold.md §1.2: r = H2S("DKMS-V1-NONCE" ‖ rng(64) ‖ k(32) ‖ enc(B) ‖ enc(M) ‖ enc(Z))
-        k.to_secret().expose(|key| SecretScalar::new(hash_to_scalar_parts(&[b"DKMS-V1-NONCE", rng, key, &enc(b), m, z])))
+        let b = statement.b_bytes;
+        k.to_secret().expose(|key| SecretScalar::new(hash_to_scalar_parts(&[b"DKMS-V1-NONCE", rng, key, b, m, z])))
     })
 }
 
 /// [`prove`] with the nonce as a function of the encoded composites `M` and `Z`.
 fn prove_with(
     k: &SecretScalar<Ristretto255>,
-    b: &RistrettoPoint,
-    c: &[RistrettoPoint],
-    d: &[RistrettoPoint],
+    statement: Statement<'_>,
     nonce: impl FnOnce(&[u8; 32], &[u8; 32]) -> SecretScalar<Ristretto255>,
 ) -> Proof {
-    let weights = weights(b, c, d);
-    let m = Ristretto255::sum_of_products_public(&weights, c);
+    let weights = weights(statement);
+    let m = Ristretto255::sum_of_products_public(&weights, statement.c);
     let z = k.expose(|k| Ristretto255::mul(&m, k));
     let (m_bytes, mut z_bytes) = (enc(&m), enc(&z));
     let r = nonce(&m_bytes, &z_bytes);
     let (t2, t3) = (r.public(), r.expose(|r| Ristretto255::mul(&m, r)));
-    let challenge = challenge(b, &m_bytes, &z_bytes, &t2, &t3);
+    let challenge = challenge(statement.b_bytes, &m_bytes, &z_bytes, &t2, &t3);
     z_bytes.zeroize();
     let s = r.expose(|r| k.expose(|k| r - challenge * k));
     Proof { c: challenge, s }
@@ -77,44 +97,40 @@ fn prove_with(
 /// Whether `proof` shows `b = k·G` and `d_j = k·c_j` for one `k`. All arguments are public.
 #[must_use]
 pub(crate) fn verify(b: &RistrettoPoint, c: &[RistrettoPoint], d: &[RistrettoPoint], proof: &Proof) -> bool {
+    let (b_bytes, c_bytes, d_bytes) = (enc(b), encoded(c), encoded(d));
+    verify_statement(Statement { b, c, d, b_bytes: &b_bytes, c_bytes: &c_bytes, d_bytes: &d_bytes }, proof)
+}
+
+/// [`verify`] where the encodings are at hand.
+#[must_use]
+pub(crate) fn verify_statement(statement: Statement<'_>, proof: &Proof) -> bool {
+    let Statement { b, c, d, b_bytes, .. } = statement;
     if c.len() != d.len() || c.is_empty() || c.len() > usize::from(u16::MAX) {
         return false;
     }
-    let weights = weights(b, c, d);
+    let weights = weights(statement);
     let m = Ristretto255::sum_of_products_public(&weights, c);
     let z = Ristretto255::sum_of_products_public(&weights, d);
     // t2 = s·G + c·B, t3 = s·M + c·Z
     let t2 = RistrettoPoint::vartime_double_scalar_mul_basepoint(&proof.c, b, &proof.s);
     let t3 = Ristretto255::sum_of_products_public(&[proof.s, proof.c], &[m, z]);
-    challenge(b, &enc(&m), &enc(&z), &t2, &t3) == proof.c
+    challenge(b_bytes, &enc(&m), &enc(&z), &t2, &t3) == proof.c
 }
 
 /// The weights `d_i` of ComputeComposites.
-fn weights(b: &RistrettoPoint, c: &[RistrettoPoint], d: &[RistrettoPoint]) -> Vec<Scalar> {
+fn weights(statement: Statement<'_>) -> Vec<Scalar> {
     let seed_tag = [b"Seed-".as_slice(), CONTEXT].concat();
-    let seed = sha512(&[&ELEMENT_LEN, &enc(b), &len2(seed_tag.len()), &seed_tag]);
+    let seed = sha512(&[&ELEMENT_LEN, statement.b_bytes, &len2(seed_tag.len()), &seed_tag]);
     (0u16..=u16::MAX)
-        .zip(c.iter().zip(d))
+        .zip(statement.c_bytes.iter().zip(statement.d_bytes))
         .map(|(i, (c, d))| {
-            hash_to_scalar_parts(&[&len2(seed.len()), &seed, &i.to_be_bytes(), &ELEMENT_LEN, &enc(c), &ELEMENT_LEN, &enc(d), b"Composite"])
+            hash_to_scalar_parts(&[&len2(seed.len()), &seed, &i.to_be_bytes(), &ELEMENT_LEN, c, &ELEMENT_LEN, d, b"Composite"])
         })
         .collect()
 }
 
-fn challenge(b: &RistrettoPoint, m: &[u8; 32], z: &[u8; 32], t2: &RistrettoPoint, t3: &RistrettoPoint) -> Scalar {
-    hash_to_scalar_parts(&[
-        &ELEMENT_LEN,
-        &enc(b),
-        &ELEMENT_LEN,
-        m,
-        &ELEMENT_LEN,
-        z,
-        &ELEMENT_LEN,
-        &enc(t2),
-        &ELEMENT_LEN,
-        &enc(t3),
-        b"Challenge",
-    ])
+fn challenge(b: &[u8; 32], m: &[u8; 32], z: &[u8; 32], t2: &RistrettoPoint, t3: &RistrettoPoint) -> Scalar {
+    hash_to_scalar_parts(&[&ELEMENT_LEN, b, &ELEMENT_LEN, m, &ELEMENT_LEN, z, &ELEMENT_LEN, &enc(t2), &ELEMENT_LEN, &enc(t3), b"Challenge"])
 }
 
 const ELEMENT_LEN: [u8; 2] = 32u16.to_be_bytes();
@@ -136,7 +152,8 @@ pub(crate) fn prove_with_nonce(
     d: &[RistrettoPoint],
     nonce: SecretScalar<Ristretto255>,
 ) -> Proof {
-    prove_with(k, b, c, d, |_, _| nonce)
+    let (b_bytes, c_bytes, d_bytes) = (enc(b), encoded(c), encoded(d));
+    prove_with(k, Statement { b, c, d, b_bytes: &b_bytes, c_bytes: &c_bytes, d_bytes: &d_bytes }, |_, _| nonce)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! | [`shamir`] | sharing over scalars, commitments |
 //! | [`prf`] | PRF inputs, shares, partial evaluation with proof |
 //! | [`combine`] | partials to PRF outputs, bad ones named |
+//! | [`known`] | outputs proven before, told again without proofs |
 //! | [`keys`] | PRF output to typed keys and their check values |
 //! | [`answer`] | partials sealed to a client's one-time key |
 //! | [`dkg`] | distributed key generation: dealer, recipient, verdict, ceremony |
@@ -31,6 +32,7 @@ pub mod dkg;
 mod dleq;
 pub mod group;
 pub mod keys;
+pub mod known;
 #[cfg(test)]
 mod known_answers;
 pub mod message;

@@ -4,6 +4,7 @@
 //! Never: evaluates an element that came from outside; a [`Batch`] can be made of wishes only, so the share is no oracle for
 //! points of an attacker's choice. Source: threshold.md §1.1, §1.2.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use curve25519_dalek::ristretto::RistrettoPoint;
@@ -13,7 +14,7 @@ use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex};
 use dstack_secret::{LockWarning, Locked, Secret};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::dleq::{self, Proof};
+use crate::dleq::{self, Proof, Statement};
 use crate::group::{Group as _, Ristretto255, SecretScalar, hash_to_group};
 use crate::share::ShareId;
 
@@ -35,6 +36,37 @@ pub enum PrfError {
 pub struct Batch {
     inputs: Vec<Vec<u8>>,
     points: Vec<RistrettoPoint>,
+    encoded: Vec<[u8; 32]>,
+}
+
+/// Group elements of inputs hashed lately: two of three keys that guests of an app ask for have the same input in every instance. Public.
+#[derive(Debug, Default)]
+pub struct HashedInputs {
+    young: HashMap<Vec<u8>, (RistrettoPoint, [u8; 32])>,
+    old: HashMap<Vec<u8>, (RistrettoPoint, [u8; 32])>,
+}
+
+impl HashedInputs {
+    fn point(&mut self, input: &[u8]) -> (RistrettoPoint, [u8; 32]) {
+        if let Some(known) = self.young.get(input) {
+            return *known;
+        }
+        let hashed = self.old.remove(input).unwrap_or_else(|| hashed(input));
+        if self.young.len() >= HASHED_INPUTS_MAX / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(input.to_vec(), hashed);
+        hashed
+    }
+}
+
+/// Inputs kept by [`HashedInputs`] at most, up to 1.3 kB each.
+pub const HASHED_INPUTS_MAX: usize = 4096;
+
+fn hashed(input: &[u8]) -> (RistrettoPoint, [u8; 32]) {
+    let point = hash_to_group(input);
+    let encoded = Ristretto255::encode(&point);
+    (point, encoded)
 }
 
 impl Batch {
@@ -43,12 +75,29 @@ impl Batch {
     /// # Errors
     /// [`PrfError::BatchSize`] unless there are 1 to 16 wishes.
     pub fn new(cluster_id: &ClusterId, app_id: &AppId, wishes: &[Wish]) -> Result<Self, PrfError> {
+        Self::hashed_by(hashed, cluster_id, app_id, wishes)
+    }
+
+    /// As [`Batch::new`], with what was hashed lately.
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn remembered(inputs: &mut HashedInputs, cluster_id: &ClusterId, app_id: &AppId, wishes: &[Wish]) -> Result<Self, PrfError> {
+        Self::hashed_by(|input| inputs.point(input), cluster_id, app_id, wishes)
+    }
+
+    fn hashed_by(
+        hashed: impl FnMut(&[u8]) -> (RistrettoPoint, [u8; 32]),
+        cluster_id: &ClusterId,
+        app_id: &AppId,
+        wishes: &[Wish],
+    ) -> Result<Self, PrfError> {
         if wishes.is_empty() || wishes.len() > WISHES_MAX {
             return Err(PrfError::BatchSize(wishes.len()));
         }
         let inputs: Vec<Vec<u8>> = wishes.iter().map(|wish| wish.prf_input(cluster_id, app_id)).collect();
-        let points = inputs.iter().map(|x| hash_to_group(x)).collect();
-        Ok(Self { inputs, points })
+        let (points, encoded) = inputs.iter().map(Vec::as_slice).map(hashed).unzip();
+        Ok(Self { inputs, points, encoded })
     }
 
     /// The batch of a release request.
@@ -80,6 +129,11 @@ impl Batch {
     pub(crate) fn points(&self) -> &[RistrettoPoint] {
         &self.points
     }
+
+    /// Their encodings.
+    pub(crate) fn encoded(&self) -> &[[u8; 32]] {
+        &self.encoded
+    }
 }
 
 /// A holder's share of root `prf`, in locked memory.
@@ -88,6 +142,7 @@ pub struct PrfShare {
     generation: Generation,
     epoch: Epoch,
     vk: RistrettoPoint,
+    vk_encoded: [u8; 32],
     scalar: Locked<32>,
 }
 
@@ -103,7 +158,7 @@ impl PrfShare {
         if index.0 == 0 || Ristretto255::decode(expected_vk) != Some(vk) {
             return Err(PrfError::NotAShare(index));
         }
-        Ok(Self { index, generation, epoch, vk, scalar: Locked::new(share) })
+        Ok(Self { index, generation, epoch, vk, vk_encoded: Ristretto255::encode(&vk), scalar: Locked::new(share) })
     }
 
     /// Which share it is.
@@ -133,7 +188,7 @@ impl PrfShare {
     /// `VK_i = s_i · G`.
     #[must_use]
     pub fn vk(&self) -> [u8; 32] {
-        Ristretto255::encode(&self.vk)
+        self.vk_encoded
     }
 
     /// The share's bytes, for sealing (threshold.md §6).
@@ -159,20 +214,44 @@ impl fmt::Debug for PrfShare {
     }
 }
 
+/// What one holder contributes to a batch without a proof: `Y_ij = s_i · P_j`. For a combiner in the same process that knows what must
+/// come out.
+pub struct Evaluation {
+    index: NodeIndex,
+    elements: Vec<RistrettoPoint>,
+}
+
+impl Drop for Evaluation {
+    fn drop(&mut self) {
+        self.elements.zeroize();
+    }
+}
+
+impl Evaluation {
+    pub(crate) fn into_elements(mut self) -> (NodeIndex, Vec<RistrettoPoint>) {
+        (self.index, std::mem::take(&mut self.elements))
+    }
+}
+
+/// Evaluates a batch under one share, without a proof. Constant time in the share.
+#[must_use]
+pub fn evaluate_unproven(share: &PrfShare, batch: &Batch) -> Evaluation {
+    let scalar = SecretScalar::<Ristretto255>::from_locked(&share.scalar).expect("checked when the share was made");
+    Evaluation { index: share.index, elements: elements(&scalar, batch) }
+}
+
+fn elements(scalar: &SecretScalar<Ristretto255>, batch: &Batch) -> Vec<RistrettoPoint> {
+    scalar.expose(|s| batch.points.iter().map(|point| Ristretto255::mul(point, s)).collect())
+}
+
 /// What one holder contributes to a batch: `Y_ij = s_i · P_j` and one proof for all.
 pub struct PartialEvaluation {
     index: NodeIndex,
     generation: Generation,
     epoch: Epoch,
-    vk: RistrettoPoint,
-    elements: Vec<RistrettoPoint>,
+    vk: [u8; 32],
+    elements: Zeroizing<Vec<[u8; 32]>>,
     proof: Proof,
-}
-
-impl Drop for PartialEvaluation {
-    fn drop(&mut self) {
-        self.elements.zeroize();
-    }
 }
 
 impl PartialEvaluation {
@@ -186,8 +265,8 @@ impl PartialEvaluation {
             pos,
             size,
             log_root,
-            vk: Ristretto255::encode(&self.vk),
-            elements: Zeroizing::new(self.elements.iter().map(Ristretto255::encode).collect()),
+            vk: self.vk,
+            elements: self.elements,
             c: self.proof.c(),
             s: self.proof.s(),
         }
@@ -200,9 +279,13 @@ impl PartialEvaluation {
 #[must_use]
 pub fn evaluate(share: &PrfShare, batch: &Batch, rng: &[u8; 64]) -> PartialEvaluation {
     let scalar = SecretScalar::<Ristretto255>::from_locked(&share.scalar).expect("checked when the share was made");
-    let elements: Vec<RistrettoPoint> = scalar.expose(|s| batch.points.iter().map(|point| Ristretto255::mul(point, s)).collect());
-    let proof = dleq::prove(&scalar, &share.vk, &batch.points, &elements, rng);
-    PartialEvaluation { index: share.index, generation: share.generation, epoch: share.epoch, vk: share.vk, elements, proof }
+    let mut elements = elements(&scalar, batch);
+    let encoded = Zeroizing::new(dleq::encoded(&elements));
+    let (vk, vk_encoded) = (&share.vk, &share.vk_encoded);
+    let statement = Statement { b: vk, c: &batch.points, d: &elements, b_bytes: vk_encoded, c_bytes: &batch.encoded, d_bytes: &encoded };
+    let proof = dleq::prove_statement(&scalar, statement, rng);
+    elements.zeroize();
+    PartialEvaluation { index: share.index, generation: share.generation, epoch: share.epoch, vk: *vk_encoded, elements: encoded, proof }
 }
 
 #[cfg(test)]
@@ -219,6 +302,20 @@ mod tests {
         assert_eq!(make(0), Err(PrfError::BatchSize(0)));
         assert_eq!(make(17), Err(PrfError::BatchSize(17)));
         assert_eq!(make(16).unwrap().len(), 16);
+    }
+
+    #[test]
+    fn remembered_inputs_give_the_same_batch() {
+        let mut inputs = HashedInputs::default();
+        let wish = |number: usize| Wish::new(KeyClass::Custom, format!("path/{number}").into_bytes()).unwrap();
+        for number in 0..HASHED_INPUTS_MAX + 2 {
+            let wishes = [wish(0), wish(number + 1)];
+            let remembered = Batch::remembered(&mut inputs, &ClusterId([1; 32]), &AppId([2; 20]), &wishes).unwrap();
+            if number % 64 == 0 {
+                assert_eq!(remembered, Batch::new(&ClusterId([1; 32]), &AppId([2; 20]), &wishes).unwrap());
+            }
+            assert!(inputs.young.len() + inputs.old.len() <= HASHED_INPUTS_MAX);
+        }
     }
 
     #[test]

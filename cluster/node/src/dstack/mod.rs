@@ -164,7 +164,7 @@ pub(crate) async fn start_configured(
 /// The address cannot be bound.
 async fn start(parts: Parts, config: &DstackConfig, runtime: &Handle, stop: CancellationToken) -> anyhow::Result<Running> {
     let cluster_id = *parts.birth.cluster_id();
-    let combine = Combine { cluster_id, coordinator: parts.coordinator.clone(), certificates: Arc::clone(&parts.certificates) };
+    let combine = Combine::new(cluster_id, parts.coordinator.clone(), Arc::clone(&parts.certificates));
     let (verify, now) = (verify(&parts), Arc::clone(&parts.now));
     let dstack = Arc::new(Dstack {
         parts,

@@ -28,6 +28,40 @@ pub(crate) fn hash_to_scalar_parts(parts: &[&[u8]]) -> Scalar {
     scalar
 }
 
+/// A scalar that is a small number, or the negative of one: Lagrange coefficients of few holders mostly are.
+struct Factor {
+    size: u16,
+    is_negative: bool,
+}
+
+impl Factor {
+    fn of(scalar: &Scalar) -> Option<Self> {
+        let small = |scalar: &Scalar| match scalar.as_bytes() {
+            [low, high, rest @ ..] if rest.iter().all(|byte| *byte == 0) => Some(u16::from_le_bytes([*low, *high])),
+            _ => None,
+        };
+        let positive = small(scalar).map(|size| Self { size, is_negative: false });
+        positive.or_else(|| small(&-scalar).map(|size| Self { size, is_negative: true }))
+    }
+}
+
+/// Double and add over as many bits as the factors have. They are public; of the elements nothing shows in time.
+fn small_sum(factors: &[Factor], elements: &[RistrettoPoint]) -> RistrettoPoint {
+    let bits = factors.iter().map(|factor| u16::BITS - factor.size.leading_zeros()).max().unwrap_or(0);
+    let mut sum = RistrettoPoint::identity();
+    for bit in (0..bits).rev() {
+        sum += sum;
+        for (factor, element) in factors.iter().zip(elements).filter(|(factor, _)| factor.size >> bit & 1 == 1) {
+            if factor.is_negative {
+                sum -= element;
+            } else {
+                sum += element;
+            }
+        }
+    }
+    sum
+}
+
 impl Group for Ristretto255 {
     type Scalar = Scalar;
     type Element = RistrettoPoint;
@@ -73,6 +107,9 @@ impl Group for Ristretto255 {
     }
 
     fn sum_of_products_public(scalars: &[Scalar], elements: &[RistrettoPoint]) -> RistrettoPoint {
+        if let Some(factors) = scalars.iter().map(Factor::of).collect::<Option<Vec<_>>>() {
+            return small_sum(&factors, elements);
+        }
         let terms = scalars.len().min(elements.len());
         RistrettoPoint::vartime_multiscalar_mul(scalars.iter().take(terms), elements.iter().take(terms))
     }
@@ -90,6 +127,19 @@ impl Group for Ristretto255 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_factors_give_the_same_sum() {
+        let elements: Vec<RistrettoPoint> = (1_u64..4).map(|n| RistrettoPoint::mul_base(&Scalar::from(n * 1_000_003))).collect();
+        let number = |n: i64| if n < 0 { -Scalar::from(n.unsigned_abs()) } else { Scalar::from(n.unsigned_abs()) };
+        for numbers in [[2, -1, 0], [3, -3, 1], [0, 0, 0], [65_535, -65_535, 7], [65_536, -1, 1], [10, -20, 15]] {
+            let scalars = numbers.map(number);
+            let wanted: RistrettoPoint = scalars.iter().zip(&elements).map(|(scalar, element)| element * scalar).sum();
+            assert_eq!(Ristretto255::sum_of_products_public(&scalars, &elements), wanted, "{numbers:?}");
+        }
+        assert_eq!(Ristretto255::sum_of_products_public(&[number(2)], &elements), elements[0] + elements[0], "the shorter one counts");
+        assert_eq!(Ristretto255::sum_of_products_public(&[], &elements), RistrettoPoint::identity());
+    }
 
     /// RFC 9496 appendix A.3.
     #[test]

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 /// What a process has used so far.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Usage {
+pub struct Usage {
     total: Duration,
     threads: BTreeMap<u32, (String, Duration)>,
 }
 
 impl Usage {
     /// Reads it; a thread that ends meanwhile is left out.
-    pub(crate) fn of(pid: u32) -> Self {
+    #[must_use]
+    pub fn of(pid: u32) -> Self {
         let mut threads = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
             let read = |file: &str| fs::read_to_string(entry.path().join(file)).ok();
@@ -27,7 +28,8 @@ impl Usage {
     }
 
     /// What was used since `before`: in all, and by thread name. Threads that ended in between count in all only.
-    pub(crate) fn since(&self, before: &Self) -> (Duration, BTreeMap<String, Duration>) {
+    #[must_use]
+    pub fn since(&self, before: &Self) -> (Duration, BTreeMap<String, Duration>) {
         let mut by_name: BTreeMap<String, Duration> = BTreeMap::new();
         for (tid, (name, used)) in &self.threads {
             let earlier = before.threads.get(tid).map_or(Duration::ZERO, |(_, earlier)| *earlier);

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Sum of seconds and count, by stage.
-pub(crate) type Stages = BTreeMap<String, (f64, f64)>;
+pub type Stages = BTreeMap<String, (f64, f64)>;
 /// Mean time and count, by stage.
-pub(crate) type Means = BTreeMap<String, (Duration, f64)>;
+pub type Means = BTreeMap<String, (Duration, f64)>;
 
 const NAME: &str = "kms_actors_stage_seconds";
 /// Not a time: intents in one proposal, kept in the same table.
-pub(crate) const BATCH: &str = "intents in a batch";
+pub const BATCH: &str = "intents in a batch";
 const BATCH_NAME: &str = "kms_actors_batch_intents";
 
 /// Adds one node's stages to `sums`.
-pub(crate) fn add(sums: &mut Stages, metrics: &str) {
+pub fn add(sums: &mut Stages, metrics: &str) {
     for line in metrics.lines() {
         if let Some((place, value)) = line.strip_prefix(BATCH_NAME).and_then(|rest| rest.split_once(' ')) {
             let entry = sums.entry(BATCH.to_owned()).or_default();
@@ -45,7 +45,8 @@ pub(crate) fn add(sums: &mut Stages, metrics: &str) {
 }
 
 /// Mean time of each stage between two readings, and how often it ran.
-pub(crate) fn means(before: &Stages, after: &Stages) -> Means {
+#[must_use]
+pub fn means(before: &Stages, after: &Stages) -> Means {
     let mean = |(stage, (sum, count)): (&String, &(f64, f64))| {
         let (sum_before, count_before) = before.get(stage).copied().unwrap_or_default();
         let ran = count - count_before;
