@@ -138,10 +138,15 @@ fn evidence_is_sent_only_to_holders_that_do_not_know_it() {
         let first = InProcess::new(w.peers(&[]));
         w.release(first.clone(), &[1]).await.unwrap();
         let long = |sent: &InProcess| sent.sent().iter().filter(|(_, _, bytes)| *bytes > w.client.evidence.len()).count();
-        assert_eq!((long(&first), first.reached(PATH_PEER_ASK).len()), (2, 4), "asked with the hash, then with the evidence");
+        assert_eq!((long(&first), first.reached(PATH_PEER_ASK).len()), (2, 2), "new to this node, so sent at once");
         let second = InProcess::new(w.peers(&[]));
         w.release(second.clone(), &[1]).await.unwrap();
-        assert_eq!((long(&second), second.reached(PATH_PEER_ASK).len()), (0, 2));
+        assert_eq!((long(&second), second.reached(PATH_PEER_ASK).len()), (0, 2), "the hash is enough");
+        // One of them was restarted, and says so.
+        let restarted = Node::start(&w.cluster, 2, copy(&w.shares[1]));
+        let third = InProcess::new(w.peers(&[(2, Manner::Honest(Arc::clone(&restarted.holder)))]));
+        w.release(third.clone(), &[1]).await.unwrap();
+        assert_eq!((long(&third), third.reached(PATH_PEER_ASK).len()), (1, 3), "asked with the hash, then with the evidence");
     });
 }
 
