@@ -3,7 +3,6 @@
 
 mod bad_input;
 mod by_hand;
-mod client;
 mod collateral;
 mod dstack;
 mod dstack_hostile;
