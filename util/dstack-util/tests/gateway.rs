@@ -32,7 +32,7 @@ struct Gateway {
     url: String,
     answer: Arc<Mutex<(u16, Value)>>,
     /// Path, body and subject key of each request.
-    asked: Arc<Mutex<Vec<(String, Value, Vec<u8>)>>>,
+    asked: Arc<Asked>,
 }
 
 impl Gateway {
@@ -67,12 +67,14 @@ impl Gateway {
         *self.answer.lock().unwrap() = (status, answer);
     }
 
-    fn requests(&self) -> Vec<(String, Value, Vec<u8>)> {
+    fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
 }
 
-type Asked = Mutex<Vec<(String, Value, Vec<u8>)>>;
+/// Path, body, the client's key.
+type Request = (String, Value, Vec<u8>);
+type Asked = Mutex<Vec<Request>>;
 
 fn serve(stream: TcpStream, config: &Arc<ServerConfig>, answer: &Mutex<(u16, Value)>, asked: &Asked) -> std::io::Result<()> {
     let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(config)).unwrap(), stream);
