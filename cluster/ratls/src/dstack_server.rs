@@ -6,29 +6,25 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
 
 use axum::Router;
 use dstack_attest::VerifiedIdentity;
 use dstack_protocol::binding;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::server::{Acceptor as RustlsAcceptor, ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::accepting::{self, Places, Refused, Session};
 use crate::admission::{Admission, Slot, Stage};
 use crate::any_issuer::{AnyIssuer, ShownEvidence, with_shown};
 use crate::error::RatlsError;
-use crate::http::{self, End, Stamp, Version};
+use crate::http::{self, End, Stamp};
 use crate::key::CertificateKey;
 use crate::limits::Limits;
 use crate::pool::GuardedPool;
-use crate::server::{Refused, accept, linger, within};
 use crate::{Now, metrics, tls};
 
 /// A client of dstack's protocol; an extension of each of its requests.
@@ -116,9 +112,7 @@ impl DstackServer {
     /// # Errors
     /// [`RatlsError::Bind`], [`RatlsError::Tls`], [`RatlsError::Threads`].
     pub async fn bind(address: SocketAddr, setup: DstackSetup) -> Result<Self, RatlsError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| RatlsError::Bind { address: address.to_string(), reason: error.to_string() })?;
+        let listener = accepting::bind(address).await?;
         let DstackSetup { chain, verify, now, limits, parser_threads, router } = setup;
         let provider = tls::provider();
         let verifier = AnyIssuer::new(GuardedPool::start(parser_threads)?, provider.signature_verification_algorithms);
@@ -138,47 +132,19 @@ impl DstackServer {
     /// Serves until `shutdown`, then lets running requests finish within [`Limits::drain_timeout`].
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, shared } = self;
-        let tasks = TaskTracker::new();
         let drain_timeout = shared.limits.drain_timeout;
-        while let Some((stream, address)) = accept(&listener, &shutdown).await {
-            match shared.admission.admit(address.ip()) {
-                Ok(slot) => {
-                    let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
-                    tasks.spawn(async move {
-                        let evicted = slot.evicted();
-                        tokio::select! {
-                            biased;
-                            () = evicted.cancelled() => {}
-                            () = shared.connection(stream, address, slot, shutdown) => {}
-                        }
-                    });
-                }
-                Err(full) => metrics::refused(full.name()),
-            }
-        }
-        drop(listener);
-        tasks.close();
-        let margin = std::time::Duration::from_secs(2);
-        // Each connection bounds its own drain.
-        let _ = tokio::time::timeout(drain_timeout.saturating_add(margin), tasks.wait()).await;
+        accepting::run(listener, Places::unbounded(), drain_timeout, shutdown.clone(), |stream, address| {
+            let (own, shutdown) = (Arc::clone(&shared), shutdown.clone());
+            accepting::admitted(&shared.admission, address, move |slot| async move { own.connection(stream, address, slot, shutdown).await })
+        })
+        .await;
     }
 }
 
 impl Shared {
     async fn connection(&self, stream: TcpStream, address: SocketAddr, mut slot: Slot, shutdown: CancellationToken) {
-        let greeted = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            greeted = self.handshake(stream, &mut slot) => greeted,
-        };
-        let (stream, shown) = match greeted {
-            Ok(greeted) => greeted,
-            Err(reason) => {
-                metrics::refused(reason.code);
-                tracing::debug!(%address, code = reason.code, detail = reason.detail, "dstack connection refused");
-                return;
-            }
-        };
+        let handshake = self.handshake(stream, &mut slot);
+        let Some(Session { stream, shown, .. }) = accepting::greeted(&shutdown, address, handshake).await else { return };
         let identity = match &shown {
             None => None,
             Some(shown) => {
@@ -192,10 +158,7 @@ impl Shared {
         if let Err(full) = slot.advance(stage) {
             return metrics::refused(full.name());
         }
-        let version = match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => Version::Two,
-            _ => Version::One,
-        };
+        let version = accepting::version(&stream);
         let end = End { drain: shutdown, drain_timeout: self.limits.drain_timeout, now: slot.evicted() };
         let peer = DstackPeer { shown, identity, address };
         let stamp: Stamp = Arc::new(move |extensions| {
@@ -204,24 +167,7 @@ impl Shared {
         http::serve(stream, version, self.router.clone(), stamp, self.limits.client_http.clone(), end).await;
     }
 
-    async fn handshake(&self, stream: TcpStream, slot: &mut Slot) -> Result<(TlsStream<TcpStream>, Option<ShownEvidence>), Refused> {
-        stream.set_nodelay(true).map_err(|error| Refused::of("socket", &error))?;
-        let greeting = LazyConfigAcceptor::new(RustlsAcceptor::default(), stream);
-        let start = within(self.limits.greeting_timeout, "greeting", greeting).await?;
-        let began = Instant::now();
-        slot.advance_handshake(false, began).map_err(Refused::full)?;
-        let handshake = with_shown(start.into_stream(Arc::clone(&self.tls)).into_fallible());
-        let greeted = within(self.limits.handshake_timeout, "handshake", async {
-            match handshake.await {
-                (Ok(stream), shown) => Ok((stream, shown)),
-                (Err((error, stream)), _) => {
-                    linger(stream).await;
-                    Err(error)
-                }
-            }
-        })
-        .await?;
-        metrics::handshake(began.elapsed());
-        Ok(greeted)
+    async fn handshake(&self, stream: TcpStream, slot: &mut Slot) -> Result<Session<Option<ShownEvidence>>, Refused> {
+        accepting::handshake(&self.limits, stream, slot, |_| (Arc::clone(&self.tls), false), with_shown).await
     }
 }

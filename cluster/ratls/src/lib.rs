@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accepting;
 mod admission;
 mod any_issuer;
 pub mod attest_judge;

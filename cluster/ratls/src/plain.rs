@@ -9,14 +9,12 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::accepting::{self, Places, Source};
 use crate::error::RatlsError;
 use crate::http::{self, End, Stamp, Version};
 use crate::limits::HttpLimits;
-use crate::{metrics, server};
 
 /// Limits of a plain listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,9 +61,7 @@ impl PlainServer {
     /// # Errors
     /// [`RatlsError::Bind`].
     pub async fn bind(address: SocketAddr, limits: PlainLimits) -> Result<Self, RatlsError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| RatlsError::Bind { address: address.to_string(), reason: error.to_string() })?;
+        let listener = accepting::bind(address).await?;
         Ok(Self { listener, limits })
     }
 
@@ -80,31 +76,22 @@ impl PlainServer {
     /// Serves until `shutdown`.
     pub async fn run(self, router: Router, shutdown: CancellationToken) {
         let Self { listener, limits } = self;
-        let places = Arc::new(Semaphore::new(limits.connections_max));
-        let tasks = TaskTracker::new();
-        while let Some(place) = place(&places, &shutdown).await {
-            let Some((stream, address)) = server::accept(&listener, &shutdown).await else { break };
-            let stamp: Stamp = Arc::new(move |extensions| {
-                extensions.insert(PlainPeer(address));
-            });
-            let serve = http::serve(stream, Version::One, router.clone(), stamp, limits.http.clone(), end(&limits, &shutdown));
-            tasks.spawn(async move {
-                serve.await;
-                drop(place);
-            });
-        }
-        drop(listener);
-        tasks.close();
-        let _ = tokio::time::timeout(limits.drain_timeout.saturating_add(Duration::from_secs(1)), tasks.wait()).await;
+        let stamp = |peer: PlainPeer| -> Stamp {
+            Arc::new(move |extensions| {
+                extensions.insert(peer);
+            })
+        };
+        accepting::run(listener, Places::of(limits.connections_max), limits.drain_timeout, shutdown.clone(), |stream, address| {
+            Some(serve(stream, router.clone(), stamp(PlainPeer(address)), &limits, &shutdown))
+        })
+        .await;
     }
 }
 
 /// HTTP/1.1 on a Unix socket. The socket file goes with it.
 #[derive(Debug)]
 pub struct UnixServer {
-    listener: UnixListener,
-    /// Where this is its own socket.
-    path: Option<PathBuf>,
+    socket: Socket,
     limits: PlainLimits,
 }
 
@@ -118,7 +105,7 @@ impl UnixServer {
         remove_stale(path).map_err(refused)?;
         let listener = UnixListener::bind(path).map_err(|error| refused(error.to_string()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|error| refused(error.to_string()))?;
-        Ok(Self { listener, path: Some(path.to_owned()), limits })
+        Ok(Self { socket: Socket { listener, path: Some(path.to_owned()) }, limits })
     }
 
     /// A socket that somebody else opened: systemd. Its file stays.
@@ -128,33 +115,51 @@ impl UnixServer {
     pub fn from_listener(listener: std::os::unix::net::UnixListener, limits: PlainLimits) -> Result<Self, RatlsError> {
         let refused = |error: std::io::Error| RatlsError::Bind { address: "a socket handed over".to_owned(), reason: error.to_string() };
         listener.set_nonblocking(true).map_err(refused)?;
-        Ok(Self { listener: UnixListener::from_std(listener).map_err(refused)?, path: None, limits })
+        let listener = UnixListener::from_std(listener).map_err(refused)?;
+        Ok(Self { socket: Socket { listener, path: None }, limits })
     }
 
     /// Serves until `shutdown`, then removes the socket file.
     pub async fn run(self, router: Router, shutdown: CancellationToken) {
-        let Self { listener, path, limits } = self;
-        let places = Arc::new(Semaphore::new(limits.connections_max));
-        let tasks = TaskTracker::new();
-        while let Some(place) = place(&places, &shutdown).await {
-            let Some((stream, peer)) = accept_unix(&listener, &shutdown).await else { break };
-            let stamp: Stamp = Arc::new(move |extensions| {
+        let Self { socket, limits } = self;
+        let stamp = |peer: UnixPeer| -> Stamp {
+            Arc::new(move |extensions| {
                 extensions.insert(peer);
-            });
-            let serve = http::serve(stream, Version::One, router.clone(), stamp, limits.http.clone(), end(&limits, &shutdown));
-            tasks.spawn(async move {
-                serve.await;
-                drop(place);
-            });
-        }
-        drop(listener);
-        if let Some(path) = path
-            && let Err(error) = std::fs::remove_file(&path)
+            })
+        };
+        accepting::run(socket, Places::of(limits.connections_max), limits.drain_timeout, shutdown.clone(), |stream, peer| {
+            Some(serve(stream, router.clone(), stamp(peer), &limits, &shutdown))
+        })
+        .await;
+    }
+}
+
+/// A Unix listener; its file goes with it.
+#[derive(Debug)]
+struct Socket {
+    listener: UnixListener,
+    /// Where this is its own socket.
+    path: Option<PathBuf>,
+}
+
+impl Source for Socket {
+    type Stream = UnixStream;
+    type Peer = UnixPeer;
+
+    async fn accept(&self) -> std::io::Result<(UnixStream, UnixPeer)> {
+        let (stream, _) = self.listener.accept().await?;
+        let credentials = stream.peer_cred()?;
+        Ok((stream, UnixPeer { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() }))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path
+            && let Err(error) = std::fs::remove_file(path)
         {
             tracing::debug!(path = %path.display(), reason = %error, "socket file not removed");
         }
-        tasks.close();
-        let _ = tokio::time::timeout(limits.drain_timeout.saturating_add(Duration::from_secs(1)), tasks.wait()).await;
     }
 }
 
@@ -163,40 +168,22 @@ pub async fn serve_connection<IO>(io: IO, router: Router, limits: &PlainLimits, 
 where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    http::serve(io, Version::One, router, Arc::new(|_| {}), limits.http.clone(), end(limits, shutdown)).await;
+    serve(io, router, Arc::new(|_| {}), limits, shutdown).await;
 }
 
-fn end(limits: &PlainLimits, shutdown: &CancellationToken) -> End {
-    End { drain: shutdown.clone(), drain_timeout: limits.drain_timeout, now: CancellationToken::new() }
-}
-
-async fn place(places: &Arc<Semaphore>, shutdown: &CancellationToken) -> Option<tokio::sync::OwnedSemaphorePermit> {
-    tokio::select! {
-        biased;
-        () = shutdown.cancelled() => None,
-        place = Arc::clone(places).acquire_owned() => place.ok(),
-    }
-}
-
-async fn accept_unix(listener: &UnixListener, shutdown: &CancellationToken) -> Option<(UnixStream, UnixPeer)> {
-    loop {
-        let outcome = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return None,
-            outcome = listener.accept() => outcome,
-        };
-        match outcome.and_then(|(stream, _)| stream.peer_cred().map(|credentials| (stream, credentials))) {
-            Ok((stream, credentials)) => {
-                let peer = UnixPeer { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() };
-                return Some((stream, peer));
-            }
-            Err(error) => {
-                metrics::accept_error();
-                tracing::warn!(reason = %error, "cannot accept on the unix socket");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
+/// Until the connection ends.
+fn serve<IO>(
+    io: IO,
+    router: Router,
+    stamp: Stamp,
+    limits: &PlainLimits,
+    shutdown: &CancellationToken,
+) -> impl Future<Output = ()> + Send + use<IO>
+where
+    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let end = End { drain: shutdown.clone(), drain_timeout: limits.drain_timeout, now: CancellationToken::new() };
+    http::serve(io, Version::One, router, stamp, limits.http.clone(), end)
 }
 
 fn remove_stale(path: &Path) -> Result<(), String> {

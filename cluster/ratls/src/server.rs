@@ -1,4 +1,4 @@
-//! The TLS listener of a node. Owns: accept loop, handshakes, which router a connection gets. Never: a route.
+//! The TLS listener of a node. Owns: which side of TLS and which router a connection gets, HELLO. Never: a route.
 //! Source: architecture.md §2 (HELLO); issue 2, "Bad input" (floods, slow-loris, half-open connections).
 //!
 //! ALPN `dkms-node/1`: certificate and HELLO mandatory, then HTTP/2 with [`NodePeer`] in each request's extensions.
@@ -7,20 +7,17 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::Router;
 use dstack_attest::VerifiedIdentity;
 use rustls::ServerConfig;
-use rustls::server::Acceptor as RustlsAcceptor;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::server::ClientHello;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, Full, Slot, Stage};
+use crate::accepting::{self, Places, Refused, Session};
+use crate::admission::{Admission, Slot, Stage};
 use crate::error::RatlsError;
 use crate::hello::{ExpectedPeer, Exporters, HelloIdentity, PeerHello, Side, exchange};
 use crate::http::{self, End, Stamp, Version};
@@ -133,10 +130,7 @@ impl Server {
     /// # Errors
     /// [`RatlsError::Bind`], [`RatlsError::Tls`], [`RatlsError::Threads`].
     pub async fn bind(address: SocketAddr, setup: Setup) -> Result<Self, RatlsError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| RatlsError::Bind { address: address.to_string(), reason: error.to_string() })?;
-        Self::from_listener(listener, setup)
+        Self::from_listener(accepting::bind(address).await?, setup)
     }
 
     /// As [`Server::bind`], on a listener that exists.
@@ -172,28 +166,12 @@ impl Server {
     /// Serves until `shutdown`, then lets running requests finish within [`Limits::drain_timeout`].
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, shared } = self;
-        let tasks = TaskTracker::new();
         let drain_timeout = shared.limits.drain_timeout;
-        while let Some((stream, address)) = accept(&listener, &shutdown).await {
-            match shared.admission.admit(address.ip()) {
-                Ok(slot) => {
-                    let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
-                    tasks.spawn(async move {
-                        let evicted = slot.evicted();
-                        tokio::select! {
-                            biased;
-                            () = evicted.cancelled() => {}
-                            () = shared.connection(stream, address, slot, shutdown) => {}
-                        }
-                    });
-                }
-                Err(full) => metrics::refused(full.name()),
-            }
-        }
-        drop(listener);
-        tasks.close();
-        // Each connection bounds its own drain; the margin covers handshakes that were under way.
-        let _ = tokio::time::timeout(drain_timeout.saturating_add(Duration::from_secs(2)), tasks.wait()).await;
+        accepting::run(listener, Places::unbounded(), drain_timeout, shutdown.clone(), |stream, address| {
+            let (own, shutdown) = (Arc::clone(&shared), shutdown.clone());
+            accepting::admitted(&shared.admission, address, move |slot| async move { own.connection(stream, address, slot, shutdown).await })
+        })
+        .await;
     }
 }
 
@@ -203,55 +181,11 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// The next connection, `None` on shutdown. Waits where the system is out of descriptors or memory.
-pub(crate) async fn accept(listener: &TcpListener, shutdown: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
-    let mut pause = Duration::from_millis(5);
-    loop {
-        let outcome = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return None,
-            outcome = listener.accept() => outcome,
-        };
-        match outcome {
-            Ok(accepted) => return Some(accepted),
-            Err(error) if is_of_one_connection(&error) => {}
-            Err(error) => {
-                metrics::accept_error();
-                tracing::warn!(reason = %error, pause_ms = pause.as_millis(), "cannot accept connections");
-                tokio::time::sleep(pause).await;
-                pause = pause.saturating_mul(2).min(Duration::from_secs(1));
-            }
-        }
-    }
-}
-
-fn is_of_one_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// A connection that came through its handshake.
-struct Greeted {
-    stream: TlsStream<TcpStream>,
-    verdict: Option<Verdict>,
-    is_node: bool,
-}
-
 impl Shared {
     async fn connection(&self, stream: TcpStream, address: SocketAddr, mut slot: Slot, shutdown: CancellationToken) {
-        let greeted = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            greeted = self.handshake(stream, &mut slot) => greeted,
-        };
-        let Greeted { stream, verdict, is_node } = match greeted {
-            Ok(greeted) => greeted,
-            Err(reason) => {
-                metrics::refused(reason.code);
-                tracing::debug!(%address, code = reason.code, detail = reason.detail, "connection refused");
-                return;
-            }
-        };
+        let handshake = self.handshake(stream, &mut slot);
+        let Some(session) = accepting::greeted(&shutdown, address, handshake).await else { return };
+        let Session { stream, shown: verdict, is_node } = session;
         let end = End { drain: shutdown, drain_timeout: self.limits.drain_timeout, now: slot.evicted() };
         match (is_node, verdict) {
             (true, Some(verdict)) => self.serve_node(stream, address, verdict, slot, end).await,
@@ -261,27 +195,12 @@ impl Shared {
         }
     }
 
-    async fn handshake(&self, stream: TcpStream, slot: &mut Slot) -> Result<Greeted, Refused> {
-        stream.set_nodelay(true).map_err(|error| Refused::of("socket", &error))?;
-        let greeting = LazyConfigAcceptor::new(RustlsAcceptor::default(), stream);
-        let start = within(self.limits.greeting_timeout, "greeting", greeting).await?;
-        let began = Instant::now();
-        let is_node = start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ALPN_NODE));
-        let config = if is_node { &self.node_tls } else { &self.client_tls };
-        slot.advance_handshake(is_node, began).map_err(Refused::full)?;
-        let handshake = with_verdict(start.into_stream(Arc::clone(config)).into_fallible());
-        let (stream, verdict) = within(self.limits.handshake_timeout, "handshake", async {
-            match handshake.await {
-                (Ok(stream), verdict) => Ok((stream, verdict)),
-                (Err((error, stream)), _) => {
-                    linger(stream).await;
-                    Err(error)
-                }
-            }
-        })
-        .await?;
-        metrics::handshake(began.elapsed());
-        Ok(Greeted { stream, verdict, is_node })
+    async fn handshake(&self, stream: TcpStream, slot: &mut Slot) -> Result<Session<Option<Verdict>>, Refused> {
+        let choose = |hello: &ClientHello<'_>| {
+            let is_node = hello.alpn().is_some_and(|mut names| names.any(|name| name == ALPN_NODE));
+            (Arc::clone(if is_node { &self.node_tls } else { &self.client_tls }), is_node)
+        };
+        accepting::handshake(&self.limits, stream, slot, choose, with_verdict).await
     }
 
     async fn serve_node(&self, mut stream: TlsStream<TcpStream>, address: SocketAddr, verdict: Verdict, mut slot: Slot, end: End) {
@@ -314,10 +233,7 @@ impl Shared {
         if let Err(full) = slot.advance(stage) {
             return metrics::refused(full.name());
         }
-        let version = match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => Version::Two,
-            _ => Version::One,
-        };
+        let version = accepting::version(&stream);
         let attested = verdict.map(|Verdict { identity, evidence, spki, binding }| AttestedClient {
             identity,
             evidence,
@@ -332,53 +248,5 @@ impl Shared {
             extensions.insert(peer.clone());
         });
         http::serve(stream, version, self.client_router.clone(), stamp, self.limits.client_http.clone(), end).await;
-    }
-}
-
-/// Lets the peer read our alert: closing with its bytes unread would reset the connection, and the alert with it.
-pub(crate) async fn linger(mut stream: TcpStream) {
-    let mut discarded = [0u8; 4096];
-    let drain = async {
-        stream.shutdown().await?;
-        for _ in 0..LINGER_READS_MAX {
-            if stream.read(&mut discarded).await? == 0 {
-                break;
-            }
-        }
-        std::io::Result::Ok(())
-    };
-    // Whatever ends it, the connection is over.
-    let _ = tokio::time::timeout(LINGER_TIMEOUT, drain).await;
-}
-
-/// How long a refused connection is kept for its alert.
-const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
-/// Reads of up to 4 KiB while it is.
-const LINGER_READS_MAX: u32 = 32;
-
-/// Why a connection ended before it was served.
-pub(crate) struct Refused {
-    pub(crate) code: &'static str,
-    pub(crate) detail: String,
-}
-
-impl Refused {
-    pub(crate) fn of(code: &'static str, error: &std::io::Error) -> Self {
-        Self { code, detail: error.to_string() }
-    }
-
-    pub(crate) fn full(full: Full) -> Self {
-        Self { code: full.name(), detail: "full".to_owned() }
-    }
-}
-
-pub(crate) async fn within<T>(
-    timeout: Duration,
-    stage: &'static str,
-    step: impl Future<Output = std::io::Result<T>>,
-) -> Result<T, Refused> {
-    match tokio::time::timeout(timeout, step).await {
-        Ok(outcome) => outcome.map_err(|error| Refused::of(stage, &error)),
-        Err(_elapsed) => Err(Refused { code: "timeout", detail: format!("{stage} took over {timeout:?}") }),
     }
 }
