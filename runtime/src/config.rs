@@ -119,6 +119,7 @@ pub struct Loader {
     environment_prefix: Option<String>,
     environment: Vec<(String, String)>,
     flags: Vec<(String, String)>,
+    fallbacks: Vec<(&'static str, &'static str)>,
     renamed: Vec<(&'static str, &'static str)>,
     secret_keys: BTreeSet<&'static str>,
 }
@@ -149,6 +150,13 @@ impl Loader {
     pub fn environment_from(mut self, prefix: &str, pairs: impl IntoIterator<Item = (String, String)>) -> Self {
         self.environment_prefix = Some(format!("{prefix}__"));
         self.environment.extend(pairs);
+        self
+    }
+
+    /// Takes a variable that is named without our prefix, as another program names it: its text, as it stands, sets the dotted key where
+    /// nothing else does and the section that holds the key is there. The first that is set and not empty wins.
+    pub fn fallback(mut self, variable: &'static str, key: &'static str) -> Self {
+        self.fallbacks.push((variable, key));
         self
     }
 
@@ -183,6 +191,16 @@ impl Loader {
         for (key, value, origin) in self.overrides() {
             overlay(&mut table, &key, &value, &origin)?;
             origins.insert(key, origin);
+        }
+        for (variable, key) in &self.fallbacks {
+            let Some((section, leaf)) = key.rsplit_once('.') else { continue };
+            let set = self.environment.iter().find(|(name, value)| name == variable && !value.is_empty());
+            let unset = lookup(&table, key).is_none_or(|value| value.as_str() == Some(""));
+            let section = lookup_mut(&mut table, section).and_then(Value::as_table_mut);
+            if let (Some((_, value)), true, Some(section)) = (set, unset, section) {
+                section.insert(leaf.to_owned(), Value::String(value.clone()));
+                origins.insert((*key).to_owned(), Origin::Environment((*variable).to_owned()));
+            }
         }
         let origin_of = |key: &str| {
             origins.get(key).cloned().unwrap_or_else(|| match (&self.file, lookup(&table, key)) {
@@ -415,6 +433,24 @@ mod tests {
         let error = Loader::new().file(bad.path()).secret("node.token").load::<Raw>().unwrap_err();
         assert!(error.to_string().contains("node.token"), "{error}");
         assert!(!error.to_string().contains("424242"), "{error}");
+    }
+
+    #[test]
+    fn a_fallback_sets_what_nothing_else_sets_and_makes_no_section() {
+        let load = |text: &str, pairs: Vec<(String, String)>| {
+            let file = file(text);
+            let loader = Loader::new().file(file.path()).environment_from("KMS", pairs);
+            loader.fallback("FIRST", "node.token").fallback("SECOND", "node.token").load::<Raw>()
+        };
+        let node = "[node]\nlisten = \"x\"\nseat = 1\n";
+        let token = |text: &str, pairs| load(text, pairs).unwrap().raw.node.token;
+        assert_eq!(token(node, pair("SECOND", "424242")), Some("424242".to_owned()));
+        assert_eq!(token(node, [pair("SECOND", "b"), pair("FIRST", "a")].concat()), Some("a".to_owned()));
+        assert_eq!(token(node, [pair("SECOND", "b"), pair("FIRST", "")].concat()), Some("b".to_owned()));
+        assert_eq!(token(&format!("{node}token = \"file\"\n"), pair("FIRST", "a")), Some("file".to_owned()));
+        assert_eq!(token(&format!("{node}token = \"\"\n"), pair("FIRST", "a")), Some("a".to_owned()));
+        let missing = load("", pair("FIRST", "a")).unwrap_err().to_string();
+        assert!(missing.contains("missing field `node`"), "{missing}");
     }
 
     #[test]

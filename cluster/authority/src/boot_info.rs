@@ -48,14 +48,7 @@ impl BootInfo {
     }
 
     fn with(identity: &VerifiedIdentity, mr_aggregated: [u8; 32], mr_system: [u8; 32], key_provider: &[u8]) -> Option<Self> {
-        let tee_variant = match identity.platform() {
-            Platform::Tdx => "dstack-tdx",
-            Platform::GcpTdx => "dstack-gcp-tdx",
-            Platform::Nitro => "dstack-nitro-enclave",
-            Platform::NitroTpm => "dstack-aws-nitro-tpm",
-            Platform::SevSnp => "dstack-amd-sev-snp",
-            Platform::AzureTdx => return None,
-        };
+        let tee_variant = identity.platform().tee_variant()?;
         let tcb_status = match identity.platform() {
             Platform::NitroTpm => "UpToDate",
             _ => identity.tcb_status().name(),

@@ -15,6 +15,7 @@ use dstack_raft::machine::{Birth, view};
 use dstack_threshold::message::NodeKey;
 use tracing::{debug, error, info};
 
+use crate::dstack::Permit;
 use crate::trust::Trust;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -60,8 +61,9 @@ impl Admission {
         self.birth.cluster_id()
     }
 
-    /// Takes part for as long as the node runs: seats may be filled anew later.
-    pub(crate) async fn run(self: Arc<Self>) {
+    /// Takes part from the permit on, for as long as the node runs: seats may be filled anew later.
+    pub(crate) async fn run(self: Arc<Self>, permit: Permit) {
+        permit.given().await;
         let mut rejected: BTreeSet<[u8; 32]> = BTreeSet::new();
         let mut was_admitted = false;
         loop {

@@ -2,19 +2,23 @@
 //!
 //! Owns: keys, defaults, relations. Trust roots, members and policy have no default. Source: style.md §8.
 
+mod dstack;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use dstack_attest::TcbPolicy;
-use dstack_protocol::limits::{ISSUING_HOSTS_MAX, TCB_GRACE_S_MAX};
-use dstack_protocol::sign::host_is_well_formed;
+use dstack_protocol::limits::TCB_GRACE_S_MAX;
 use dstack_protocol::{Seat, TcbStatus};
 use dstack_runtime::config::Loader;
 use dstack_runtime::telemetry::LogFormat;
 use dstack_storage::EngineKind;
 use serde::Deserialize;
+
+use dstack::RawDstack;
+pub(crate) use dstack::{AdminConfig, DstackConfig, OnboardConfig};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,44 +29,6 @@ struct Raw {
     collateral: RawCollateral,
     #[serde(default)]
     dstack: Option<RawDstack>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDstack {
-    listen: SocketAddr,
-    hosts: Vec<String>,
-    #[serde(default)]
-    gateway_app_id: String,
-}
-
-/// The listener of dstack's KMS protocol.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DstackConfig {
-    /// TLS listener.
-    pub(crate) listen: SocketAddr,
-    /// Host names and addresses that guests reach it by, ascending.
-    pub(crate) hosts: Vec<String>,
-    /// What guests are told as their gateway's app id; may be empty. The same on every node.
-    pub(crate) gateway_app_id: String,
-}
-
-impl DstackConfig {
-    fn checked(raw: RawDstack) -> anyhow::Result<Self> {
-        let RawDstack { listen, mut hosts, gateway_app_id } = raw;
-        hosts.sort_unstable();
-        hosts.dedup();
-        if hosts.is_empty() || hosts.len() > ISSUING_HOSTS_MAX {
-            bail!("dstack.hosts: 1 to {ISSUING_HOSTS_MAX} host names or addresses that guests reach this node by, got {}", hosts.len());
-        }
-        if let Some(host) = hosts.iter().find(|host| !host_is_well_formed(host)) {
-            bail!("dstack.hosts: `{host}` is neither a host name in lower case nor an IP address (no port, no wildcard)");
-        }
-        if gateway_app_id.len() > 256 {
-            bail!("dstack.gateway_app_id: at most 256 bytes, got {}", gateway_app_id.len());
-        }
-        Ok(Self { listen, hosts, gateway_app_id })
-    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -289,24 +255,21 @@ pub(crate) struct Loaded {
 impl Config {
     /// Loads file and environment, checks.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Loaded> {
-        let loaded = Loader::new().file(path).environment("DSTACK_KMS").load::<Raw>()?;
+        let loader = Loader::new().file(path).environment("DSTACK_KMS");
+        let loaded = dstack::sources(loader).load::<Raw>()?;
         let effective = loaded.effective();
         Ok(Loaded { config: Self::checked(loaded.raw)?, effective })
     }
 
     fn checked(raw: Raw) -> anyhow::Result<Self> {
         let Raw { cluster, node, collateral, dstack } = raw;
-        let dstack = dstack.map(DstackConfig::checked).transpose()?;
+        let dstack = dstack.map(|dstack| DstackConfig::checked(dstack, &[node.listen, node.admin_listen])).transpose()?;
         let collateral = CollateralConfig::checked(collateral)?;
         if node.seat == 0 {
             bail!("node.seat: seats are 1..=n");
         }
         if node.listen == node.admin_listen && node.listen.port() != 0 {
             bail!("node.admin_listen: must differ from node.listen");
-        }
-        let taken = dstack.as_ref().is_some_and(|d| d.listen.port() != 0 && (d.listen == node.listen || d.listen == node.admin_listen));
-        if taken {
-            bail!("dstack.listen: must differ from node.listen and node.admin_listen");
         }
         if !(60..=3600).contains(&node.certificate_lifetime_s) {
             bail!("node.certificate_lifetime_s: 60 to 3600, Nitro evidence lives one hour; got {}", node.certificate_lifetime_s);
@@ -384,6 +347,21 @@ mod tests {
     }
 
     #[test]
+    fn listeners_of_operators_are_off_by_default_and_their_secrets_are_not_printed() {
+        let section = "[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']";
+        let plain = raw(section).unwrap().dstack.unwrap();
+        assert!(plain.admin.is_none() && plain.onboard.is_none());
+        let both = format!("{section}\n[dstack.admin]\nauth_token='hunter2'\n[dstack.onboard]\nlisten='127.0.0.1:3'");
+        let config = raw(&both).unwrap();
+        let dstack = config.dstack.clone().unwrap();
+        assert_eq!(dstack.admin.unwrap().listen.to_string(), "127.0.0.1:8001");
+        assert_eq!(dstack.onboard.unwrap().listen, dstack.listen);
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let open = raw(&format!("{section}\n[dstack.admin]\ninsecure_no_auth=true")).unwrap();
+        assert!(open.dstack.unwrap().admin.unwrap().credentials.is_none());
+    }
+
+    #[test]
     fn defaults_hold_and_wrong_values_are_named() {
         assert_eq!(raw("").unwrap().engine, EngineKind::Redb);
         assert_eq!(raw("engine='sled'").unwrap().engine, EngineKind::Sled);
@@ -402,6 +380,13 @@ mod tests {
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['kms.example:8000']", "dstack.hosts"),
             ("[dstack]\nlisten='127.0.0.1:1'\nhosts=['kms.example']", "dstack.listen"),
             ("[dstack]\nhosts=['kms.example']", "listen"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.admin]", "nobody may call it"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.admin]\nauth_token='a b'", "auth_token"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.admin]\nauth_token=7777", "value not shown"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.admin]\nhtpasswd_file='/nowhere'", "htpasswd_file"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.admin]\nauth_token='t'\nlisten='127.0.0.1:3'", "dstack.admin.listen"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]\nlisten='127.0.0.1:2'", "dstack.onboard.listen"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]", "listen"),
             ("[collateral]\namd=['ftp://kds']", "collateral.amd"),
             ("[collateral]\nlink_hosts=['a/b']", "collateral.link_hosts"),
         ] {

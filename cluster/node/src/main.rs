@@ -59,7 +59,7 @@ static ALLOCATOR: dstack_secret::Wiping = dstack_secret::Wiping::system();
 #[command(
     name = "dstack-kms",
     version,
-    after_help = "Example:\n  dstack-kms --config node-1.toml --check-config\n  dstack-kms --config node-1.toml\n\nEvery key of the file can be set by environment: DSTACK_KMS__NODE__LISTEN=127.0.0.1:7001\n\nExit status: 0 ended in order, 1 a human must look, 74 the store failed (start again), 75 the disk is full (free space, start again)"
+    after_help = "Example:\n  dstack-kms --config node-1.toml --check-config\n  dstack-kms --config node-1.toml\n\nEvery key of the file can be set by environment: DSTACK_KMS__NODE__LISTEN=127.0.0.1:7001\nDSTACK_KMS_ADMIN_TOKEN or ADMIN_API_TOKEN sets dstack.admin.auth_token where nothing else does.\n\nExit status: 0 ended in order, 1 a human must look, 74 the store failed (start again), 75 the disk is full (free space, start again)"
 )]
 struct Arguments {
     /// TOML file with sections [cluster] and [node].

@@ -112,6 +112,8 @@ pub(crate) struct Services {
     pub(crate) collateral: CollateralConfig,
     /// What evidence lacked, here and at nodes that told.
     pub(crate) noted: Arc<crate::collateral::service::Noted>,
+    /// Whether guests of dstack are served.
+    pub(crate) for_guests: Arc<dstack::Standing>,
 }
 
 impl Services {
@@ -291,7 +293,8 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let admin_server = PlainServer::bind(config.admin_listen, PlainLimits::default()).await.context("admin listener")?;
     info!(listen = %config.listen, admin_listen = %config.admin_listen, "listening");
     let serving = runtime.spawn(server.run(stop.clone()));
-    let for_guests = dstack::start_configured(&services, config.dstack.as_ref(), &runtime, &stop).await?;
+    let first_run = matches!(unconfirmed, Some(crate::standing::FirstRun(true)));
+    let for_guests = dstack::start_configured(&services, &config, first_run, &runtime, &stop).await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
     let admin_serving = runtime.spawn(admin_server.run(admin::router(Arc::clone(&services), metrics), admin_stop.clone()));
 
@@ -331,7 +334,9 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let (joined_is, joined) = oneshot::channel();
     let joining = {
         let (raft, birth, others) = (raft.clone(), Arc::clone(&birth), services.others.clone());
+        let permit = for_guests.permit.clone();
         async move {
+            permit.given().await;
             if let Err(error) = joining::join(&raft, &birth, &others, &disk, unconfirmed).await {
                 // The node ends on it; at shutdown nobody listens.
                 let _ = joined_is.send(error);
@@ -342,7 +347,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     runtime.spawn(crate::rogue::run(Arc::clone(&services), Arc::clone(&raft_peers), Arc::clone(&identity.node_key)));
     let tasks = [
         runtime.spawn(joining),
-        runtime.spawn(admission.run()),
+        runtime.spawn(admission.run(for_guests.permit.clone())),
         runtime.spawn(Arc::clone(&services.beacons).run()),
         runtime.spawn(Arc::clone(&services.timelocks).run()),
         runtime.spawn(services.signing.clone().keep_root_certificate()),
@@ -377,9 +382,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     if serving.await.is_err() {
         warn!("listener task failed");
     }
-    if let Some(for_guests) = for_guests {
-        for_guests.stopped().await;
-    }
+    for_guests.stopped().await;
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     raft.shutdown(HANDOVER).await;
     admin_stop.cancel();
@@ -534,6 +537,7 @@ fn assemble(
         seals: identity.sealing.is_some(),
         collateral: config.collateral.clone(),
         noted: Arc::default(),
+        for_guests: Arc::default(),
     })
 }
 

@@ -61,12 +61,23 @@ pub(crate) const METRICS: &[(&str, &str, &str, &str)] = &[
         "Apps released to here within two hours whose TCB is accepted and not up to date: warn or grace.",
     ),
     ("kms_node_tcb_nodes", "gauge", "standing", "Nodes whose TCB is accepted and not up to date: warn or grace."),
+    (
+        "kms_node_admin_denied_total",
+        "counter",
+        "reason",
+        "Requests to dstack's admin service without the right credentials (unauthorized), or whose password was not looked at (too_many).",
+    ),
     ("kms_node_ready", "gauge", "", "1 when this node serves releases."),
 ];
 
 /// Counts a refusal.
 pub(crate) fn refused(code: RefusalCode) {
     metrics::counter!("kms_node_refused_total", "code" => code.text()).increment(1);
+}
+
+/// Counts a request to dstack's admin service that did not pass.
+pub(crate) fn admin_denied(reason: &'static str) {
+    metrics::counter!("kms_node_admin_denied_total", "reason" => reason).increment(1);
 }
 
 /// Counts a deviating head.
@@ -161,6 +172,7 @@ pub(crate) fn json(services: &Services) -> Value {
         "share": share.map(|share| json!({ "index": share.index.0, "generation": share.generation.0, "epoch": share.epoch.0 })),
         "share_lost": services.share_lost(),
         "shares": shares_json(services),
+        "dstack": services.for_guests.json(),
         "signing_runs": services.signing.running(),
         "seals": services.seals,
         "certified_size": services.heads.certified_size(),

@@ -160,8 +160,18 @@ impl Trust {
         if identity.report_data() != report_data {
             return Err(Refusal::new(RefusalCode::EvidenceInvalid, hex::encode(report_data), hex::encode(identity.report_data())));
         }
-        self.measured(&identity)?;
-        self.of_seat(seat, &identity)
+        self.admissible(seat, &identity)
+    }
+
+    /// What evidence of this node's own device proves, by the rules for nodes.
+    pub(crate) fn own(&self, evidence: &[u8], now: UnixMillis) -> Result<Arc<VerifiedIdentity>, Refusal> {
+        identity(&self.nodes, evidence, &self.nodes.collateral_id(), now)
+    }
+
+    /// Whether a node with this identity may be in this seat.
+    pub(crate) fn admissible(&self, seat: Seat, identity: &VerifiedIdentity) -> Result<(), Refusal> {
+        self.measured(identity)?;
+        self.of_seat(seat, identity)
     }
 
     /// Whether the measurement is one that the log allows; before genesis is applied, one that the document allows.

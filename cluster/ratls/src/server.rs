@@ -169,7 +169,11 @@ impl Server {
         let drain_timeout = shared.limits.drain_timeout;
         accepting::run(listener, Places::unbounded(), drain_timeout, shutdown.clone(), |stream, address| {
             let (own, shutdown) = (Arc::clone(&shared), shutdown.clone());
-            accepting::admitted(&shared.admission, address, move |slot| async move { own.connection(stream, address, slot, shutdown).await })
+            accepting::admitted(
+                &shared.admission,
+                address,
+                move |slot| async move { own.connection(stream, address, slot, shutdown).await },
+            )
         })
         .await;
     }

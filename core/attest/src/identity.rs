@@ -141,15 +141,21 @@ impl VerifiedIdentity {
         self.at_boot.mr_system
     }
 
-    /// SHA-256 of [`Self::platform_identity`], on a NitroTPM without its fill.
+    /// [`Self::platform_identity`], on a NitroTPM without its fill: the platform's own id of the device.
     #[must_use]
-    pub fn device_id(&self) -> [u8; 32] {
+    pub fn device(&self) -> &[u8] {
         let fill = match self.platform {
             Platform::NitroTpm => self.platform_identity.iter().rev().take_while(|byte| **byte == 0).count(),
             _ => 0,
         };
         let raw = self.platform_identity.len().checked_sub(fill).and_then(|end| self.platform_identity.get(..end));
-        Sha256::digest(raw.unwrap_or(&self.platform_identity)).into()
+        raw.unwrap_or(&self.platform_identity)
+    }
+
+    /// SHA-256 of [`Self::device`].
+    #[must_use]
+    pub fn device_id(&self) -> [u8; 32] {
+        Sha256::digest(self.device()).into()
     }
 
     /// TCB status, accepted by the policy given to [`crate::verify`].

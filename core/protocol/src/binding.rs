@@ -4,6 +4,7 @@
 
 use crate::codec::{Writer, sha256, sha512};
 use crate::ids::{AppId, ClusterId, Epoch, Generation, NodeIndex, RootTag, Seat};
+use crate::sign::keccak256;
 
 /// 64 bytes that a platform signs with the measurement.
 pub type ReportData = [u8; 64];
@@ -12,6 +13,17 @@ pub type ReportData = [u8; 64];
 #[must_use]
 pub fn ratls_certificate(spki_der: &[u8]) -> ReportData {
     sha512(&[b"ratls-cert:", spki_der])
+}
+
+/// dstack's binding of a KMS's public keys, as `Bootstrap` shows them (KMS API reference §11): `Keccak256("dstack-kms-genereted-keys-v1:" ‖
+/// hex(SPKI of the root CA) ‖ ";" ‖ hex(identity) ‖ ";") ‖ 0³²`. The misspelling is the protocol's.
+#[must_use]
+pub fn bootstrapped(ca_spki_der: &[u8], k256_pubkey: &[u8]) -> ReportData {
+    let (ca, identity) = (hex::encode(ca_spki_der), hex::encode(k256_pubkey));
+    let digest = keccak256(&[b"dstack-kms-genereted-keys-v1:", ca.as_bytes(), b";", identity.as_bytes(), b";"]);
+    let mut data = [0; 64];
+    data.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+    data
 }
 
 /// Session of a client in mode C (threshold.md §2.2).
@@ -115,4 +127,20 @@ pub fn legacy_evidence(quote: &[u8], event_log: &[u8]) -> Vec<u8> {
     let mut w = Writer::labelled("DKMS-V1-LEGACY");
     w.lp4(quote).lp4(event_log);
     w.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The public keys are those of the KMS API reference §15; the digest was computed by another implementation of Keccak.
+    #[test]
+    fn binds_a_bootstrapped_kms_as_upstream_does() {
+        let ca = "3059301306072a8648ce3d020106082a8648ce3d0301070342000491f50522407ce29dce3ed7d31a15d80c1c42f13a23552d2b33a0ce09ee11e47b\
+                  ce95936f3e7f80d195f879e28e1b144ef37ac9ab8e36a690cbf930b775897b27";
+        let identity = "023c72addb4fdf09af94f0c94d7fe92a386a7e70cf8a1d85916386bb2535c7b1b1";
+        let data = bootstrapped(&hex::decode(ca).unwrap(), &hex::decode(identity).unwrap());
+        assert_eq!(hex::encode(&data[..32]), "b91917c1f7ace0cc2ac44a6ae99187c6bcf7a0b9fe021c142c974940d516bdd1");
+        assert_eq!(data[32..], [0; 32]);
+    }
 }

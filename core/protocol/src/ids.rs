@@ -154,6 +154,19 @@ impl Platform {
         }
     }
 
+    /// dstack's own name (KMS API reference §9.2); `None` where it has none.
+    #[must_use]
+    pub fn tee_variant(self) -> Option<&'static str> {
+        match self {
+            Self::Tdx => Some("dstack-tdx"),
+            Self::GcpTdx => Some("dstack-gcp-tdx"),
+            Self::Nitro => Some("dstack-nitro-enclave"),
+            Self::NitroTpm => Some("dstack-aws-nitro-tpm"),
+            Self::SevSnp => Some("dstack-amd-sev-snp"),
+            Self::AzureTdx => None,
+        }
+    }
+
     /// The platform of that byte.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {

@@ -30,6 +30,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Keeps the listener's chain: made when the roots are in force, renewed at half its life.
 pub(super) async fn keep(dstack: Arc<Dstack>, chain: Arc<ServerChain>) {
     let mut renew_at: Option<UnixMillis> = None;
+    dstack.parts.standing.waits("this node's seat, and the roots");
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let now = (dstack.parts.now)();
@@ -37,8 +38,15 @@ pub(super) async fn keep(dstack: Arc<Dstack>, chain: Arc<ServerChain>) {
             continue;
         }
         match make(&dstack, &chain).await {
-            Ok(at) => renew_at = Some(at),
+            Ok(at) => {
+                dstack.parts.standing.serves();
+                renew_at = Some(at);
+            }
             Err(error) => {
+                // The chain that is shown stays good for half its life.
+                if renew_at.is_none() {
+                    dstack.parts.standing.waits(&format!("the root's signature of this node's issuing CA: {error:#}"));
+                }
                 warn!(reason = format!("{error:#}"), "no certificate for the dstack listener yet, will retry");
                 tokio::time::sleep(RETRY_AFTER).await;
             }

@@ -1,6 +1,6 @@
 //! dstack's KMS protocol on this node: the listener that unmodified guests, SDKs and tools talk to.
 //!
-//! Owns: what the listener is made of and when it runs. Never: a key (mode L of the release gives one for as long as an answer takes), a
+//! Owns: what the listeners are made of and when they run. Never: a key (mode L of the release gives one for as long as an answer takes), a
 //! root's signature (the signing service's), a rule of policy. Source: KMS API reference; threshold.md §2.4, §5; ADR 0019.
 //!
 //! | module | what |
@@ -14,18 +14,23 @@
 //! | [`issuing`] | this node's issuing CA and server certificate |
 //! | [`signatures`] | signatures of the roots, and those that are stored |
 //! | [`counters`] | the two counters of dstack's `/metrics` |
+//! | [`admin`], [`onboard`] | listeners of upstream's operators |
+//! | [`standing`] | whether the listener serves, and why not |
 
+pub(crate) mod admin;
 mod app_key;
 mod caller;
 mod counters;
 mod env_key;
 mod guest;
 mod issuing;
+mod onboard;
 mod public;
 mod refresh;
 mod serve;
 mod sign_cert;
 pub(crate) mod signatures;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -47,12 +52,16 @@ use dstack_ratls::{Limits, limits::HttpLimits};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
 use crate::budget::Budget;
-use crate::config::DstackConfig;
+use crate::config::{Config, DstackConfig};
 use crate::node::Services;
+use onboard::bootstrap::BootstrapInfo;
+use onboard::consent::Consent;
+pub(crate) use onboard::consent::Permit;
 use signatures::Signatures;
+pub(crate) use standing::Standing;
 
 /// The generation whose keys and signatures dstack's protocol names: it has no field for another.
 const GENERATION: Generation = Generation(0);
@@ -63,6 +72,9 @@ const PER_SOURCE: Rate = Rate { per_second: 5, burst: 50 };
 const IN_TOTAL: Rate = Rate { per_second: 200, burst: 1000 };
 /// Requests whose bodies are read, or answered, at once: bounds what strangers make this node hold.
 const REQUESTS_MAX: usize = 128;
+
+/// Between two tries to bind an address that somebody else has.
+const BIND_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Whether the node answers anything that rests on the log.
 pub(crate) type Serving = Arc<dyn Fn() -> Result<(), Refusal> + Send + Sync>;
@@ -92,11 +104,15 @@ pub(crate) struct Parts {
     pub(crate) serving: Serving,
     /// Signatures of the roots.
     pub(crate) signatures: Arc<dyn Signatures>,
+    /// What `Bootstrap` answered here.
+    pub(crate) bootstrap: Arc<BootstrapInfo>,
+    /// Whether the listener serves.
+    pub(crate) standing: Arc<Standing>,
 }
 
 impl Parts {
     /// Those of a node.
-    fn of(services: &Arc<Services>) -> Self {
+    fn of(services: &Arc<Services>, bootstrap: Arc<BootstrapInfo>) -> Self {
         let serving = Arc::clone(services);
         Self {
             birth: Arc::clone(&services.birth),
@@ -110,6 +126,8 @@ impl Parts {
             software: services.trust.software,
             serving: Arc::new(move || serving.serving()),
             signatures: Arc::new(services.signing.clone()),
+            bootstrap,
+            standing: Arc::clone(&services.for_guests),
         }
     }
 }
@@ -126,8 +144,8 @@ pub(crate) struct Dstack {
     counters: counters::Counters,
 }
 
-/// The listener, running.
-pub(crate) struct Running {
+/// The TLS listener, running.
+struct Running {
     /// Where it listens.
     #[cfg(test)]
     address: std::net::SocketAddr,
@@ -138,24 +156,79 @@ pub(crate) struct Running {
 
 impl Running {
     /// Waits until it has stopped; call it when `stop` was cancelled.
-    pub(crate) async fn stopped(self) {
+    async fn stopped(self) {
         self.issuing.abort();
         self.renewing.abort();
         let _ = self.serving.await;
     }
 }
 
-/// As [`start`], where the configuration has the section.
+/// All listeners of the section, running.
+pub(crate) struct Listeners {
+    /// Given when this node may take part in its cluster: at once, but at a first boot that an operator attends.
+    pub(crate) permit: Permit,
+    listening: Vec<JoinHandle<()>>,
+    background: Vec<JoinHandle<()>>,
+}
+
+impl Listeners {
+    /// Waits until they have stopped; call it when `stop` was cancelled.
+    pub(crate) async fn stopped(self) {
+        self.background.iter().for_each(JoinHandle::abort);
+        for listening in self.listening {
+            let _ = listening.await;
+        }
+    }
+}
+
+/// Starts the listeners that the configuration has. `first_run`: this node never took part in its cluster.
+///
+/// # Errors
+/// An address cannot be bound, or a file in the data directory is none of ours.
 pub(crate) async fn start_configured(
     services: &Arc<Services>,
-    config: Option<&DstackConfig>,
+    config: &Config,
+    first_run: bool,
     runtime: &Handle,
     stop: &CancellationToken,
-) -> anyhow::Result<Option<Running>> {
-    match config {
-        Some(config) => start(Parts::of(services), config, runtime, stop.clone()).await.map(Some),
-        None => Ok(None),
+) -> anyhow::Result<Listeners> {
+    let mut listeners = Listeners { permit: Permit::free(), listening: Vec::new(), background: Vec::new() };
+    let Some(dstack) = &config.dstack else { return Ok(listeners) };
+    let (consent, info) = (Consent::load(&config.data_dir)?, BootstrapInfo::load(&config.data_dir)?);
+    listeners.background.push(runtime.spawn(Arc::clone(&info).keep(Arc::clone(services), Arc::clone(&consent))));
+    if let Some(admin) = &dstack.admin {
+        listeners.listening.push(admin::start(admin, Arc::clone(&services.now), runtime, stop.clone()).await?);
     }
+    let parts = Parts::of(services, Arc::clone(&info));
+    let stopped = |running: Running, stop: CancellationToken| async move {
+        stop.cancelled().await;
+        running.stopped().await;
+    };
+    let Some(onboard) = dstack.onboard.as_ref().filter(|_| first_run) else {
+        let running = start(parts, dstack, runtime, stop.clone()).await?;
+        listeners.listening.push(runtime.spawn(stopped(running, stop.clone())));
+        return Ok(listeners);
+    };
+    listeners.permit = consent.permit();
+    services.for_guests.waits("onboarding: call Bootstrap or Onboard, then /finish");
+    let attended = (consent, info);
+    let onboarding = onboard::Listening::bind(Arc::clone(services), onboard.clone(), dstack.hosts.clone(), attended, stop).await?;
+    let (config, runtime_of_it, stop) = (dstack.clone(), runtime.clone(), stop.clone());
+    listeners.listening.push(runtime.spawn(async move {
+        onboarding.run().await;
+        while !stop.is_cancelled() {
+            match start(parts.clone(), &config, &runtime_of_it, stop.clone()).await {
+                Ok(running) => return stopped(running, stop).await,
+                // The node has a part in the cluster by now: it does not end for the sake of this listener.
+                Err(error) => error!(reason = format!("{error:#}"), "cannot listen for dstack's protocol, will retry"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(BIND_AGAIN_AFTER) => {}
+            }
+        }
+    }));
+    Ok(listeners)
 }
 
 /// Binds and serves until `stop`.

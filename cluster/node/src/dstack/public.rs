@@ -35,8 +35,8 @@ impl Dstack {
             // Every policy change takes the operators' quorum, on a cluster for tests too.
             allow_any_upgrade: false,
             k256_pubkey,
-            // Made by all nodes together: there is no node that made the roots. The genesis certificate says more (native API).
-            bootstrap_info: None,
+            // Where an operator called `Bootstrap` on this node; the roots are made by all nodes together.
+            bootstrap_info: self.parts.bootstrap.current(),
             is_dev: self.parts.software,
             gateway_app_id: Some(self.config.gateway_app_id.clone()),
             kms_contract_address: None,

@@ -41,24 +41,9 @@ impl Guests {
         (guests, meta)
     }
 
-    /// Where a node listens, as it logged it last.
-    fn port(cluster: &mut Cluster, seat: u16) -> u16 {
-        let node = cluster.node(seat);
-        soon("the dstack listener", || {
-            let text = node.log_text();
-            let line = text.lines().rev().find(|line| line.contains("listening for dstack's protocol")).map(str::to_owned);
-            let digits = line
-                .as_deref()
-                .and_then(|line| line.split("127.0.0.1:").nth(1))
-                .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-            let port = digits.and_then(|digits| digits.parse().ok());
-            port.ok_or_else(|| "no listener yet".to_owned())
-        })
-    }
-
     /// curl's answer from a node, `None` while it does not serve.
     fn ask(&self, cluster: &mut Cluster, seat: u16, method: &str, body: Option<&Value>, more: &[String]) -> Option<Value> {
-        let port = Self::port(cluster, seat);
+        let port = logged_port(cluster, seat, "listening for dstack's protocol");
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--max-time", "60", "--cacert"]).arg(&self.root).args(["--resolve", &format!("kms.test:{port}:127.0.0.1")]);
         if let Some(body) = body {
@@ -92,8 +77,23 @@ impl Guests {
     }
 }
 
+/// Where a node listens for something, as it logged it last.
+pub(crate) fn logged_port(cluster: &mut Cluster, seat: u16, what: &str) -> u16 {
+    let node = cluster.node(seat);
+    soon(what, || {
+        let text = node.log_text();
+        let line = text.lines().rev().find(|line| line.contains(what)).map(str::to_owned);
+        let digits = line
+            .as_deref()
+            .and_then(|line| line.split("127.0.0.1:").nth(1))
+            .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+        let port = digits.and_then(|digits| digits.parse().ok());
+        port.ok_or_else(|| "no listener yet".to_owned())
+    })
+}
+
 /// Looks until there is something, for as long as a cluster takes to form.
-fn soon<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn soon<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let begun = std::time::Instant::now();
     loop {
         match look() {

@@ -157,7 +157,7 @@ fn a_node_with_another_binary_is_not_admitted() {
 }
 
 /// The node program with one byte more: it runs the same, and is measured as another.
-fn modified_binary(dir: &Path) -> PathBuf {
+pub(crate) fn modified_binary(dir: &Path) -> PathBuf {
     let copy = dir.join("dstack-kms-modified");
     std::fs::copy(Binaries::find().unwrap().path("dstack-kms").unwrap(), &copy).unwrap();
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();

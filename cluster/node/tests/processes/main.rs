@@ -12,6 +12,7 @@ mod full_disk;
 mod genesis;
 mod keyless;
 mod memory;
+mod onboard;
 mod releases;
 mod rogue;
 mod signing;

@@ -9,6 +9,7 @@ mod object;
 
 pub use ask::{Basis, SignAsk, Signed};
 pub use claim::AppPkClaim;
+pub(crate) use object::keccak256;
 pub use object::{SignKey, SignObject, host_is_well_formed};
 
 use crate::codec::{Writer, sha256};

@@ -164,7 +164,8 @@ impl SignObject {
     }
 }
 
-fn keccak256(parts: &[&[u8]]) -> [u8; 32] {
+/// Keccak-256 of the parts one after the other.
+pub(crate) fn keccak256(parts: &[&[u8]]) -> [u8; 32] {
     let mut hasher = sha3::Keccak256::new();
     for part in parts {
         hasher.update(part);

@@ -1,6 +1,7 @@
 //! `dstack policy`: propose, approve, revoke, show. Owns: making and signing actions of the operator quorum.
 //! Never: decides whether an action is valid; nodes do, each by itself. Source: architecture.md §9.
 
+mod allow_node;
 mod approve;
 mod draft;
 mod entry;
@@ -28,6 +29,9 @@ pub(crate) enum Command {
     /// Show what a pending action does, and approve it.
     #[command(after_help = approve::HELP)]
     Approve(approve::Arguments),
+    /// Let nodes with this measurement be admitted: a new version of the node, before it is started.
+    #[command(after_help = allow_node::HELP)]
+    AllowNode(allow_node::Arguments),
     /// Revoke at once: an app, a measurement, a platform, a seat, a generation.
     #[command(after_help = revoke::HELP)]
     Revoke(revoke::Arguments),
@@ -63,6 +67,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) fn run(command: Command) -> Done {
     match command {
         Command::Propose(arguments) => propose::run(&arguments),
+        Command::AllowNode(arguments) => allow_node::run(&arguments),
         Command::Approve(arguments) => approve::run(&arguments),
         Command::Revoke(arguments) => revoke::run(&arguments, revoke::Way::Revoke),
         Command::Unrevoke(arguments) => revoke::run(&arguments, revoke::Way::Undo),

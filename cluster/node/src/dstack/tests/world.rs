@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::super::onboard::bootstrap::BootstrapInfo;
 use super::super::signatures::Signatures;
 use super::super::{GENERATION, Parts, start};
 use crate::config::DstackConfig;
@@ -212,11 +213,15 @@ impl World {
             software: true,
             serving: Arc::new(|| Ok(())),
             signatures: Arc::clone(&self.roots) as _,
+            bootstrap: BootstrapInfo::none(),
+            standing: Arc::default(),
         };
         let config = DstackConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             hosts: vec![format!("kms-{seat}.test")],
             gateway_app_id: "the-gateway".to_owned(),
+            admin: None,
+            onboard: None,
         };
         let running = start(parts, &config, &Handle::current(), self.stop.clone()).await.unwrap();
         running.address
