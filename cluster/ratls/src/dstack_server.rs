@@ -147,7 +147,8 @@ impl DstackServer {
 
 impl Shared {
     async fn connection(&self, stream: TcpStream, address: SocketAddr, mut slot: Slot, shutdown: CancellationToken) {
-        let handshake = self.handshake(stream, &mut slot);
+        // On the heap for as long as it takes: its state is the largest of a connection, and floods are held in this stage.
+        let handshake = Box::pin(self.handshake(stream, &mut slot));
         let Some(Session { stream, shown, .. }) = accepting::greeted(&shutdown, address, handshake).await else { return };
         let identity = match &shown {
             None => None,

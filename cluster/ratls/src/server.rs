@@ -187,7 +187,8 @@ impl std::fmt::Debug for Server {
 
 impl Shared {
     async fn connection(&self, stream: TcpStream, address: SocketAddr, mut slot: Slot, shutdown: CancellationToken) {
-        let handshake = self.handshake(stream, &mut slot);
+        // On the heap for as long as it takes: its state is the largest of a connection, and floods are held in this stage.
+        let handshake = Box::pin(self.handshake(stream, &mut slot));
         let Some(session) = accepting::greeted(&shutdown, address, handshake).await else { return };
         let Session { stream, shown: verdict, is_node } = session;
         let end = End { drain: shutdown, drain_timeout: self.limits.drain_timeout, now: slot.evicted() };

@@ -129,7 +129,7 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError`].
     pub(crate) fn new(token: &SecretBytes, htpasswd: Option<&[u8]>) -> Result<Self, CredentialsError> {
-        let token = token.expose(|token| token_digest(token))?;
+        let token = token.expose(token_digest)?;
         let mut users = BTreeMap::new();
         let mut cost_max = *COSTS.start();
         if let Some(file) = htpasswd {

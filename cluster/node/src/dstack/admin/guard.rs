@@ -154,14 +154,12 @@ mod tests {
 
     use super::*;
 
-    #[expect(clippy::unwrap_used, reason = "tests")]
     fn guard(token: &str) -> Guard {
         let file = format!("alice:{}\n", bcrypt::hash("right", 4).unwrap());
         let credentials = Credentials::new(&SecretBytes::take(token.as_bytes().to_vec()), Some(file.as_bytes())).unwrap();
         Guard::new(Arc::new(credentials), Arc::new(|| UnixMillis(1_000_000))).unwrap()
     }
 
-    #[expect(clippy::unwrap_used, reason = "tests")]
     fn headers(name: &'static str, value: &str) -> HeaderMap {
         HeaderMap::from_iter([(header::HeaderName::from_static(name), value.parse().unwrap())])
     }

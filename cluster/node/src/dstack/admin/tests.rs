@@ -1,5 +1,4 @@
 //! The listener over a socket: authentication on every path, the method, bad input.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
