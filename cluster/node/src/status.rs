@@ -65,7 +65,7 @@ pub(crate) const METRICS: &[(&str, &str, &str, &str)] = &[
         "kms_node_admin_denied_total",
         "counter",
         "reason",
-        "Requests to dstack's admin service without the right credentials (unauthorized), or whose password was not looked at (too_many).",
+        "Requests to dstack's admin service that did not pass: unauthorized, or too_many where a password was not even looked at.",
     ),
     ("kms_node_ready", "gauge", "", "1 when this node serves releases."),
 ];
