@@ -293,8 +293,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let admin_server = PlainServer::bind(config.admin_listen, PlainLimits::default()).await.context("admin listener")?;
     info!(listen = %config.listen, admin_listen = %config.admin_listen, "listening");
     let serving = runtime.spawn(server.run(stop.clone()));
-    let first_run = matches!(unconfirmed, Some(crate::standing::FirstRun(true)));
-    let for_guests = dstack::start_configured(&services, &config, first_run, &runtime, &stop).await?;
+    let for_guests = dstack::start_configured(&services, &config, unconfirmed, &runtime, &stop).await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
     let admin_serving = runtime.spawn(admin_server.run(admin::router(Arc::clone(&services), metrics), admin_stop.clone()));
 
@@ -333,8 +332,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let ahead = CERTIFICATE_AHEAD.min(lifetime / 2);
     let (joined_is, joined) = oneshot::channel();
     let joining = {
-        let (raft, birth, others) = (raft.clone(), Arc::clone(&birth), services.others.clone());
-        let permit = for_guests.permit.clone();
+        let (raft, birth, others, permit) = (raft.clone(), Arc::clone(&birth), services.others.clone(), for_guests.permit.clone());
         async move {
             permit.given().await;
             if let Err(error) = joining::join(&raft, &birth, &others, &disk, unconfirmed).await {

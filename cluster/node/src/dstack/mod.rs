@@ -57,6 +57,7 @@ use tracing::{error, info};
 use crate::budget::Budget;
 use crate::config::{Config, DstackConfig};
 use crate::node::Services;
+use crate::standing::FirstRun;
 use onboard::bootstrap::BootstrapInfo;
 use onboard::consent::Consent;
 pub(crate) use onboard::consent::Permit;
@@ -181,14 +182,14 @@ impl Listeners {
     }
 }
 
-/// Starts the listeners that the configuration has. `first_run`: this node never took part in its cluster.
+/// Starts the listeners that the configuration has. `unconfirmed`: whether this node ever took part in its cluster.
 ///
 /// # Errors
 /// An address cannot be bound, or a file in the data directory is none of ours.
 pub(crate) async fn start_configured(
     services: &Arc<Services>,
     config: &Config,
-    first_run: bool,
+    unconfirmed: Option<FirstRun>,
     runtime: &Handle,
     stop: &CancellationToken,
 ) -> anyhow::Result<Listeners> {
@@ -204,7 +205,7 @@ pub(crate) async fn start_configured(
         stop.cancelled().await;
         running.stopped().await;
     };
-    let Some(onboard) = dstack.onboard.as_ref().filter(|_| first_run) else {
+    let Some(onboard) = dstack.onboard.as_ref().filter(|_| unconfirmed == Some(FirstRun(true))) else {
         let running = start(parts, dstack, runtime, stop.clone()).await?;
         listeners.listening.push(runtime.spawn(stopped(running, stop.clone())));
         return Ok(listeners);
