@@ -22,7 +22,7 @@ use crate::shell::{Shell, is_ci};
 /// Names the kit's folder to tests.
 pub(crate) const KIT_VARIABLE: &str = "DSTACK_ENCLAVE_KIT";
 /// Tests of devices against something real, as nextest names them: FUSE, swtpm, QEMU.
-pub(crate) const TESTS: &str = "binary(fuse_tdx) | binary(swtpm) | binary(enclave) | binary(data_disk)";
+pub(crate) const TESTS: &str = "binary(fuse_tdx) | binary(swtpm) | binary(enclave) | binary(data_disk) | binary(setup_devices)";
 
 /// The kit's folder. `None` where it cannot be had, which CI does not accept: the test of the enclave says that it is skipped.
 pub(crate) fn kit(shell: &Shell, is_wanted: bool) -> anyhow::Result<Option<PathBuf>> {
