@@ -339,10 +339,10 @@ async fn a_root_certificate_is_the_pinned_ones_or_none() {
     let cluster = Cluster::new();
     let node = cluster.node().await;
     let root = async |ca_pub| cluster.client(Pin { ca_pub, ..pin() }, &[&node], Vec::new(), None).root_ca().await;
-    let pinned = Some(CaPub::P256(cluster::ca_pub()));
-    let got = root(pinned).await.unwrap().unwrap();
+    let pinned = CaPub::P256(cluster::ca_pub());
+    let got = root(Some(pinned)).await.unwrap().unwrap();
     assert_eq!(got.pem, dstack_certificates::pem::certificate(&cluster::root_ca()));
-    assert_eq!(Some(got.spki), pinned.unwrap().spki());
+    assert_eq!(Some(got.spki), pinned.spki());
     assert_eq!(root(None).await.unwrap(), None, "nothing to hold it against");
     let mut other = cluster::ca_pub();
     other[0] ^= 1;
