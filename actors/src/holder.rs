@@ -4,19 +4,22 @@
 //! Source: threshold.md §2.2 "Holder".
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use actix::Addr;
+use actix::{Addr, MailboxError};
 use dstack_attest::VerifiedIdentity;
+use dstack_policy::Permit;
 use dstack_protocol::limits::HOLDER_WAIT_MS_MAX;
-use dstack_protocol::release::{Ask, Go, Mode, Out};
+use dstack_protocol::release::{Ask, Go, Mode, Out, RelReq};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode};
 use dstack_release::AttributedAsk;
 use dstack_release::asker::expected_intent_id;
 use dstack_release::clearance::Clearance;
 use dstack_release::session::check_evidence_hash;
 
+use crate::authority::OwnAuthority;
 use crate::mailbox::of_mailbox;
 use crate::metrics;
 use crate::policy::{self, Clear, Policy, Precheck};
@@ -69,6 +72,7 @@ pub struct Holder {
     verifier: VerifierPool,
     policy: Addr<Policy>,
     shares: ShareHolderPool,
+    authority: Option<OwnAuthority>,
     pending: Mutex<Bounded<Pending>>,
     sessions: Mutex<Bounded<Arc<VerifiedIdentity>>>,
 }
@@ -83,9 +87,22 @@ impl Holder {
             verifier,
             policy,
             shares,
+            authority: None,
             pending: Mutex::new(Bounded::new(PENDING_MAX)),
             sessions: Mutex::new(Bounded::new(SESSIONS_MAX)),
         }
+    }
+
+    /// With an authority of this node's own; without one, every policy that asks it refuses here.
+    #[must_use]
+    pub fn asking(self, authority: Option<OwnAuthority>) -> Self {
+        Self { authority, ..self }
+    }
+
+    /// This node's authority.
+    #[must_use]
+    pub fn authority(&self) -> Option<&OwnAuthority> {
+        self.authority.as_ref()
     }
 
     /// The share holder.
@@ -156,8 +173,32 @@ impl Holder {
     /// # Errors
     /// The first rule broken.
     pub async fn judge(&self, ask: Arc<Ask>, from: NodeIndex, identity: &Option<Arc<VerifiedIdentity>>) -> Result<AttributedAsk, Refusal> {
-        let message = Precheck { ask, from, identity: identity.clone() };
-        self.policy.send(message).await.map_err(|error| of_mailbox(policy::NAME, error))?
+        let request = Arc::clone(&ask);
+        self.permitted(&request.request, identity, |permit| {
+            self.policy.send(Precheck { ask: Arc::clone(&ask), from, identity: identity.clone(), permit })
+        })
+        .await
+    }
+
+    /// Judges with what is leased; where the judgement wants the authority's word and has none, asks for it and judges again. So nobody
+    /// is asked about a guest that any other rule refuses, and a lease that is in use costs no wait.
+    async fn permitted<T, F>(
+        &self,
+        request: &RelReq,
+        identity: &Option<Arc<VerifiedIdentity>>,
+        judge: impl Fn(Option<Permit>) -> F,
+    ) -> Result<T, Refusal>
+    where
+        F: Future<Output = Result<Result<T, Refusal>, MailboxError>>,
+    {
+        let of_policy = |error| of_mailbox(policy::NAME, error);
+        let (Some(authority), Some(identity)) = (&self.authority, identity) else { return judge(None).await.map_err(of_policy)? };
+        match judge(authority.leased(request, identity)).await.map_err(of_policy)? {
+            Err(refusal) if refusal.code == RefusalCode::AuthorityMissing => {}
+            judged => return judged,
+        }
+        let permit = authority.permit(request, identity).await?;
+        judge(Some(permit)).await.map_err(of_policy)?
     }
 
     /// Keeps a request that was judged here until its `go`.
@@ -193,7 +234,9 @@ impl Holder {
             return Err(Refusal::new(RefusalCode::IntentUnknown, "an ask before its go", "none").retry_after(50));
         };
         self.applied(go.pos).await?;
-        self.policy.send(Clear { attributed, go, identity }).await.map_err(|error| of_mailbox(policy::NAME, error))?
+        let asked = attributed.clone();
+        let clear = |permit| self.policy.send(Clear { attributed: attributed.clone(), go, identity: identity.clone(), permit });
+        self.permitted(&asked.ask().request, &identity, clear).await
     }
 
     async fn applied(&self, pos: u64) -> Result<(), Refusal> {

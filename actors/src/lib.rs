@@ -13,9 +13,12 @@
 //! | [`combine`] | threshold, audit | modes L and E: this node is its own client |
 //! | [`ceremony`] | threshold | an arbiter |
 //! | [`signing`] | threshold, certificates | the node's runtime; shares stay with the share holder |
+//! | [`authority`], [`adoption`] | | threads that may wait: this node's webhook authority, and apps that only it knows |
 //! | [`holder`] | | joins verifier, policy and share holder for a peer's ask and go |
 #![forbid(unsafe_code)]
 
+pub mod adoption;
+pub mod authority;
 pub mod board;
 pub mod ceremony;
 pub mod combine;

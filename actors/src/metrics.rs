@@ -29,6 +29,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "how",
         "Keys combined here in modes L and E: proven; known, compared with what was proven before; mismatch, proven after that.",
     ),
+    (
+        "kms_actors_authority_total",
+        "counter",
+        "outcome",
+        "What this node's authority said: yes, no, error (no answer, or none of the protocol: alarm), lease (answered by a yes in its lease).",
+    ),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
     ("kms_actors_signatures_total", "counter", "root outcome", "Signatures coordinated here; outcome is ok or the refusal's code."),
     ("kms_actors_signature_seconds", "histogram", "root", "Time from the wish for a signature to its row in the log."),
@@ -90,6 +96,10 @@ pub(crate) fn wrong_partials(count: usize) {
 
 pub(crate) fn combined(how: &'static str) {
     metrics::counter!("kms_actors_combinations_total", "how" => how).increment(1);
+}
+
+pub(crate) fn authority(outcome: &'static str) {
+    metrics::counter!("kms_actors_authority_total", "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn batch(intents: usize) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use actix::{Actor, Context, Handler, Message};
 use dstack_attest::VerifiedIdentity;
+use dstack_policy::Permit;
 use dstack_protocol::release::{Ask, Go};
 use dstack_protocol::{ClusterId, NodeIndex, Refusal};
 use dstack_release::AttributedAsk;
@@ -46,12 +47,12 @@ impl Actor for Policy {
 impl actix::Supervised for Policy {}
 
 impl Policy {
-    fn view<T>(&self, judge: impl FnOnce(HolderView<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    fn view<T>(&self, permit: Option<&Permit>, judge: impl FnOnce(HolderView<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let began = Instant::now();
         let now = (self.now)();
         let certified = |pos| self.certificates.certifies_beacon(pos);
         let verdict =
-            read(&*self.log, |state| judge(HolderView { cluster_id: &self.cluster_id, state, now, beacon_certified: &certified }))?;
+            read(&*self.log, |state| judge(HolderView { cluster_id: &self.cluster_id, state, now, beacon_certified: &certified, permit }))?;
         metrics::stage("decide", began.elapsed());
         verdict
     }
@@ -67,13 +68,15 @@ pub struct Precheck {
     pub from: NodeIndex,
     /// What its evidence proved; none in mode E.
     pub identity: Option<Arc<VerifiedIdentity>>,
+    /// The word of this node's own authority, where there is one at hand.
+    pub permit: Option<Permit>,
 }
 
 impl Handler<Precheck> for Policy {
     type Result = Result<AttributedAsk, Refusal>;
 
     fn handle(&mut self, message: Precheck, _context: &mut Self::Context) -> Self::Result {
-        self.view(|view| precheck(message.ask, message.from, message.identity.as_deref(), view))
+        self.view(message.permit.as_ref(), |view| precheck(message.ask, message.from, message.identity.as_deref(), view))
     }
 }
 
@@ -87,13 +90,16 @@ pub struct Clear {
     pub go: Go,
     /// What its evidence proved; none in mode E.
     pub identity: Option<Arc<VerifiedIdentity>>,
+    /// The word of this node's own authority, where there is one at hand.
+    pub permit: Option<Permit>,
 }
 
 impl Handler<Clear> for Policy {
     type Result = Result<Clearance, Refusal>;
 
     fn handle(&mut self, message: Clear, _context: &mut Self::Context) -> Self::Result {
-        let clearance = self.view(|view| clear(&message.attributed, &message.go, message.identity.as_deref(), view))?;
+        let (permit, identity) = (message.permit.as_ref(), message.identity.as_deref());
+        let clearance = self.view(permit, |view| clear(&message.attributed, &message.go, identity, view))?;
         let grant = clearance.grant();
         self.standings.note(Subject::App(grant.app_id()), grant.tcb_standing(), (self.now)());
         Ok(clearance)

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, ActorFutureExt, Addr, ArbiterHandle, AsyncContext, Context, WrapFuture};
 use dstack_attest::VerifiedIdentity;
-use dstack_protocol::release::{Ask, Go, Intent, Out};
+use dstack_protocol::adopt::AdoptBasis;
+use dstack_protocol::release::{Ask, Go, Intent, Mode, Out};
 use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_GO, ReleaseAnswer};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode, RootTag, Seat, UnixMillis, Wire};
 use dstack_release::coordination::{Coordination, Effect, Input, Plan};
 use dstack_release::{AttributedAsk, Pace};
 use tokio::sync::oneshot;
 
+use crate::adoption::Adoption;
 use crate::holder::Holder;
 use crate::mailbox::{Gate, gone, of_mailbox};
 use crate::metrics;
@@ -50,6 +52,8 @@ pub struct Coordinator {
     pub gate: Gate,
     /// How long other holders took lately.
     pub pace: Arc<Mutex<Pace>>,
+    /// Takes apps into the state that only the authority knows.
+    pub adoption: Arc<Adoption>,
 }
 
 /// Who opens the partials.
@@ -119,6 +123,11 @@ impl Coordinator {
         let identity = self.holder.identify(&ask, from).await?;
         let evidence = std::mem::take(&mut ask.evidence);
         let attributed = self.holder.judge(Arc::new(ask), from, &identity).await?;
+        // Judged, so allowed by this node's authority where nobody registered the app: from here on the state knows it.
+        let request = &attributed.ask().request;
+        if request.mode != Mode::Env {
+            self.adoption.of(request.app_id, AdoptBasis::Booted).await?;
+        }
         let (plan, seats) = self.plan(attributed.ask(), exclude)?;
         let intent = attributed.intent();
         let (reply, answer) = oneshot::channel();

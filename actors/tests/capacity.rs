@@ -94,7 +94,7 @@ fn cleared(cluster: &Cluster, client: &Client) -> (Clearance, dstack_protocol::r
     let identity = cluster.judge()(&client.evidence, &collateral_id(cluster.roots.bundle()), cluster.born).unwrap();
     let certified = |_| true;
     let clearance = cluster.log.read(|state| {
-        let view = HolderView { cluster_id: &cluster.id, state, now: cluster.born, beacon_certified: &certified };
+        let view = HolderView { cluster_id: &cluster.id, state, now: cluster.born, beacon_certified: &certified, permit: None };
         let signed = AttributedAsk::check(Arc::new(client.ask(&request)), NodeIndex(0)).unwrap();
         clear(&signed, &Go { intent_id: intent.id(), pos }, Some(&identity), view).unwrap()
     });

@@ -226,7 +226,7 @@ fn an_intent_that_differs_from_the_request_gets_nothing() {
             let go = w.commit(&intent);
             assert_eq!(w.refused_go(go).await.code, RefusalCode::IntentUnknown, "its id is not that of an ask");
             assert_eq!(w.refused_go(Go { intent_id: honest.id(), ..go }).await.code, RefusalCode::IntentUnknown, "not committed");
-            let clear = Clear { attributed: signed.clone(), go, identity: identity.clone() };
+            let clear = Clear { attributed: signed.clone(), go, identity: identity.clone(), permit: None };
             assert_eq!(w.node.policy.send(clear).await.unwrap().unwrap_err().code, RefusalCode::IntentMismatch);
         }
         let go = w.commit(&honest);

@@ -191,6 +191,7 @@ impl LogWorld {
             session_ms: 3_600_000,
             allow_legacy: false,
             tcb: dstack_protocol::policy::TcbRules::default(),
+            ask_authority: false,
         };
         let action = Action {
             cluster_id: self.cluster_id,

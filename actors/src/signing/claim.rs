@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use dstack_certificates::identity;
-use dstack_policy::{Rules, decide};
+use dstack_policy::{Permit, Rules, decide};
 use dstack_protocol::codec::sha256;
 use dstack_protocol::limits::BEACON_FRESH_MS_MAX;
 use dstack_protocol::policy::AppPolicy;
@@ -15,15 +15,17 @@ use dstack_protocol::state::State;
 use dstack_protocol::{ClusterId, Refusal, RefusalCode, Wire};
 
 use super::signer::ClaimJudge;
+use crate::authority::OwnAuthority;
 use crate::ports::{Log, read};
 use crate::verifier::VerifierPool;
 
 /// A judge of claims over this node's state. `evidence`: the bounded pool that judges guests' evidence, a full one refuses at once.
+/// `authority`: this node's own, if it has one.
 #[must_use]
-pub fn judge(cluster_id: ClusterId, log: Arc<dyn Log>, evidence: VerifierPool) -> ClaimJudge {
+pub fn judge(cluster_id: ClusterId, log: Arc<dyn Log>, evidence: VerifierPool, authority: Option<OwnAuthority>) -> ClaimJudge {
     Arc::new(move |bytes| {
-        let (log, evidence) = (Arc::clone(&log), evidence.clone());
-        Box::pin(async move { check(&cluster_id, &*log, &evidence, AppPkClaim::decode(&bytes)?).await })
+        let (log, evidence, authority) = (Arc::clone(&log), evidence.clone(), authority.clone());
+        Box::pin(async move { check(&cluster_id, &*log, &evidence, authority.as_ref(), AppPkClaim::decode(&bytes)?).await })
     })
 }
 
@@ -35,7 +37,13 @@ fn invalid(expected: &str, got: impl ToString) -> Refusal {
 ///
 /// # Errors
 /// The first rule broken.
-async fn check(cluster_id: &ClusterId, log: &dyn Log, evidence: &VerifierPool, claim: AppPkClaim) -> Result<(), Refusal> {
+async fn check(
+    cluster_id: &ClusterId,
+    log: &dyn Log,
+    evidence: &VerifierPool,
+    authority: Option<&OwnAuthority>,
+    claim: AppPkClaim,
+) -> Result<(), Refusal> {
     identity::verify_plain(&claim.app_pk, &claim.digest(cluster_id), &claim.sig)
         .map_err(|error| invalid("a signature by the key", error))?;
     // What costs nothing comes before the evidence: an unknown app, an old beacon.
@@ -57,17 +65,26 @@ async fn check(cluster_id: &ClusterId, log: &dyn Log, evidence: &VerifierPool, c
         app_id: claim.app_id,
         wishes: vec![Wish::new(KeyClass::K256, Vec::new())?],
     };
-    read(log, |state| {
-        let (policy, policy_hash) = policy(state, &claim)?;
-        let rules = Rules {
-            policy: &policy,
-            policy_hash,
-            revoked: &state.governance.revoked,
-            log_time: state.log_time,
-            tcb_known: &state.tcb_known,
-        };
-        decide(&identity, &request, rules).map(drop)
-    })?
+    let decided = |permit: Option<&Permit>| {
+        read(log, |state| {
+            let (policy, policy_hash) = policy(state, &claim)?;
+            let rules = Rules {
+                policy: &policy,
+                policy_hash,
+                revoked: &state.governance.revoked,
+                log_time: state.log_time,
+                tcb_known: &state.tcb_known,
+                permit,
+            };
+            decide(&identity, &request, rules).map(drop)
+        })?
+    };
+    match (decided(None), authority) {
+        (Err(refusal), Some(authority)) if refusal.code == RefusalCode::AuthorityMissing => {
+            decided(Some(&authority.permit(&request, &identity).await?))
+        }
+        (judged, _) => judged,
+    }
 }
 
 fn fresh(state: &State, claim: &AppPkClaim) -> Result<(), Refusal> {
@@ -81,8 +98,8 @@ fn fresh(state: &State, claim: &AppPkClaim) -> Result<(), Refusal> {
 }
 
 fn policy(state: &State, claim: &AppPkClaim) -> Result<(AppPolicy, [u8; 32]), Refusal> {
-    let unknown = || Refusal::new(RefusalCode::AppUnknown, "a registered app", claim.app_id.to_string());
-    let app = state.apps.get(&claim.app_id).ok_or_else(unknown)?;
+    let unserved = |code| Refusal::new(code, "an app that may be served", claim.app_id.to_string());
+    let app = state.app(&claim.app_id).map_err(unserved)?;
     let policy = state.policies.get(&app.policy_hash).and_then(|blob| AppPolicy::decode(&blob.0).ok());
     let policy = policy.ok_or_else(|| Refusal::new(RefusalCode::Internal, "the policy in force", hex(&app.policy_hash)))?;
     Ok((policy, app.policy_hash))

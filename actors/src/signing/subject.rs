@@ -158,12 +158,7 @@ fn allowed(state: &State, object: &SignObject) -> Result<(), Refusal> {
         return Err(Refusal::new(RefusalCode::GenerationRevoked, "a generation that is not revoked", generation.to_string()));
     }
     if let Some(app_id) = object.app_id() {
-        if !state.apps.contains_key(app_id) {
-            return Err(Refusal::new(RefusalCode::AppUnknown, "a registered app", app_id.to_string()));
-        }
-        if state.governance.revoked.contains(&Object::App(*app_id)) {
-            return Err(Refusal::new(RefusalCode::AppRevoked, "an app that is not revoked", app_id.to_string()));
-        }
+        state.app(app_id).map_err(|code| Refusal::new(code, "an app that may be served", app_id.to_string()))?;
     }
     if let SignObject::IssuingCa { index, .. } = object
         && !view::signers(state).is_some_and(|signers| signers.keys.contains_key(index))

@@ -264,6 +264,7 @@ impl Cluster {
             session_ms: 3_600_000,
             allow_legacy: false,
             tcb: dstack_protocol::policy::TcbRules::default(),
+            ask_authority: false,
         }
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use actix::{Actor as _, Addr};
+use dstack_actors::adoption::Adoption;
+use dstack_actors::authority::OwnAuthority;
 use dstack_actors::combine::Combine;
 use dstack_actors::holder::Holder;
 use dstack_actors::mailbox::Gate;
@@ -14,6 +16,7 @@ use dstack_actors::release::Coordinator;
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::standings::Standings;
 use dstack_actors::verifier::VerifierPool;
+use dstack_authority::Authority;
 use dstack_protocol::Seat;
 use dstack_threshold::prf::PrfShare;
 
@@ -45,6 +48,7 @@ impl Certificates for Certs {
 /// One node.
 pub struct Node {
     pub seat: Seat,
+    pub adoption: Arc<Adoption>,
     pub log: Arc<NodeLog>,
     pub holder: Arc<Holder>,
     pub policy: Addr<Policy>,
@@ -66,6 +70,18 @@ impl Node {
 
     /// A node around a pool of shares.
     pub fn with(cluster: &Cluster, seat: u16, shares: ShareHolderPool, judge: Judge, verifiers: usize) -> Self {
+        Self::asking(cluster, seat, shares, judge, verifiers, None)
+    }
+
+    /// A node with an authority of its own.
+    pub fn asking(
+        cluster: &Cluster,
+        seat: u16,
+        shares: ShareHolderPool,
+        judge: Judge,
+        verifiers: usize,
+        authority: Option<Authority>,
+    ) -> Self {
         let log = cluster.log.node(seat == 1);
         let port: Arc<dyn Log> = log.clone();
         let now = TestNow::at(cluster.log_time());
@@ -74,10 +90,19 @@ impl Node {
         let certificates: Arc<dyn Certificates> = certs.clone();
         let standings = Arc::<Standings>::default();
         let noted = Arc::clone(&standings);
+        let authority = authority.map(|authority| OwnAuthority::new(authority, now.port()));
         let policy = Policy { cluster_id: cluster.id, log: Arc::clone(&port), certificates, now: now.port(), standings: noted }.start();
-        let holder = Arc::new(Holder::new(Arc::clone(&port), now.port(), verifier.clone(), policy.clone(), shares.clone()));
+        let holder = Holder::new(Arc::clone(&port), now.port(), verifier.clone(), policy.clone(), shares.clone()).asking(authority);
+        let holder = Arc::new(holder);
         let recorder = recorder(&cluster.log, port).start();
-        Self { seat: Seat(seat), log, holder, policy, recorder, verifier, shares, certs, now, standings }
+        let adoption = Adoption {
+            cluster_id: cluster.id,
+            seat: Seat(seat),
+            node_key: Arc::clone(&cluster.keys[usize::from(seat) - 1]),
+            log: log.clone(),
+        };
+        let adoption = Arc::new(adoption);
+        Self { seat: Seat(seat), adoption, log, holder, policy, recorder, verifier, shares, certs, now, standings }
     }
 
     /// This node as its own client, over its coordinator.
@@ -98,6 +123,7 @@ impl Node {
             arbiter: actix::Arbiter::current(),
             gate: Gate::new("release", releases),
             pace: Arc::default(),
+            adoption: Arc::clone(&self.adoption),
         }
     }
 }

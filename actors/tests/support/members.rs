@@ -227,7 +227,7 @@ impl Member {
             peers,
             shares: shares.clone(),
             files: Arc::clone(&files) as Arc<dyn ShareFiles>,
-            claims: claim::judge(cluster.id, log.clone(), VerifierPool::start(1, 64, cluster.judge(), Arc::clone(&now))),
+            claims: claim::judge(cluster.id, log.clone(), VerifierPool::start(1, 64, cluster.judge(), Arc::clone(&now)), None),
             now,
             runtime: Handle::current(),
         };

@@ -28,6 +28,7 @@ mod validity;
 mod world;
 mod x509;
 
+pub mod auth_simple;
 pub mod pccs;
 
 pub use error::TestkitError;

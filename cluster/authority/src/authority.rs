@@ -111,12 +111,31 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`]: every one is a no.
     pub fn ask(&self, subject: Subject, info: &BootInfo, now: UnixMillis) -> Result<Allowed, AuthorityError> {
-        let body = serde_json::to_vec(info).expect("a structure of texts is JSON");
-        let question: [u8; 32] = Sha256::new().chain_update(subject.path()).chain_update([0]).chain_update(&body).finalize().into();
-        let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
-        if let Some(allowed) = self.leases().get(&question, now, lease_ms) {
-            return Ok(allowed);
+        match self.leased(subject, info, now) {
+            Some(allowed) => Ok(allowed),
+            None => self.ask_now(subject, info, now),
         }
+    }
+
+    /// A yes in its lease, without a question. Does not wait.
+    #[must_use]
+    pub fn leased(&self, subject: Subject, info: &BootInfo, now: UnixMillis) -> Option<Allowed> {
+        self.leases().get(&question(subject, &body(info)), now, self.lease_ms())
+    }
+
+    /// How long a yes is believed, ms.
+    #[must_use]
+    pub fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The authority's answer now, whatever was leased: renews a lease, or ends it.
+    ///
+    /// # Errors
+    /// As [`Authority::ask`]; only a no ends a lease that still runs.
+    pub fn ask_now(&self, subject: Subject, info: &BootInfo, now: UnixMillis) -> Result<Allowed, AuthorityError> {
+        let body = body(info);
+        let (question, lease_ms) = (question(subject, &body), self.lease_ms());
         let _place = Place::take(&self.waiting)?;
         let answer = self.http.post(subject.path(), &body)?;
         let answer: Answer = serde_json::from_slice(&answer)
@@ -149,6 +168,14 @@ impl Authority {
     fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn body(info: &BootInfo) -> Vec<u8> {
+    serde_json::to_vec(info).expect("a structure of texts is JSON")
+}
+
+fn question(subject: Subject, body: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(subject.path()).chain_update([0]).chain_update(body).finalize().into()
 }
 
 /// A place among the questions that wait; given back on drop.

@@ -6,7 +6,7 @@ use dstack_protocol::Platform;
 use serde::Serialize;
 
 /// The request body of `bootAuth/*`: camelCase, byte values in lower-case hex without a prefix.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BootInfo {
     /// dstack's name of the platform.

@@ -19,6 +19,7 @@ use serde::Deserialize;
 
 use dstack::RawDstack;
 pub(crate) use dstack::{AdminConfig, DstackConfig, OnboardConfig};
+use crate::authority_config::{AuthorityConfig, RawAuthority};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +30,8 @@ struct Raw {
     collateral: RawCollateral,
     #[serde(default)]
     dstack: Option<RawDstack>,
+    #[serde(default)]
+    authority: Option<RawAuthority>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -241,6 +244,8 @@ pub(crate) struct Config {
     pub(crate) collateral: CollateralConfig,
     /// dstack's KMS protocol, where this node serves it.
     pub(crate) dstack: Option<DstackConfig>,
+    /// The webhook authority that this node asks, where it has one.
+    pub(crate) authority: Option<AuthorityConfig>,
 }
 
 /// A configuration with the text that `--check-config` prints.
@@ -262,7 +267,8 @@ impl Config {
     }
 
     fn checked(raw: Raw) -> anyhow::Result<Self> {
-        let Raw { cluster, node, collateral, dstack } = raw;
+        let Raw { cluster, node, collateral, dstack, authority } = raw;
+        let authority = authority.map(AuthorityConfig::checked).transpose()?;
         let dstack = dstack.map(|dstack| DstackConfig::checked(dstack, &[node.listen, node.admin_listen])).transpose()?;
         let collateral = CollateralConfig::checked(collateral)?;
         if node.seat == 0 {
@@ -322,6 +328,7 @@ impl Config {
             raft,
             collateral,
             dstack,
+            authority,
         })
     }
 
@@ -387,6 +394,11 @@ mod tests {
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.admin]\nauth_token='t'\nlisten='127.0.0.1:3'", "dstack.admin.listen"),
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]\nlisten='127.0.0.1:2'", "dstack.onboard.listen"),
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]", "listen"),
+            ("[authority]\nurl='http://auth-api:8000'", "authority.url"),
+            ("[authority]\nurl='http://127.0.0.1:8000'\nlease_s=0", "authority.lease_s"),
+            ("[authority]\nurl='http://127.0.0.1:8000'\nlease_s=301", "authority.lease_s"),
+            ("[authority]\nurl='http://127.0.0.1:8000'\ntimeout_ms=3000", "authority.timeout_ms"),
+            ("[authority]\ntoken='secret'", "authority"),
             ("[collateral]\namd=['ftp://kds']", "collateral.amd"),
             ("[collateral]\nlink_hosts=['a/b']", "collateral.link_hosts"),
         ] {

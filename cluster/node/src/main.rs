@@ -5,6 +5,7 @@
 
 mod admin;
 mod admission;
+mod authority_config;
 mod beacons;
 mod budget;
 mod checkpoints;

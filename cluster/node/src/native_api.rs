@@ -13,6 +13,7 @@ use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use dstack_actors::combine::certified_beacon;
 use dstack_actors::ports::read;
+use dstack_protocol::adopt::AdoptBasis;
 use dstack_protocol::collateral::PinRequest;
 use dstack_protocol::command::Command;
 use dstack_protocol::genesis::GenesisCertificate;
@@ -204,7 +205,12 @@ async fn action(State(services): State<Arc<Services>>, Path(id): Path<String>) -
 }
 
 async fn policy(State(services): State<Arc<Services>>, Path(app_id): Path<String>) -> Result<Json<Value>, Refused> {
-    let app_id = AppId::from_hex(&app_id).ok_or_else(|| Refusal::new(RefusalCode::Malformed, "20 bytes of hex", app_id.clone()))?;
+    let object = match app_id.as_str() {
+        "delegation" => Object::Delegation,
+        hex => AppId::from_hex(hex)
+            .map(Object::App)
+            .ok_or_else(|| Refusal::new(RefusalCode::Malformed, "20 bytes of hex, or `delegation`", app_id.clone()))?,
+    };
     // An operator builds on what it reads here, so it reads what is committed.
     services
         .raft
@@ -212,18 +218,22 @@ async fn policy(State(services): State<Arc<Services>>, Path(app_id): Path<String
         .await
         .map_err(|error| Refusal::new(RefusalCode::NoQuorum, "a linearizable read", error.to_string()))?;
     let shown = read(&*services.log, |state| {
-        let object = Object::App(app_id);
         let version = state.governance.versions.get(&object).copied().unwrap_or(0);
-        let row = state.apps.get(&app_id);
-        let policy = row.and_then(|row| state.policies.get(&row.policy_hash)).and_then(|blob| AppPolicy::decode(&blob.0).ok());
+        let row = if let Object::App(app_id) = &object { state.apps.get(app_id) } else { None };
+        let hash = if object == Object::Delegation { state.delegation } else { row.map(|row| row.policy_hash) };
+        let policy = hash.and_then(|hash| state.policies.get(&hash)).and_then(|blob| AppPolicy::decode(&blob.0).ok());
         let pending: Vec<String> =
             state.governance.pending.iter().filter(|(_, row)| row.action.object == object).map(|(id, _)| hex::encode(id)).collect();
         json!({
-            "app_id": app_id.to_string(),
+            "app_id": app_id,
             "version": version,
-            "registered": row.is_some(),
+            "registered": hash.is_some(),
+            "adopted": row.and_then(|row| row.adopted.as_ref()).map(|adopted| match adopted.adopt.basis {
+                AdoptBasis::Booted => "booted",
+                AdoptBasis::Asked => "asked",
+            }),
             "revoked": state.governance.revoked.contains(&object),
-            "policy_hash": row.map(|row| hex::encode(row.policy_hash)),
+            "policy_hash": hash.map(hex::encode),
             "policy": policy.as_ref().map(policy_json),
             "pending_actions": pending,
             "log_time_ms": state.log_time.0,
@@ -256,6 +266,7 @@ fn policy_json(policy: &AppPolicy) -> Value {
         "rate_burst": policy.rate.burst,
         "session_ms": policy.session_ms,
         "allow_legacy": policy.allow_legacy,
+        "ask_authority": policy.ask_authority,
     })
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use actix::{Arbiter, Supervisor};
 use anyhow::{Context as _, bail};
+use dstack_actors::adoption::Adoption;
+use dstack_actors::authority::OwnAuthority;
 use dstack_actors::board::Board;
 use dstack_actors::ceremony::{self, Ceremony, ShareFiles};
 use dstack_actors::combine::Combine;
@@ -22,6 +24,7 @@ use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::signing::pairwise::Setups;
 use dstack_actors::signing::{Signing, claim, signer};
 use dstack_actors::verifier::VerifierPool;
+use dstack_authority::Authority;
 use dstack_policy::governance as quorum;
 use dstack_protocol::governance::Entry;
 use dstack_protocol::log::RecordKind;
@@ -44,6 +47,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::admission::Admission;
+use crate::authority_config::AuthorityConfig;
 use crate::beacons::Beacons;
 use crate::budget::{AppBudget, Budget};
 use crate::config::{CollateralConfig, Config};
@@ -216,6 +220,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     };
     let incarnation = now().0;
     let trust = Trust::load(&config, &birth, Arc::clone(&now))?;
+    let authority = config.authority.as_ref().map(AuthorityConfig::open).transpose()?;
 
     let mut identity = {
         let (device, dir, cluster_id, seat) = (config.device.clone(), config.data_dir.clone(), *birth.cluster_id(), config.seat);
@@ -272,7 +277,7 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     let log: Arc<dyn Log> = Arc::new(RaftLog::new(raft.clone(), applied, runtime.clone()));
     trust.connect(Arc::clone(&log));
 
-    let services = assemble(&config, &birth, &raft, &log, &peers, others, &trust, &identity, &board, &audit, &now);
+    let services = assemble(&config, &birth, &raft, &log, &peers, others, &trust, &identity, &board, &audit, &now, authority);
     services.heads.load();
 
     let stop = shutdown.token();
@@ -343,6 +348,9 @@ pub(crate) async fn run(config: Config, metrics: Metrics, runtime: Handle) -> an
     };
     #[cfg(feature = "insecure-rogue")]
     runtime.spawn(crate::rogue::run(Arc::clone(&services), Arc::clone(&raft_peers), Arc::clone(&identity.node_key)));
+    if let Some(authority) = services.holder.authority() {
+        runtime.spawn(authority.clone().watch());
+    }
     let tasks = [
         runtime.spawn(joining),
         runtime.spawn(admission.run(for_guests.permit.clone())),
@@ -422,8 +430,10 @@ fn assemble(
     board: &Arc<Board>,
     audit: &AuditLog,
     now: &Now,
+    authority: Option<Authority>,
 ) -> Arc<Services> {
     let cluster_id = *birth.cluster_id();
+    let authority = authority.map(|authority| OwnAuthority::new(authority, Arc::clone(now)));
     let dyn_peers: Arc<dyn Peers> = Arc::clone(peers) as _;
     let heads = Heads::new(
         cluster_id,
@@ -466,8 +476,9 @@ fn assemble(
         let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), receipts::rebuild(Arc::clone(log), audit.clone()));
         Supervisor::start_in_arbiter(&records.handle(), move |_| Recorder::new(log, board, rebuild))
     };
-    let claims = claim::judge(cluster_id, Arc::clone(log), verifier.clone());
-    let holder = Arc::new(Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy, shares.clone()));
+    let claims = claim::judge(cluster_id, Arc::clone(log), verifier.clone(), authority.clone());
+    let holder = Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy, shares.clone()).asking(authority);
+    let holder = Arc::new(holder);
     let files: Arc<dyn ShareFiles> = Arc::new(SealedShares::new(config.data_dir.join("shares"), identity.sealing.clone()));
     let setups = Setups::new(Arc::clone(&dyn_peers), peers.runtime().clone());
     let signer = signer::Parts {
@@ -510,6 +521,7 @@ fn assemble(
         arbiter: requests.handle(),
         gate: Gate::new(dstack_actors::release::NAME, config.releases_max),
         pace: Arc::default(),
+        adoption: Arc::new(Adoption { cluster_id, seat: config.seat, node_key: Arc::clone(&identity.node_key), log: Arc::clone(log) }),
     };
     Arc::new(Services {
         seat: config.seat,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use dstack_actors::ports::read;
 use dstack_actors::standings::Subject;
 use dstack_attest::TcbStanding;
+use dstack_protocol::adopt::AdoptBasis;
 use dstack_protocol::genesis::Genesis;
+use dstack_protocol::governance::Object;
 use dstack_protocol::sign::SignKey;
 use dstack_protocol::state::State;
 use dstack_protocol::{Generation, RefusalCode, RootTag};
@@ -180,6 +182,7 @@ pub(crate) fn json(services: &Services) -> Value {
         "tcb": services.trust.standings.listed((services.now)()).into_iter().map(standing_json).collect::<Vec<_>>(),
         "node_policy": hex::encode(services.trust.node_policy()),
         "collateral": collateral_json(services),
+        "authority": authority_json(services),
         "state": applied,
     })
 }
@@ -215,6 +218,18 @@ fn standing_json((subject, standing): (Subject, TcbStanding)) -> Value {
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 stay below 2^52")]
 fn usable_until(services: &Services, dates: &Dates) -> f64 {
     dates.next_update.min(dates.renewed_issue.plus_ms(services.collateral.age_ms_max)).0 as f64
+}
+
+/// This node's webhook authority; `null` where it has none, and refuses what would ask it.
+fn authority_json(services: &Services) -> Value {
+    let Some(authority) = services.holder.authority() else { return Value::Null };
+    let health = authority.health();
+    json!({
+        "answers": health.failed.is_none() && health.answered.is_some(),
+        "answered_ms": health.answered.map(|at| at.0),
+        "failed_ms": health.failed.as_ref().map(|(at, _)| at.0),
+        "failure": health.failed.map(|(_, why)| why),
+    })
 }
 
 fn collateral_json(services: &Services) -> Value {
@@ -273,6 +288,12 @@ fn state_json(state: &State, services: &Services) -> Value {
         "ceremony_open": state.attempt.as_ref().map(|attempt| attempt.open.attempt),
         "apps": state.apps.len(),
         "env_keys": state.env_keys.values().filter(|row| row.published.is_some()).count(),
+        "delegation": state.delegation.map(|hash| json!({
+            "policy_hash": hex::encode(hash),
+            "revoked": state.governance.revoked.contains(&Object::Delegation),
+            "adopted": state.adopted(AdoptBasis::Booted),
+            "asked": state.adopted(AdoptBasis::Asked),
+        })),
         "open_intents": state.intents.len(),
         "collateral_id": hex::encode(state.collateral_id),
         "revoked": state.governance.revoked.len(),

@@ -72,6 +72,38 @@ pub struct Rules<'a> {
     pub log_time: UnixMillis,
     /// When the cluster first pinned each `tcbDate`: a grace does not begin before that.
     pub tcb_known: &'a BTreeMap<UnixMillis, UnixMillis>,
+    /// The word of this node's own authority, where it was asked.
+    pub permit: Option<&'a Permit>,
+}
+
+/// The proof that this node's own authority allowed the guest that a piece of evidence proves. It cannot cross a wire: no node's
+/// authority speaks for another's (ADR 0024).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Permit {
+    evidence_hash: [u8; 32],
+    at_boot: bool,
+}
+
+impl Permit {
+    /// Made in one place: where the authority's yes arrives, or its lease is found. `at_boot`: it judged the guest as it had booted.
+    #[must_use]
+    pub fn of_authority(evidence_hash: [u8; 32], at_boot: bool) -> Self {
+        Self { evidence_hash, at_boot }
+    }
+
+    fn covers(&self, request: &RelReq) -> bool {
+        self.evidence_hash == request.evidence_hash && self.at_boot == judged_at_boot(request)
+    }
+}
+
+/// Whether an authority judges a request by the guest as it had booted: the request of `SignCert` (KMS API reference §4).
+#[must_use]
+pub fn judged_at_boot(request: &RelReq) -> bool {
+    request.mode == Mode::Legacy && ca_alone(request)
+}
+
+fn ca_alone(request: &RelReq) -> bool {
+    request.wishes.iter().all(|wish| wish.class == KeyClass::P256)
 }
 
 /// The proof that a request was judged and allowed on this node. It cannot cross a wire.
@@ -142,8 +174,7 @@ fn granted(request: &RelReq, rules: &Rules<'_>, tcb_standing: TcbStanding) -> Gr
 /// Whether an app's policy opens what a request of mode L asks for. `GetAppKey` needs the app's flag. A request for the key of the app CA
 /// alone (`SignCert`, for the moment of one signature) does not: there the list of classes is the app's word (ADR 0019).
 fn check_legacy(policy: &AppPolicy, request: &RelReq) -> Result<(), Refusal> {
-    let ca_alone = request.wishes.iter().all(|wish| wish.class == KeyClass::P256);
-    if policy.allow_legacy || ca_alone {
+    if policy.allow_legacy || ca_alone(request) {
         return Ok(());
     }
     Err(Refusal::new(RefusalCode::LegacyNotAllowed, "an app whose policy sets allow_legacy", format!("app {}", request.app_id)))
@@ -220,8 +251,10 @@ fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<TcbStandin
         return Err(Refusal::new(RefusalCode::PlatformNotAllowed, format!("one of {}", allowed.join(", ")), facts.platform.name()));
     }
     // Where events are not bound to the evidence, the claim of app_id holds only because this list names the image.
+    // With no list at all the authority is told hash and app id together, and its list names them.
     let compose = facts.compose_hash.unwrap_or([0; 32]);
-    if !policy.compose_hashes.contains(&compose) {
+    let left_to_authority = policy.ask_authority && policy.compose_hashes.is_empty();
+    if !left_to_authority && !policy.compose_hashes.contains(&compose) {
         return Err(Refusal::new(RefusalCode::ComposeNotAllowed, listed(&policy.compose_hashes), hex::encode(compose)));
     }
     if !policy.any_os_image && !policy.os_images.contains(&facts.os_image()) {
@@ -229,6 +262,11 @@ fn check(facts: &Facts, request: &RelReq, rules: Rules<'_>) -> Result<TcbStandin
     }
     let standing = check_tcb(&tcb_policy(policy), &facts.tcb, rules.tcb_known, rules.log_time)?;
     request.wishes.iter().try_for_each(|wish| check_wish(facts, policy, wish))?;
+    // Last: nobody is asked about a guest that the other rules refuse.
+    if policy.ask_authority && !rules.permit.is_some_and(|permit| permit.covers(request)) {
+        let expected = "a yes of this node's own authority";
+        return Err(Refusal::new(RefusalCode::AuthorityMissing, expected, "none was asked: this node has no [authority]"));
+    }
     Ok(standing)
 }
 
@@ -325,6 +363,7 @@ mod tests {
             session_ms: 3_600_000,
             allow_legacy: false,
             tcb: TcbRules::default(),
+            ask_authority: false,
         }
     }
 
@@ -393,7 +432,8 @@ mod tests {
 
     fn code(facts: &Facts, policy: &AppPolicy, wishes: Vec<Wish>, revoked: &[Object]) -> Option<RefusalCode> {
         let revoked = revoked.iter().cloned().collect();
-        let rules = Rules { policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW, tcb_known: &BTreeMap::new() };
+        let rules =
+            Rules { policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW, tcb_known: &BTreeMap::new(), permit: None };
         check(facts, &request(wishes), rules).err().map(|refusal| refusal.code)
     }
 
@@ -404,7 +444,14 @@ mod tests {
     #[test]
     fn mode_l_needs_the_apps_flag_unless_it_asks_for_the_app_ca_alone() {
         let legacy = |wishes, policy: &AppPolicy| {
-            let rules = Rules { policy, policy_hash: policy.hash(), revoked: &BTreeSet::new(), log_time: NOW, tcb_known: &BTreeMap::new() };
+            let rules = Rules {
+                policy,
+                policy_hash: policy.hash(),
+                revoked: &BTreeSet::new(),
+                log_time: NOW,
+                tcb_known: &BTreeMap::new(),
+                permit: None,
+            };
             check(&facts(), &RelReq { mode: Mode::Legacy, ..request(wishes) }, rules).err().map(|refusal| refusal.code)
         };
         let allowing = AppPolicy { allow_legacy: true, ..policy() };
@@ -418,13 +465,53 @@ mod tests {
     }
 
     #[test]
+    fn where_the_authority_is_asked_no_grant_is_without_its_word_on_this_very_guest() {
+        let asking = AppPolicy {
+            ask_authority: true,
+            compose_hashes: vec![],
+            classes: vec![KeyClass::Disk, KeyClass::P256],
+            paths: vec![],
+            ..policy()
+        };
+        let ca = || vec![Wish::new(KeyClass::P256, vec![]).unwrap()];
+        let judged = |facts: &Facts, policy: &AppPolicy, mode, wishes, permit: Option<&Permit>| {
+            let revoked = BTreeSet::new();
+            let rules = Rules { policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW, tcb_known: &BTreeMap::new(), permit };
+            check(facts, &RelReq { mode, ..request(wishes) }, rules).err().map(|refusal| refusal.code)
+        };
+        let (yes, at_boot) = (Permit::of_authority([0; 32], false), Permit::of_authority([0; 32], true));
+        let other = Permit::of_authority([1; 32], false);
+        for (permit, refused) in [(Some(&yes), None), (None, Some(())), (Some(&other), Some(())), (Some(&at_boot), Some(()))] {
+            let refused = refused.map(|()| RefusalCode::AuthorityMissing);
+            assert_eq!(judged(&facts(), &asking, Mode::Client, disk(), permit), refused, "{permit:?}");
+        }
+        // The request of `SignCert` is judged by the guest as it had booted, the same wish in mode C is not.
+        assert_eq!(judged(&facts(), &asking, Mode::Legacy, ca(), Some(&at_boot)), None);
+        assert_eq!(judged(&facts(), &asking, Mode::Legacy, ca(), Some(&yes)), Some(RefusalCode::AuthorityMissing));
+        assert_eq!(judged(&facts(), &asking, Mode::Client, ca(), Some(&yes)), None);
+        // Its yes replaces no other rule, and the last question is the authority's: nobody is asked about a guest that is refused anyway.
+        let foreign = Facts { platform: Platform::Nitro, ..facts() };
+        assert_eq!(judged(&foreign, &asking, Mode::Client, disk(), Some(&yes)), Some(RefusalCode::PlatformNotAllowed));
+        let listed = AppPolicy { compose_hashes: vec![[5; 32]], ..asking.clone() };
+        assert_eq!(judged(&facts(), &listed, Mode::Client, disk(), None), Some(RefusalCode::ComposeNotAllowed));
+        let listed = AppPolicy { compose_hashes: vec![[4; 32]], ..asking };
+        assert_eq!(judged(&facts(), &listed, Mode::Client, disk(), Some(&yes)), None);
+    }
+
+    #[test]
     fn mode_e_gives_the_env_key_and_nothing_else() {
         let env = || Wish::new(KeyClass::Env, vec![]).unwrap();
         let judged = |mode, wishes, revoked: &[Object]| {
             let revoked = revoked.iter().cloned().collect();
             let policy = policy();
-            let rules =
-                Rules { policy: &policy, policy_hash: policy.hash(), revoked: &revoked, log_time: NOW, tcb_known: &BTreeMap::new() };
+            let rules = Rules {
+                policy: &policy,
+                policy_hash: policy.hash(),
+                revoked: &revoked,
+                log_time: NOW,
+                tcb_known: &BTreeMap::new(),
+                permit: None,
+            };
             decide_env(&RelReq { mode, ..request(wishes) }, rules).map(drop).map_err(|refusal| refusal.code)
         };
         assert_eq!(judged(Mode::Env, vec![env()], &[]), Ok(()));
@@ -485,7 +572,7 @@ mod tests {
 
         let (revoked, none) = (BTreeSet::new(), BTreeMap::new());
         let ten = with(days(10));
-        let rules = Rules { policy: &ten, policy_hash: ten.hash(), revoked: &revoked, log_time: NOW, tcb_known: &none };
+        let rules = Rules { policy: &ten, policy_hash: ten.hash(), revoked: &revoked, log_time: NOW, tcb_known: &none, permit: None };
         // A cluster that pinned the recovery's date only now begins the grace now.
         let since = outdated.tcb.outdated_since.unwrap();
         let (nine, known) = (with(days(9)), BTreeMap::from([(since, NOW)]));
@@ -537,7 +624,14 @@ mod tests {
         let mut r = request(disk());
         r.mode = Mode::Env;
         let p = policy();
-        let rules = Rules { policy: &p, policy_hash: p.hash(), revoked: &BTreeSet::new(), log_time: NOW, tcb_known: &BTreeMap::new() };
+        let rules = Rules {
+            policy: &p,
+            policy_hash: p.hash(),
+            revoked: &BTreeSet::new(),
+            log_time: NOW,
+            tcb_known: &BTreeMap::new(),
+            permit: None,
+        };
         assert_eq!(check(&facts(), &r, rules).unwrap_err().code, RefusalCode::ModeUnsupported);
     }
 }

@@ -204,7 +204,8 @@ fn carry_out(state: &mut Governance, row: &PendingRow, monos: &[Mono]) {
         | ActionKind::SetSettings
         | ActionKind::NewGeneration
         | ActionKind::DestroyGeneration
-        | ActionKind::Resume => {
+        | ActionKind::Resume
+        | ActionKind::SetDelegation => {
             state.proofs.insert(action.object.clone(), proof);
         }
     }
@@ -217,6 +218,8 @@ fn carry_out(state: &mut Governance, row: &PendingRow, monos: &[Mono]) {
 fn check_body(action: &Action) -> Result<(), RefusalCode> {
     let fits = match action.kind {
         ActionKind::SetAppPolicy => AppPolicy::decode(&action.body).is_ok(),
+        // ADR 0024: under a delegation nothing but the authority knows an app, so a policy that asks none would admit anybody.
+        ActionKind::SetDelegation => AppPolicy::decode(&action.body).is_ok_and(|policy| policy.ask_authority),
         ActionKind::Revoke | ActionKind::Unrevoke => action.body.is_empty(),
         ActionKind::SetOperators => OperatorsBody::decode(&action.body)
             .is_ok_and(|body| body.operators.iter().all(|key| ed25519_dalek::VerifyingKey::from_bytes(key).is_ok_and(|k| !k.is_weak()))),
@@ -374,6 +377,7 @@ mod tests {
             session_ms: 3_600_000,
             allow_legacy: false,
             tcb: dstack_protocol::policy::TcbRules::default(),
+            ask_authority: false,
         };
         action(id, ActionKind::SetAppPolicy, Object::App(AppId([1; 20])), base_version, policy.encode())
     }

@@ -8,4 +8,4 @@ mod decide;
 pub mod governance;
 pub mod rate;
 
-pub use decide::{Facts, Grant, Rules, check_tcb, decide, decide_env, not_revoked, still_allowed, tcb_policy};
+pub use decide::{Facts, Grant, Permit, Rules, check_tcb, decide, decide_env, judged_at_boot, not_revoked, still_allowed, tcb_policy};

@@ -29,10 +29,18 @@ pub fn refilled(tokens_milli: u64, refilled: UnixMillis, now: UnixMillis, rate: 
 /// # Errors
 /// The bucket is empty; nothing was taken.
 pub fn take_one(tokens_milli: u64, refilled: UnixMillis, now: UnixMillis, rate: Rate) -> Result<u64, u64> {
-    let have = self::refilled(tokens_milli, refilled, now, rate);
-    match have.checked_sub(TOKEN) {
+    take(1, tokens_milli, refilled, now, rate)
+}
+
+/// The same with `count` tokens at once.
+///
+/// # Errors
+/// As [`take_one`].
+pub fn take(count: u32, tokens_milli: u64, refilled: UnixMillis, now: UnixMillis, rate: Rate) -> Result<u64, u64> {
+    let (have, need) = (self::refilled(tokens_milli, refilled, now, rate), u64::from(count).saturating_mul(TOKEN));
+    match have.checked_sub(need) {
         Some(left) => Ok(left),
-        None => Err((TOKEN - have).div_ceil(u64::from(rate.per_second.max(1)))),
+        None => Err(need.saturating_sub(have).div_ceil(u64::from(rate.per_second.max(1)))),
     }
 }
 
@@ -51,6 +59,8 @@ mod tests {
         }
         assert_eq!(take_one(tokens, start, start, RATE), Err(500));
         assert_eq!(take_one(tokens, start, UnixMillis(1_500), RATE), Ok(0));
+        assert_eq!(take(2, tokens, start, UnixMillis(1_500), RATE), Err(500), "two cost twice");
+        assert_eq!(take(2, tokens, start, UnixMillis(2_000), RATE), Ok(0));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Owns: the envelope of a Raft entry's payload. All of it is public data (architecture.md §7).
 
+use crate::adopt::Adopt;
 use crate::ceremony::{Message, Open, Step};
 use crate::codec::{DecodeError, Reader, Wire, Writer};
 use crate::collateral::Pin;
@@ -44,6 +45,8 @@ pub enum Command {
     Signed(Signed),
     /// Begins an attempt to compute an app's env public key.
     Env(EnvAttempt),
+    /// Takes an app into the state that only the authority knows.
+    Adopt(Adopt),
 }
 
 impl Wire for Command {
@@ -70,6 +73,7 @@ impl Wire for Command {
             Self::Sign(ask) => w.u8(10).value(ask),
             Self::Signed(signed) => w.u8(11).value(signed),
             Self::Env(attempt) => w.u8(12).value(attempt),
+            Self::Adopt(adopt) => w.u8(13).value(adopt),
         };
     }
 
@@ -97,6 +101,7 @@ impl Wire for Command {
             10 => SignAsk::read(r).map(Self::Sign),
             11 => Signed::read(r).map(Self::Signed),
             12 => EnvAttempt::read(r).map(Self::Env),
+            13 => Adopt::read(r).map(Self::Adopt),
             _ => Err(DecodeError::Field { field: "command", reason: "unknown command" }),
         }
     }

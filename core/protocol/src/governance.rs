@@ -28,6 +28,8 @@ pub enum ActionKind {
     DestroyGeneration = 0x09,
     /// Resume after a full stop.
     Resume = 0x0a,
+    /// Set the policy of apps that only the authority knows (ADR 0024).
+    SetDelegation = 0x0b,
 }
 
 impl ActionKind {
@@ -45,6 +47,7 @@ impl ActionKind {
             Self::NewGeneration,
             Self::DestroyGeneration,
             Self::Resume,
+            Self::SetDelegation,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -74,6 +77,8 @@ pub enum Object {
     Settings,
     /// A generation.
     Generation(Generation),
+    /// The delegation of apps to the authority.
+    Delegation,
 }
 
 impl Object {
@@ -86,6 +91,7 @@ impl Object {
             Self::Operators => 5,
             Self::Settings => 6,
             Self::Generation(_) => 7,
+            Self::Delegation => 8,
         }
     }
 
@@ -97,7 +103,7 @@ impl Object {
             Self::Measurement(bytes) => bytes.clone(),
             Self::Platform(platform) => vec![platform.byte()],
             Self::Seat(seat) => seat.0.to_be_bytes().to_vec(),
-            Self::Operators | Self::Settings => Vec::new(),
+            Self::Operators | Self::Settings | Self::Delegation => Vec::new(),
             Self::Generation(generation) => generation.0.to_be_bytes().to_vec(),
         }
     }
@@ -126,6 +132,7 @@ impl Object {
             5 if id.is_empty() => Ok(Self::Operators),
             6 if id.is_empty() => Ok(Self::Settings),
             7 => id.try_into().map(|b| Self::Generation(Generation(u32::from_be_bytes(b)))).map_err(|_| bad),
+            8 if id.is_empty() => Ok(Self::Delegation),
             _ => Err(bad),
         }
     }
@@ -182,6 +189,7 @@ impl Wire for Action {
             ActionKind::NewGeneration | ActionKind::DestroyGeneration => {
                 matches!(action.object, Object::Generation(_))
             }
+            ActionKind::SetDelegation => matches!(action.object, Object::Delegation),
         };
         if fits { Ok(action) } else { Err(DecodeError::Field { field: "object", reason: "does not fit the action" }) }
     }

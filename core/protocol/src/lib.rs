@@ -4,6 +4,7 @@
 //! opens a socket. Source: `threshold.md` §0–§3, §5 and `architecture.md` §2, §9; a layout's doc names its section.
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod binding;
 pub mod ceremony;
 pub mod codec;

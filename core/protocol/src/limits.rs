@@ -48,6 +48,10 @@ pub const POLICY_ADVISORIES_MAX: usize = 64;
 pub const ADVISORY_BYTES_MAX: usize = 32;
 /// Longest grace for an outdated TCB, seconds (two years).
 pub const TCB_GRACE_S_MAX: u32 = 2 * 366 * 86_400;
+/// Apps adopted because a guest of them booted. Full means refused: an app that has keys is never forgotten.
+pub const ADOPTED_APPS_MAX: usize = 65_536;
+/// Apps adopted because somebody asked for their env key. Full means that the oldest is forgotten: asked for again, its key is the same.
+pub const ASKED_APPS_MAX: usize = 4096;
 /// Approvals in one entry.
 pub const APPROVALS_MAX: usize = OPERATORS_MAX;
 /// Intents in one Raft command.

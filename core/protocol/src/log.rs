@@ -30,11 +30,13 @@ pub enum RecordKind {
     ChainView = 10,
     /// A checkpoint.
     Checkpoint = 11,
+    /// An app adopted under the delegation.
+    Adoption = 12,
 }
 
 impl RecordKind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Genesis,
         Self::Beacon,
         Self::Intent,
@@ -46,6 +48,7 @@ impl RecordKind {
         Self::Signature,
         Self::ChainView,
         Self::Checkpoint,
+        Self::Adoption,
     ];
 
     /// Stable name.
@@ -63,6 +66,7 @@ impl RecordKind {
             Self::Signature => "signature",
             Self::ChainView => "chain-view",
             Self::Checkpoint => "checkpoint",
+            Self::Adoption => "adoption",
         }
     }
 

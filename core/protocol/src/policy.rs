@@ -44,6 +44,12 @@ impl Rate {
     pub const DEFAULT: Self = Self { per_second: 100, burst: 3000 };
     /// Mode L releases of one serving node: 600 per second, 30 s worth of burst (threshold.md §2.4).
     pub const LEGACY_NODE: Self = Self { per_second: 600, burst: 18_000 };
+    /// Adoptions of apps by one node because a guest of them booted: 5 per second, 60 s worth of burst.
+    pub const ADOPTED_BOOTED: Self = Self { per_second: 5, burst: 300 };
+    /// Adoptions by one node because somebody asked, in tokens of which one takes [`Self::ADOPTED_ASKED_COST`]: 6 a minute, 60 at once.
+    pub const ADOPTED_ASKED: Self = Self { per_second: 1, burst: 600 };
+    /// Tokens of one adoption because somebody asked.
+    pub const ADOPTED_ASKED_COST: u32 = 10;
 }
 
 /// An app's policy.
@@ -53,16 +59,17 @@ impl Rate {
 ///  ‖ any_os_image(1) ‖ count(2) ‖ { os_image(32) }* ‖ count(1) ‖ { tcb_status(1) }* ‖ count(1) ‖ { class(1) }*
 ///  ‖ count(1) ‖ { match(1: 0 exact, 1 prefix) ‖ lp(path) }* ‖ per_second(4) ‖ burst(4) ‖ session_ms(8) ‖ allow_legacy(1)
 /// version 2 adds: ‖ tcb_grace_s(4) ‖ min_evaluation(4) ‖ count(1) ‖ { lp(advisory) }* ‖ accept_vlek(1)
+/// version 3: as version 2, whose additions may say nothing then; the authority is asked
 /// ```
-/// A policy is version 2 exactly when one of its additions says something, so that each policy has one encoding and those of
-/// version 1 keep their hash. Lists ascend. `os_image` is SHA-256(MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2) on TDX and SHA-256(PCR0 ‖ PCR1 ‖ PCR2) on Nitro.
+/// A policy is version 3 exactly when the authority is asked, else version 2 exactly when one of its additions says something, so that
+/// each policy has one encoding and those of older versions keep their hash. Lists ascend. `os_image` is SHA-256(MRTD ‖ RTMR0 ‖ RTMR1 ‖ RTMR2) on TDX and SHA-256(PCR0 ‖ PCR1 ‖ PCR2) on Nitro.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppPolicy {
     /// For people; 1..=64 bytes.
     pub name: String,
     /// Platforms allowed.
     pub platforms: Vec<Platform>,
-    /// Compose hashes allowed; on Nitro the image hash.
+    /// Compose hashes allowed; on Nitro the image hash. Empty where the authority is asked: any that it allows.
     pub compose_hashes: Vec<[u8; 32]>,
     /// Any OS image is allowed: then `os_images` is empty.
     pub any_os_image: bool,
@@ -82,6 +89,8 @@ pub struct AppPolicy {
     pub allow_legacy: bool,
     /// What is asked of the TCB beside its status.
     pub tcb: TcbRules,
+    /// Beside these rules each node asks its own webhook authority (ADR 0024).
+    pub ask_authority: bool,
 }
 
 /// What an app's policy asks of the TCB beside a list of statuses.
@@ -126,11 +135,7 @@ impl TcbRules {
         let refused_advisories =
             r.list("refused_advisories", count, 3, |r| crate::genesis::text("advisory", r.lp("advisory", ADVISORY_BYTES_MAX)?))?;
         ascending("refused_advisories", refused_advisories.iter())?;
-        let rules = Self { grace_s, min_evaluation, refused_advisories, accept_vlek: r.flag("accept_vlek")? };
-        if rules == Self::default() {
-            return Err(DecodeError::Field { field: "version", reason: "1 where version 2 adds nothing" });
-        }
-        Ok(rules)
+        Ok(Self { grace_s, min_evaluation, refused_advisories, accept_vlek: r.flag("accept_vlek")? })
     }
 }
 
@@ -153,8 +158,8 @@ impl AppPolicy {
         if self.platforms.is_empty() {
             return field("platforms", "at least one platform");
         }
-        if self.compose_hashes.is_empty() {
-            return field("compose_hashes", "at least one compose hash");
+        if self.compose_hashes.is_empty() && !self.ask_authority {
+            return field("compose_hashes", "at least one compose hash where no authority is asked");
         }
         if self.any_os_image != self.os_images.is_empty() {
             return field("os_images", "either any image or a list, not both");
@@ -191,8 +196,12 @@ impl Wire for AppPolicy {
     const BYTES_MAX: usize = POLICY_BYTES_MAX;
 
     fn write(&self, w: &mut Writer) {
-        let plain = self.tcb == TcbRules::default();
-        w.raw(b"DKMS-V1-APPPOL").u8(if plain { 1 } else { 2 });
+        let version = match (self.ask_authority, self.tcb == TcbRules::default()) {
+            (true, _) => 3,
+            (false, false) => 2,
+            (false, true) => 1,
+        };
+        w.raw(b"DKMS-V1-APPPOL").u8(version);
         w.lp(self.name.as_bytes()).count1(self.platforms.len());
         for platform in &self.platforms {
             w.u8(platform.byte());
@@ -221,7 +230,7 @@ impl Wire for AppPolicy {
             };
         }
         w.u32(self.rate.per_second).u32(self.rate.burst).u64(self.session_ms).u8(u8::from(self.allow_legacy));
-        if !plain {
+        if version > 1 {
             self.tcb.write(w);
         }
     }
@@ -229,7 +238,7 @@ impl Wire for AppPolicy {
     fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         r.label("DKMS-V1-APPPOL")?;
         let version = match r.u8("version")? {
-            version @ (1 | 2) => version,
+            version @ 1..=3 => version,
             got => return Err(DecodeError::Version { format: "DKMS-V1-APPPOL", got }),
         };
         let name = crate::genesis::text("name", r.lp("name", 64)?)?;
@@ -271,8 +280,12 @@ impl Wire for AppPolicy {
             rate: Rate { per_second: r.u32("per_second")?, burst: r.u32("burst")? },
             session_ms: r.u64("session_ms")?,
             allow_legacy: r.flag("allow_legacy")?,
-            tcb: if version == 2 { TcbRules::read(r)? } else { TcbRules::default() },
+            tcb: if version > 1 { TcbRules::read(r)? } else { TcbRules::default() },
+            ask_authority: version == 3,
         };
+        if version == 2 && policy.tcb == TcbRules::default() {
+            return Err(DecodeError::Field { field: "version", reason: "1 where version 2 adds nothing" });
+        }
         policy.check()?;
         Ok(policy)
     }

@@ -161,6 +161,12 @@ codes! {
     134 EnvNotNamed "ENV_NOT_NAMED" false "the node that the open attempt names computes the env key" "nothing: another node is named, or the attempt is over";
     135 SignRun "SIGN_RUN" true "a signing run names exactly t holders of the epoch in force, among them the node that is asked, and a number not used before" "nothing: the coordinator tries again with other signers or another number";
     136 SignerExpelled "SIGNER_EXPELLED" true "no run with a signer that cheated in the oblivious transfer" "see the log for who was named; restart the node that named it only after that node was replaced";
+    140 AuthorityDenied "AUTHORITY_DENIED" false "where the policy says so, the webhook authority of each node allows the guest" "register the app, its compose hash, device or OS image with the authority; its reason is in `got`";
+    141 AuthorityUnavailable "AUTHORITY_UNAVAILABLE" true "no answer of the authority is a no" "bring the authority back, see its state in `dstack cluster status`; a yes given before holds until its lease ends";
+    142 AuthorityMissing "AUTHORITY_MISSING" true "a node asks its own authority, never another node's" "configure [authority] on every node, or propose a policy that asks none; ask another node";
+    143 DelegationRevoked "DELEGATION_REVOKED" false "an adopted app is served while the delegation is in force" "an operator registers the app itself, or operators undo the revocation of the delegation";
+    144 AdoptedFull "ADOPTED_FULL" true "the number of adopted apps is bounded" "an operator registers the app itself";
+    145 NotAdoptable "NOT_ADOPTABLE" false "an app is adopted under a delegation, by a node in force, while operators have not registered it" "nothing: see what is registered and delegated in `dstack cluster status`";
 }
 
 impl RefusalCode {

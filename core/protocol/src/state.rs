@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::adopt::{Adopt, AdoptBasis};
 use crate::ceremony::{Message, Open};
 use crate::codec::{DecodeError, Reader, Wire, Writer};
 use crate::genesis::Genesis;
@@ -84,6 +85,15 @@ impl Canonical for Mode {
 impl Canonical for KeyClass {
     fn put(&self, w: &mut Writer) {
         w.u8(self.byte());
+    }
+    fn take(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Self::read(r)
+    }
+}
+
+impl Canonical for AdoptBasis {
+    fn put(&self, w: &mut Writer) {
+        w.u8(*self as u8);
     }
     fn take(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Self::read(r)
@@ -201,7 +211,8 @@ canonical_wire!(
     Genesis => GENESIS_BYTES_MAX,
     Message => <Message as Wire>::BYTES_MAX,
     Open => <Open as Wire>::BYTES_MAX,
-    Action => <Action as Wire>::BYTES_MAX
+    Action => <Action as Wire>::BYTES_MAX,
+    Adopt => <Adopt as Wire>::BYTES_MAX
 );
 
 impl Canonical for Approval {
@@ -314,6 +325,15 @@ state_struct!(
     }
 );
 state_struct!(
+    /// The adoption of an app that only the authority knows.
+    AdoptedRow {
+        /// The signed word of the node that adopted it.
+        adopt: Adopt,
+        /// Log time when it was applied.
+        since: UnixMillis,
+    }
+);
+state_struct!(
     /// An app.
     AppRow {
         /// Policy in force.
@@ -322,6 +342,8 @@ state_struct!(
         tokens_milli: u64,
         /// Log time of the last refill.
         refilled: UnixMillis,
+        /// How it came here without the operators; `None`: they registered it.
+        adopted: Option<AdoptedRow>,
     }
 );
 state_struct!(
@@ -478,9 +500,14 @@ state_struct!(
         sightings: BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>>,
         /// Mode L: what each serving node has spent; a full bucket has no row.
         legacy_rates: BTreeMap<NodeIndex, BucketRow>,
+        /// Hash of the policy of apps that only the authority knows; `None`: there are none.
+        delegation: Option<[u8; 32]>,
+        /// What each node has spent of its adoptions, by basis; a full bucket has no row.
+        adopt_rates: BTreeMap<(NodeIndex, AdoptBasis), BucketRow>,
     }
 );
 
+mod apps;
 mod sign;
 pub use sign::{AskRow, EnvRow, SignRow, SignedRow};
 

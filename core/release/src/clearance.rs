@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use dstack_attest::VerifiedIdentity;
-use dstack_policy::{Facts, Grant, Rules, decide, decide_env, not_revoked, still_allowed};
+use dstack_policy::{Facts, Grant, Permit, Rules, decide, decide_env, not_revoked, still_allowed};
 use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, CLOCK_SKEW_MS_MAX, INTENT_ROW_MS_MAX};
 use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::release::{Ask, Go, Mode, RelReq};
@@ -29,6 +29,8 @@ pub struct HolderView<'a> {
     pub now: UnixMillis,
     /// Whether a head certificate for the beacon at that position is at hand.
     pub beacon_certified: &'a dyn Fn(u64) -> bool,
+    /// The word of this node's own authority on the guest, where it was asked.
+    pub permit: Option<&'a Permit>,
 }
 
 /// The proof that this node judged a request against its committed intent. It cannot cross a wire.
@@ -103,8 +105,14 @@ pub fn precheck(
     if let (Mode::Legacy, Some(seen)) = (request.mode, first_sighting(state, request)) {
         check_sighting(seen, state.log_time)?;
     }
-    let rules =
-        Rules { policy: &policy, policy_hash, revoked: &state.governance.revoked, log_time: state.log_time, tcb_known: &state.tcb_known };
+    let rules = Rules {
+        policy: &policy,
+        policy_hash,
+        revoked: &state.governance.revoked,
+        log_time: state.log_time,
+        tcb_known: &state.tcb_known,
+        permit: view.permit,
+    };
     judge(&attributed, identity, rules, view)?;
     Ok(attributed)
 }
@@ -152,9 +160,11 @@ pub fn clear(attributed: &AttributedAsk, go: &Go, identity: Option<&VerifiedIden
         revoked: &state.governance.revoked,
         log_time: row.log_time,
         tcb_known: &state.tcb_known,
+        permit: view.permit,
     };
     let grant = judge(attributed, identity, rules, view)?;
-    // And again at the latest applied position: a revocation that committed since stops the partial.
+    // And again at the latest applied position: a revocation that committed since stops the partial, of the delegation too.
+    state.app(&request.app_id).map_err(|code| Refusal::new(code, "an app that may be served", request.app_id.to_string()))?;
     match identity {
         Some(identity) => still_allowed(&Facts::from(identity), request, &state.governance.revoked)?,
         None => not_revoked(request, &state.governance.revoked)?,
@@ -208,11 +218,11 @@ fn judge(
 }
 
 fn policy_in_force(state: &State, ask: &Ask) -> Result<(AppPolicy, [u8; 32]), Refusal> {
-    let app_id = ask.request.app_id;
-    let app = state.apps.get(&app_id).ok_or_else(|| Refusal::new(RefusalCode::AppUnknown, "an app with a policy", app_id.to_string()))?;
-    let policy = state.policies.get(&app.policy_hash).and_then(|blob| AppPolicy::decode(&blob.0).ok());
-    let policy = policy.ok_or_else(|| Refusal::new(RefusalCode::Internal, "the policy in force", hex(&app.policy_hash)))?;
-    Ok((policy, app.policy_hash))
+    // Of an app that nobody registered it is the delegation's, before the app is adopted too.
+    let policy_hash = state.policy_of(&ask.request.app_id)?;
+    let policy = state.policies.get(&policy_hash).and_then(|blob| AppPolicy::decode(&blob.0).ok());
+    let policy = policy.ok_or_else(|| Refusal::new(RefusalCode::Internal, "the policy in force", hex(&policy_hash)))?;
+    Ok((policy, policy_hash))
 }
 
 fn check_age(row: &IntentRow, log_time: UnixMillis, now: UnixMillis) -> Result<(), Refusal> {

@@ -2,9 +2,12 @@
 //! decides (holders do, and this node's own is one of them). Source: KMS API reference §4; threshold.md §2.4.
 
 use dstack_actors::combine::{Served, ServedKey, Wanted};
+use dstack_actors::ports::read;
+use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::release::{KeyClass, Wish};
 use dstack_protocol::sign::{Basis, SignObject};
-use dstack_protocol::{AppId, RefusalCode};
+use dstack_protocol::state::State;
+use dstack_protocol::{AppId, RefusalCode, Wire as _};
 use dstack_prpc::RpcError;
 use dstack_prpc::kms::{AppKeyResponse, GetAppKeyRequest};
 use tracing::info;
@@ -36,16 +39,31 @@ impl Dstack {
         let app_pk: [u8; 33] = public(&keys, KeyClass::K256)?.try_into().map_err(|_| internal("a public key of class k256"))?;
         let object = SignObject::AppKey { generation: GENERATION, app_id, app_pk };
         let signed = self.parts.signatures.sign(object, Basis::Release { intent_id }).await.map_err(|refusal| error_of(&refusal))?;
+        let gateway_app_id = self.gateway_of(attested, app_id).await?;
         Ok(AppKeyResponse {
             ca_cert: self.root_ca_pem().await?,
             disk_crypt_key: secret(&keys, KeyClass::Disk)?,
             env_crypt_key: secret(&keys, KeyClass::Env)?,
             k256_key: secret(&keys, KeyClass::K256)?,
             k256_signature: signed.bytes.0,
-            tproxy_app_id: self.config.gateway_app_id.clone(),
-            gateway_app_id: self.config.gateway_app_id.clone(),
+            tproxy_app_id: gateway_app_id.clone(),
+            gateway_app_id,
             os_image_hash: guest::os_image_hash(&attested.identity),
         })
+    }
+
+    /// The gateway that the authority names, where the app's policy asks it; else the configured one.
+    async fn gateway_of(&self, attested: &Attested, app_id: AppId) -> Result<String, RpcError> {
+        let asks = |state: &State| {
+            let policy = state.policy_of(&app_id).ok().and_then(|hash| state.policies.get(&hash));
+            policy.and_then(|blob| AppPolicy::decode(&blob.0).ok()).is_some_and(|policy| policy.ask_authority)
+        };
+        match self.parts.holder.authority() {
+            Some(authority) if read(&*self.parts.log, asks).map_err(|refusal| error_of(&refusal))? => {
+                authority.gateway(&attested.identity).await.map_err(|refusal| error_of(&refusal))
+            }
+            _ => Ok(self.config.gateway_app_id.clone()),
+        }
     }
 
     async fn released(&self, attested: &Attested, app_id: AppId) -> Result<Served, RpcError> {
@@ -63,6 +81,11 @@ impl Dstack {
         self.combine.keys(wanted, GENERATION, app_id, wishes).await.map_err(|refusal| match refusal.code {
             // What another node, or this one a little later, may serve is no word on the app.
             code if code.retryable() || code == RefusalCode::Fork => error_of(&refusal),
+            // The authority's own reason, as upstream passes it on.
+            RefusalCode::AuthorityDenied => {
+                crate::status::refused(refusal.code);
+                RpcError::refused(format!("{DENIED}: {}", refusal.got))
+            }
             _ => prefixed(DENIED, error_of(&refusal)),
         })
     }

@@ -3,11 +3,13 @@
 //! Source: KMS API reference §4, §6.2; threshold.md §5.1.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use dstack_actors::ports::read;
-use dstack_protocol::AppId;
+use dstack_protocol::adopt::AdoptBasis;
 use dstack_protocol::sign::{Basis, SignKey, SignObject};
 use dstack_protocol::state::SignedRow;
+use dstack_protocol::{AppId, Refusal, RefusalCode};
 use dstack_prpc::RpcError;
 use dstack_prpc::kms::{AppId as AppIdMessage, PublicKeyResponse};
 
@@ -19,6 +21,8 @@ use super::{Dstack, GENERATION};
 const FRESH_S: u64 = 120;
 /// And this long when no newer one can be made: verifiers accept 300 s.
 const STALE_S: u64 = 240;
+/// How long a caller waits for the key of an app that nobody knew before.
+const COMPUTED_WITHIN: Duration = Duration::from_secs(20);
 
 impl Dstack {
     /// See the module text.
@@ -26,6 +30,7 @@ impl Dstack {
         let app_id: [u8; 20] = request.app_id.as_slice().try_into().map_err(|_| RpcError::refused("app_id must be 20 bytes"))?;
         let app_id = AppId(app_id);
         self.budget.take(source, (self.parts.now)()).map_err(|refusal| error_of(&refusal))?;
+        self.adopted_for_env_key(app_id).await.map_err(|refusal| error_of(&refusal))?;
         let found = read(&*self.parts.log, |state| {
             let envpub = state.env_key(GENERATION, &app_id)?;
             Ok((envpub, state.log_time.0 / 1000, state.latest_signed(&SignKey::EnvKeyAt(GENERATION, app_id)).cloned()))
@@ -52,6 +57,31 @@ impl Dstack {
 /// Age of a dated signature at `now_s` of log time.
 pub(super) fn age_s(row: &SignedRow, now_s: u64) -> u64 {
     dated_at(row).map_or(u64::MAX, |at| now_s.saturating_sub(at))
+}
+
+impl Dstack {
+    /// Upstream answers for any app id, and deploy tools ask before the first boot. Under a delegation so do we: the app is adopted for its
+    /// env key alone, and the caller waits until a node has computed it.
+    async fn adopted_for_env_key(&self, app_id: AppId) -> Result<(), Refusal> {
+        let mut applied = self.parts.log.applied();
+        if !read(&*self.parts.log, |state| state.wants_adoption(&app_id, AdoptBasis::Asked))? {
+            return Ok(());
+        }
+        self.parts.coordinator.adoption.of(app_id, AdoptBasis::Asked).await?;
+        let computed = async {
+            // A key that is missing may come, any other refusal stays.
+            while read(&*self.parts.log, |state| state.env_key(GENERATION, &app_id))?
+                .is_err_and(|refusal| refusal.code == RefusalCode::EnvKeyMissing)
+            {
+                if applied.changed().await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        // Past this the caller is told that the key is missing, with a retry hint.
+        tokio::time::timeout(COMPUTED_WITHIN, computed).await.unwrap_or(Ok(()))
+    }
 }
 
 fn dated_at(row: &SignedRow) -> Option<u64> {

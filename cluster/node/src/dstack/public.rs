@@ -30,6 +30,12 @@ impl Dstack {
         let missing =
             || Refusal::new(RefusalCode::RootMissing, "root `id` in force", "the key generation is not complete").retry_after(2000);
         let k256_pubkey = identity.and_then(|key| key.ok_or_else(missing)).map_err(|refusal| error_of(&refusal))?;
+        // As upstream: without an answer of the authority this method fails, which its callers use as a probe of both.
+        let about = match self.parts.holder.authority() {
+            Some(authority) => Some(authority.about().await.map_err(|refusal| error_of(&refusal))?),
+            None => None,
+        };
+        let gateway_app_id = about.as_ref().map_or_else(|| self.config.gateway_app_id.clone(), |about| about.gateway_app_id.clone());
         Ok(GetMetaResponse {
             ca_cert: self.root_ca_pem().await?,
             // Every policy change takes the operators' quorum, on a cluster for tests too.
@@ -38,10 +44,10 @@ impl Dstack {
             // Where an operator called `Bootstrap` on this node; the roots are made by all nodes together.
             bootstrap_info: self.parts.bootstrap.current(),
             is_dev: self.parts.software,
-            gateway_app_id: Some(self.config.gateway_app_id.clone()),
-            kms_contract_address: None,
-            chain_id: None,
-            app_auth_implementation: None,
+            gateway_app_id: Some(gateway_app_id),
+            kms_contract_address: about.as_ref().map(|about| about.kms_contract_addr.clone()),
+            chain_id: about.as_ref().map(|about| about.chain_id),
+            app_auth_implementation: about.map(|about| about.app_implementation),
         })
     }
 

@@ -261,6 +261,7 @@ fn a_guest_under_a_clouds_key_passes_the_gate_and_its_policy_decides() {
     };
     let policy = |accept_vlek| AppPolicy {
         tcb: TcbRules { accept_vlek, ..TcbRules::default() },
+        ask_authority: false,
         platforms: vec![Platform::SevSnp],
         compose_hashes: vec![[0x44; 32]],
         ..Cluster::policy()
@@ -268,7 +269,8 @@ fn a_guest_under_a_clouds_key_passes_the_gate_and_its_policy_decides() {
     let (revoked, known) = (std::collections::BTreeSet::new(), BTreeMap::new());
     let decided = |accept_vlek| {
         let policy = policy(accept_vlek);
-        let rules = Rules { policy: &policy, policy_hash: policy.hash(), revoked: &revoked, log_time: AMD_NOW, tcb_known: &known };
+        let rules =
+            Rules { policy: &policy, policy_hash: policy.hash(), revoked: &revoked, log_time: AMD_NOW, tcb_known: &known, permit: None };
         decide(&identity, &request, rules).map(|_| ()).map_err(|refusal| refusal.code)
     };
     assert_eq!(decided(true), Ok(()));

@@ -42,7 +42,7 @@ impl Guests {
     }
 
     /// curl's answer from a node, `None` while it does not serve.
-    fn ask(&self, cluster: &mut Cluster, seat: u16, method: &str, body: Option<&Value>, more: &[String]) -> Option<Value> {
+    pub(crate) fn ask(&self, cluster: &mut Cluster, seat: u16, method: &str, body: Option<&Value>, more: &[String]) -> Option<Value> {
         let port = logged_port(cluster, seat, "listening for dstack's protocol");
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--max-time", "60", "--cacert"]).arg(&self.root).args(["--resolve", &format!("kms.test:{port}:127.0.0.1")]);

@@ -10,8 +10,8 @@ use dstack_protocol::log::BeaconBody;
 use dstack_protocol::state::{BeaconRow, State};
 use dstack_protocol::{ClusterId, RefusalCode};
 
-use super::intents;
 use super::view::{self, verifies};
+use super::{adopt, intents};
 
 /// Judges the readings and moves log time.
 pub(super) fn apply(state: &mut State, cluster_id: &ClusterId, body: &BeaconBody) -> Result<(), RefusalCode> {
@@ -44,10 +44,11 @@ pub(super) fn settle(state: &mut State, pos: u64, value: [u8; 32]) {
     state.beacons.retain(|at, row| *at == pos || log_time.since(row.log_time) <= BEACON_KEEP_MS);
     state.intents.retain(|_, row| log_time.since(row.log_time) <= INTENT_ROW_MS_MAX);
     intents::prune(state);
+    adopt::prune(state);
     governance::prune(&mut state.governance, log_time);
     // Policies and collateral stay readable while an app or a row names them.
-    let policies: BTreeSet<[u8; 32]> =
-        state.apps.values().map(|app| app.policy_hash).chain(state.intents.values().map(|row| row.policy_hash)).collect();
+    let policies = state.apps.values().map(|app| app.policy_hash).chain(state.intents.values().map(|row| row.policy_hash));
+    let policies: BTreeSet<[u8; 32]> = policies.chain(state.delegation).collect();
     state.policies.retain(|hash, _| policies.contains(hash));
     let in_force = state.collateral_id;
     let collaterals: BTreeSet<[u8; 32]> = state.intents.values().map(|row| row.collateral_id).chain([in_force]).collect();

@@ -55,13 +55,7 @@ fn allowed(state: &State, generation: Generation, app_id: &AppId) -> Result<(), 
     if state.governance.revoked.contains(&Object::Generation(generation)) {
         return Err(RefusalCode::GenerationRevoked);
     }
-    if !state.apps.contains_key(app_id) {
-        return Err(RefusalCode::AppUnknown);
-    }
-    if state.governance.revoked.contains(&Object::App(*app_id)) {
-        return Err(RefusalCode::AppRevoked);
-    }
-    Ok(())
+    state.app(app_id).map(drop)
 }
 
 /// Publishes a key: signed by the node that the open attempt names.

@@ -59,11 +59,11 @@ fn resolve(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)>
     if state.governance.revoked.contains(&Object::Generation(intent.generation)) {
         return refuse(RefusalCode::GenerationRevoked);
     }
-    if !state.apps.contains_key(&intent.app_id) {
-        return refuse(RefusalCode::AppUnknown);
-    }
-    if state.governance.revoked.contains(&Object::App(intent.app_id)) {
-        return refuse(RefusalCode::AppRevoked);
+    match state.app(&intent.app_id) {
+        Err(code) => return refuse(code),
+        // Of an app that somebody only asked for nothing but its env key is computed.
+        Ok(row) if intent.mode != Mode::Env && !row.may_release() => return refuse(RefusalCode::AppUnknown),
+        Ok(_) => {}
     }
     let Some(beacon) = state.beacons.get(&intent.beacon_pos) else {
         return refuse(RefusalCode::UnknownBeacon);

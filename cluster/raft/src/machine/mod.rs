@@ -5,6 +5,7 @@
 //! outside), fails. Source: architecture.md §7, threshold.md §2.2, §2.6, §3.
 
 mod admission;
+mod adopt;
 mod beacon;
 mod ceremony;
 pub mod collateral;
@@ -224,6 +225,8 @@ impl KmsMachine {
             env_keys: BTreeMap::new(),
             sightings: BTreeMap::new(),
             legacy_rates: BTreeMap::new(),
+            delegation: None,
+            adopt_rates: BTreeMap::new(),
         };
         let draft = Draft { kind: RecordKind::Genesis, outcome: Ok(()), body: genesis.to_vec() };
         let (leaves, outcomes, _) = append(&mut state, vec![draft]);
@@ -243,6 +246,7 @@ impl KmsMachine {
                 let (kind, body) = named(&other);
                 // Leaf of the first ask, where a signature is asked for again.
                 let mut first = None;
+                let mut retry_after_ms = 0;
                 let outcome = match &other {
                     Command::Genesis { .. } => Err(RefusalCode::GenesisRepeated),
                     Command::Beacon(readings) => beacon::apply(state, &cluster_id, readings),
@@ -259,11 +263,16 @@ impl KmsMachine {
                     Command::Signed(signed) => sign::stored(state, &cluster_id, signed, size_before)
                         .map(|replaced| effects.extend(replaced.map(Effect::AppKeyReplaced))),
                     Command::Env(attempt) => env::attempt(state, &cluster_id, attempt, size_before),
+                    Command::Adopt(adoption) => adopt::apply(state, &cluster_id, adoption).map_err(|(code, wait_ms)| {
+                        retry_after_ms = wait_ms;
+                        code
+                    }),
                     Command::Checkpoint | Command::Intents(_) => Ok(()),
                 };
                 let (leaves, mut outcomes, _) = append(state, vec![Draft { kind, outcome, body }]);
-                if let (Some(pos), [answered]) = (first, outcomes.as_mut_slice()) {
-                    answered.pos = pos;
+                if let [answered] = outcomes.as_mut_slice() {
+                    answered.pos = first.unwrap_or(answered.pos);
+                    answered.retry_after_ms = retry_after_ms;
                 }
                 match outcome {
                     Ok(()) => effects.push(Effect::Changed(kind)),
@@ -363,6 +372,7 @@ fn named(command: &Command) -> (RecordKind, Vec<u8>) {
         Command::Sign(ask) => (RecordKind::Signature, ask.encode()),
         Command::Signed(signed) => (RecordKind::Signature, signed.encode()),
         Command::Env(attempt) => (RecordKind::Env, attempt.encode()),
+        Command::Adopt(adoption) => (RecordKind::Adoption, adoption.encode()),
     }
 }
 
@@ -375,13 +385,21 @@ fn govern(state: &mut State, cluster_id: &ClusterId, entry: &Entry, effects: &mu
         quorum::Effect::Pending { ready: false, .. } => {}
         quorum::Effect::Applied(action) => {
             use dstack_protocol::governance::{ActionKind, Object, policy_hash};
-            if let (ActionKind::SetAppPolicy, Object::App(app_id)) = (action.kind, &action.object)
-                && let Ok(policy) = dstack_protocol::policy::AppPolicy::decode(&action.body)
-            {
-                let hash = policy_hash(&action.body);
-                state.policies.insert(hash, Blob(action.body));
-                let row = AppRow { policy_hash: hash, tokens_milli: dstack_policy::rate::full(policy.rate), refilled: state.log_time };
-                state.apps.insert(*app_id, row);
+            let policy = || dstack_protocol::policy::AppPolicy::decode(&action.body);
+            match (action.kind, &action.object) {
+                (ActionKind::SetAppPolicy, Object::App(app_id)) => {
+                    let Ok(policy) = policy() else { return Ok(()) };
+                    let policy_hash = policy_hash(&action.body);
+                    let tokens_milli = dstack_policy::rate::full(policy.rate);
+                    state.policies.insert(policy_hash, Blob(action.body));
+                    // The operators' word replaces an adoption.
+                    state.apps.insert(*app_id, AppRow { policy_hash, tokens_milli, refilled: state.log_time, adopted: None });
+                }
+                (ActionKind::SetDelegation, Object::Delegation) => {
+                    let Ok(policy) = policy() else { return Ok(()) };
+                    adopt::delegate(state, policy.rate, &action.body);
+                }
+                _ => {}
             }
         }
     }

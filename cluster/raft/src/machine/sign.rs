@@ -85,12 +85,7 @@ fn may_be_signed(state: &State, object: &SignObject) -> Result<(), RefusalCode> 
         return Err(RefusalCode::RootMissing);
     }
     if let Some(app_id) = object.app_id() {
-        if !state.apps.contains_key(app_id) {
-            return Err(RefusalCode::AppUnknown);
-        }
-        if revoked.contains(&Object::App(*app_id)) {
-            return Err(RefusalCode::AppRevoked);
-        }
+        state.app(app_id)?;
     }
     Ok(())
 }

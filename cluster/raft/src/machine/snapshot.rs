@@ -15,7 +15,7 @@ use dstack_protocol::state::State;
 use dstack_protocol::{NodeIndex, RefusalCode, Wire};
 
 use super::view::verifies;
-use super::{Birth, ceremony, env, sign};
+use super::{Birth, adopt, ceremony, env, sign};
 
 /// Decodes and checks the canonical state.
 pub(super) fn checked(birth: &Birth, bytes: &[u8]) -> Result<State, String> {
@@ -31,6 +31,7 @@ pub(super) fn checked(birth: &Birth, bytes: &[u8]) -> Result<State, String> {
     ceremony::check_roots(&state, birth.cluster_id()).map_err(|code| format!("snapshot: roots: {code}"))?;
     sign::check_snapshot(&state, birth.cluster_id())?;
     env::check_snapshot(&state, birth.cluster_id(), &keys)?;
+    adopt::check_snapshot(&state, birth.cluster_id(), &keys)?;
     Ok(state)
 }
 
@@ -46,7 +47,8 @@ fn objects(state: &State) -> Result<(), String> {
             return Err(format!("snapshot: collateral {} is not what its hash says", hex(id)));
         }
     }
-    let policies = state.apps.values().map(|app| app.policy_hash).chain(state.intents.values().map(|row| row.policy_hash));
+    let policies =
+        state.apps.values().map(|app| app.policy_hash).chain(state.intents.values().map(|row| row.policy_hash)).chain(state.delegation);
     for hash in policies {
         if !state.policies.contains_key(&hash) {
             return Err(format!("snapshot: policy {} is missing", hex(&hash)));
@@ -58,8 +60,8 @@ fn objects(state: &State) -> Result<(), String> {
             return Err(format!("snapshot: collateral {} is missing", hex(&id)));
         }
     }
-    // Every policy in force rests on an action signed by operators.
-    for (app_id, app) in &state.apps {
+    // Every policy in force rests on an action signed by operators; of adopted apps the delegation's does.
+    for (app_id, app) in state.apps.iter().filter(|(_, app)| app.adopted.is_none()) {
         let object = dstack_protocol::governance::Object::App(*app_id);
         let signed = state.governance.proofs.get(&object).is_some_and(|proof| policy_hash(&proof.action.body) == app.policy_hash);
         if !signed {

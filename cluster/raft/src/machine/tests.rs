@@ -1,5 +1,6 @@
 //! The machine driven as three nodes would: genesis, admissions, beacons, key generation, policy, intents, snapshots.
 
+mod adopt;
 mod env;
 mod sign;
 
@@ -250,6 +251,7 @@ impl World {
             session_ms: 3_600_000,
             allow_legacy: false,
             tcb: dstack_protocol::policy::TcbRules::default(),
+            ask_authority: false,
         }
     }
 

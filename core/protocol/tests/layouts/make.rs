@@ -7,6 +7,7 @@ mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dstack_protocol::adopt::{Adopt, AdoptBasis};
 use dstack_protocol::ceremony::{
     AdmitBody, ComplainBody, DealBody, DealtShare, JoinBody, Message, MessageKind, Open, ReadyBody, Step, StepKind, What,
 };
@@ -19,7 +20,7 @@ use dstack_protocol::policy::{AppPolicy, PathRule, Rate, TcbRules};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
 use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
-use dstack_protocol::state::{AppRow, BeaconRow, Blob, IntentRow, SeatRow};
+use dstack_protocol::state::{AdoptedRow, AppRow, BeaconRow, Blob, IntentRow, SeatRow};
 use dstack_protocol::{
     AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, Refusal, RefusalCode, RootTag, Seat, TcbStatus, UnixMillis,
 };
@@ -154,7 +155,9 @@ one_of! {
     ActionKind => [
         ActionKind::SetAppPolicy, ActionKind::Revoke, ActionKind::Unrevoke, ActionKind::SetOperators, ActionKind::GrantSeat,
         ActionKind::SetSettings, ActionKind::AllowNodeMeasurement, ActionKind::NewGeneration, ActionKind::DestroyGeneration, ActionKind::Resume,
+        ActionKind::SetDelegation,
     ]
+    AdoptBasis => [AdoptBasis::Booted, AdoptBasis::Asked]
     Mode => [Mode::Client, Mode::Legacy, Mode::Env]
     TcbStatus => [
         TcbStatus::UpToDate, TcbStatus::SwHardeningNeeded, TcbStatus::ConfigurationNeeded,
@@ -192,7 +195,9 @@ plain! {
     Rate { per_second, burst }
     BeaconRow { value, log_time }
     SeatRow { index, node_key, incarnation }
-    AppRow { policy_hash, tokens_milli, refilled }
+    AppRow { policy_hash, tokens_milli, refilled, adopted }
+    AdoptedRow { adopt, since }
+    Adopt { app_id, basis, author, beacon_pos, sig }
     IntentRow { pos, size, log_root, log_time, policy_hash, collateral_id, members_version, generation, app_id, mode, coordinator, classes }
 }
 
@@ -282,7 +287,7 @@ impl Make for Open {
 
 impl Make for Command {
     fn make(s: &mut Source<'_>) -> Self {
-        let which = s.below(12);
+        let which = s.below(13);
         Self::variant(s, which)
     }
 }
@@ -306,7 +311,8 @@ impl Variants for Command {
             8 => Self::Collateral(Make::make(s)),
             9 => Self::Sign(Make::make(s)),
             10 => Self::Signed(Make::make(s)),
-            _ => Self::Env(Make::make(s)),
+            11 => Self::Env(Make::make(s)),
+            _ => Self::Adopt(Make::make(s)),
         }
     }
 }
@@ -371,13 +377,14 @@ impl Make for GenesisCertificate {
 
 impl Make for Object {
     fn make(s: &mut Source<'_>) -> Self {
-        match s.below(7) {
+        match s.below(8) {
             0 => Self::App(Make::make(s)),
             1 => Self::Measurement(s.bytes(1, 40)),
             2 => Self::Platform(Make::make(s)),
             3 => Self::Seat(Make::make(s)),
             4 => Self::Operators,
             5 => Self::Settings,
+            6 => Self::Delegation,
             _ => Self::Generation(Make::make(s)),
         }
     }
@@ -397,6 +404,7 @@ impl Make for Action {
             ActionKind::SetSettings | ActionKind::Resume => Object::Settings,
             ActionKind::AllowNodeMeasurement => Object::Measurement(s.bytes(1, 40)),
             ActionKind::NewGeneration | ActionKind::DestroyGeneration => Object::Generation(Make::make(s)),
+            ActionKind::SetDelegation => Object::Delegation,
         };
         let empty = matches!(kind, ActionKind::Revoke | ActionKind::Unrevoke);
         Self {
@@ -461,7 +469,7 @@ impl Make for AppPolicy {
         let any_os_image = bool::make(s);
         let classes: Vec<KeyClass> = s.set(5);
         let paths: BTreeSet<PathRule> = if classes.contains(&KeyClass::Custom) { s.set(3).into_iter().collect() } else { BTreeSet::new() };
-        Self {
+        let mut policy = Self {
             name: s.text(1, 64),
             platforms: s.set(6),
             compose_hashes: s.set(3),
@@ -474,7 +482,19 @@ impl Make for AppPolicy {
             session_ms: 1 + u64::from(u32::make(s)) % 3_600_000,
             allow_legacy: Make::make(s),
             tcb: if bool::make(s) { Make::make(s) } else { TcbRules::default() },
+            ask_authority: Make::make(s),
+        };
+        if policy.ask_authority && bool::make(s) {
+            policy.compose_hashes.clear();
         }
+        policy
+    }
+}
+
+impl Variants for AppPolicy {
+    /// One whose authority is asked.
+    fn variant(s: &mut Source<'_>, _which: usize) -> Self {
+        Self { ask_authority: true, ..Self::make(s) }
     }
 }
 

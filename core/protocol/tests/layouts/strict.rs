@@ -44,10 +44,10 @@ fn labels_and_versions_are_those_of_the_layout() {
         other[9] ^= 0x20;
         assert!(matches!((layout.through)(&other), Err(DecodeError::Label { .. })), "{}", layout.name);
         let end = 8 + bytes[8..].iter().take_while(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()).count();
-        if matches!(bytes[end], 1 | 2) {
+        if matches!(bytes[end], 1..=3) {
             let mut later = bytes.clone();
-            later[end] = 3;
-            assert!(matches!((layout.through)(&later), Err(DecodeError::Version { got: 3, .. })), "{}", layout.name);
+            later[end] = 9;
+            assert!(matches!((layout.through)(&later), Err(DecodeError::Version { got: 9, .. })), "{}", layout.name);
         }
     }
     assert!(labelled > 20, "most layouts have a label, {labelled} were seen");
@@ -176,6 +176,7 @@ fn a_policy_keeps_its_rules() {
     refuses_field(&policy, "name", |p| p.name.clear());
     refuses_field(&policy, "name", |p| p.name = "x".repeat(65));
     refuses_field(&policy, "platforms", |p| p.platforms.clear());
+    let policy = AppPolicy { ask_authority: false, ..policy };
     refuses_field(&policy, "compose_hashes", |p| p.compose_hashes.clear());
     refuses_field(&policy, "os_images", |p| p.any_os_image = false);
     refuses_field(&policy, "classes", |p| p.classes.clear());
@@ -190,6 +191,14 @@ fn a_policy_keeps_its_rules() {
     bytes[14] = 2;
     bytes.extend([0; 10]);
     assert!(matches!(AppPolicy::decode(&bytes), Err(DecodeError::Field { field: "version", .. })));
+    // And version 3 is the one whose authority is asked, whatever version 2 adds.
+    for tcb in [TcbRules::default(), TcbRules { grace_s: 7, ..TcbRules::default() }] {
+        let asks = AppPolicy { ask_authority: true, compose_hashes: Vec::new(), tcb, ..policy.clone() };
+        assert_eq!(asks.encode().get(14), Some(&3));
+        assert_eq!(AppPolicy::decode(&asks.encode()), Ok(asks.clone()));
+        let quiet = AppPolicy { ask_authority: false, compose_hashes: vec![[1; 32]], ..asks.clone() };
+        assert_ne!(quiet.hash(), asks.hash());
+    }
     let many = |count: u16| (0..count).map(|i| [[0; 30].as_slice(), &i.to_be_bytes()].concat().try_into().unwrap()).collect();
     refuses_field(&policy, "compose_hashes", |p| p.compose_hashes = many(257));
 }
@@ -223,6 +232,7 @@ fn an_action_fits_its_object() {
         not_after: UnixMillis(1),
     };
     refuses_field(&revoke, "object", |a| a.object = Object::Operators);
+    refuses_field(&revoke, "object", |a| a.kind = ActionKind::SetDelegation);
     refuses_field(&revoke, "object", |a| a.body = vec![1]);
     refuses_field(&revoke, "object", |a| a.kind = ActionKind::SetAppPolicy);
     refuses_field(&revoke, "object_id", |a| a.object = Object::Measurement(Vec::new()));

@@ -214,10 +214,11 @@ pub(crate) fn layouts() -> Vec<Layout> {
         layout::<EnvAttempt>("env-attempt"),
         layout::<EnvPubBody>("env-pub-body"),
     ];
+    all.extend(variants!(AppPolicy: 0 "app-policy-authority"));
     all.extend(variants!(Command:
         0 "command-genesis", 1 "command-beacon", 2 "command-intents", 3 "command-ceremony", 4 "command-open", 5 "command-step",
         6 "command-governance", 7 "command-checkpoint", 8 "command-collateral",
-        9 "command-sign", 10 "command-signed", 11 "command-env"));
+        9 "command-sign", 10 "command-signed", 11 "command-env", 12 "command-adopt"));
     all.extend(variants!(SignObject:
         0 "sign-object-root-ca", 1 "sign-object-app-ca", 2 "sign-object-issuing-ca", 3 "sign-object-generation",
         4 "sign-object-app-key", 5 "sign-object-env-key", 6 "sign-object-env-key-at"));

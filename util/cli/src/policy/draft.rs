@@ -1,11 +1,12 @@
 //! An app's policy from flags or a TOML file. Owns: names of its fields and their defaults. Never: a default for what may run.
 
+use dstack_protocol::governance::Object;
 use dstack_protocol::limits::{
     ADVISORY_BYTES_MAX, PATH_BYTES_MAX, POLICY_ADVISORIES_MAX, POLICY_HASHES_MAX, POLICY_PATHS_MAX, SESSION_MS_MAX,
 };
 use dstack_protocol::policy::{AppPolicy, PathRule, Rate, TcbRules};
 use dstack_protocol::release::KeyClass;
-use dstack_protocol::{AppId, TcbStatus, Wire};
+use dstack_protocol::{TcbStatus, Wire};
 use serde::Deserialize;
 
 use crate::args;
@@ -15,9 +16,14 @@ use crate::failure::Failure;
 #[derive(Deserialize, Debug, Clone, Default)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Draft {
+    #[serde(default)]
     pub(crate) app_id: String,
+    /// Instead of an app: every app that nobody registered.
+    #[serde(default)]
+    pub(crate) delegation: bool,
     pub(crate) name: String,
     pub(crate) platforms: Vec<String>,
+    #[serde(default)]
     pub(crate) compose_hashes: Vec<String>,
     #[serde(default)]
     pub(crate) any_os_image: bool,
@@ -42,6 +48,8 @@ pub(crate) struct Draft {
     pub(crate) session_s: Option<u64>,
     #[serde(default)]
     pub(crate) allow_legacy: bool,
+    #[serde(default)]
+    pub(crate) ask_authority: bool,
 }
 
 impl Draft {
@@ -50,9 +58,16 @@ impl Draft {
         toml::from_str(text).map_err(|error| bad(error.to_string()))
     }
 
-    /// The app and its policy, lists in order, checked by the rules of the policy's own decoder.
-    pub(crate) fn policy(&self) -> Result<(AppId, AppPolicy), Failure> {
-        let app_id = args::app_id(&self.app_id).map_err(|why| bad(format!("app id: {why}")))?;
+    /// For what the policy is, and the policy: lists in order, checked by the rules of the policy's own decoder.
+    pub(crate) fn policy(&self) -> Result<(Object, AppPolicy), Failure> {
+        let object = match (self.delegation, self.app_id.is_empty()) {
+            (true, true) => Object::Delegation,
+            (true, false) => return Err(bad("either an app id or the delegation")),
+            (false, _) => Object::App(args::app_id(&self.app_id).map_err(|why| bad(format!("app id: {why}")))?),
+        };
+        if self.delegation && !self.ask_authority {
+            return Err(bad("a delegation asks the authority (ask_authority), else it would admit anybody"));
+        }
         for (what, count, max) in [
             ("compose hashes", self.compose_hashes.len(), POLICY_HASHES_MAX),
             ("os images", self.os_images.len(), POLICY_HASHES_MAX),
@@ -99,6 +114,7 @@ impl Draft {
             },
             session_ms,
             allow_legacy: self.allow_legacy,
+            ask_authority: self.ask_authority,
             tcb: TcbRules {
                 grace_s,
                 min_evaluation: self.min_evaluation,
@@ -107,7 +123,7 @@ impl Draft {
             },
         };
         let policy = AppPolicy::decode(&policy.encode()).map_err(|error| bad(error.to_string()))?;
-        Ok((app_id, policy))
+        Ok((object, policy))
     }
 }
 
@@ -141,7 +157,7 @@ fn path_rule(text: &str) -> Result<PathRule, String> {
 
 #[cfg(test)]
 mod tests {
-    use dstack_protocol::Platform;
+    use dstack_protocol::{AppId, Platform};
 
     use super::*;
 
@@ -158,8 +174,8 @@ mod tests {
 
     #[test]
     fn lists_are_sorted_and_defaults_are_the_strict_ones() {
-        let (app_id, policy) = draft().policy().unwrap();
-        assert_eq!(app_id, AppId([3; 20]));
+        let (object, policy) = draft().policy().unwrap();
+        assert_eq!(object, Object::App(AppId([3; 20])));
         assert_eq!(policy.platforms, [Platform::Tdx, Platform::Nitro]);
         assert_eq!(policy.compose_hashes, [[0xaa; 32], [0xbb; 32]]);
         assert_eq!(policy.tcb_allowed, [TcbStatus::UpToDate]);
@@ -180,6 +196,16 @@ mod tests {
         let refused_advisories = vec!["INTEL-SA-00001".to_owned(), "INTEL-SA-00002".to_owned()];
         let expected = TcbRules { grace_s: 2_592_000, min_evaluation: 18, refused_advisories, accept_vlek: true };
         assert_eq!(draft.policy().unwrap().1.tcb, expected);
+    }
+
+    #[test]
+    fn a_delegation_names_no_app_and_asks_the_authority() {
+        let delegation = Draft { app_id: String::new(), delegation: true, ask_authority: true, compose_hashes: vec![], ..draft() };
+        let (object, policy) = delegation.policy().unwrap();
+        assert_eq!((object, policy.ask_authority, policy.compose_hashes.len()), (Object::Delegation, true, 0));
+        assert!(Draft { ask_authority: false, ..delegation.clone() }.policy().is_err());
+        assert!(Draft { app_id: "03".repeat(20), ..delegation.clone() }.policy().is_err());
+        assert!(Draft { delegation: false, ..delegation }.policy().is_err());
     }
 
     #[test]

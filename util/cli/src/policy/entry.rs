@@ -9,7 +9,7 @@ use dstack_protocol::governance::{Action, ActionKind, Entry, Object};
 use dstack_protocol::{UnixMillis, Wire};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 
-use super::{TIMEOUT, progress, words};
+use super::{DELEGATION, TIMEOUT, progress, words};
 use crate::args;
 use crate::failure::{Done, Failure};
 use crate::files;
@@ -22,7 +22,7 @@ pub(crate) struct Signing {
     /// Operator's key file.
     #[arg(long)]
     pub(crate) key: PathBuf,
-    /// Version that the action builds on; without it the app's current version is asked for (0 for other objects).
+    /// Version that the action builds on; without it the current version of app or delegation is asked for (0 for other objects).
     #[arg(long)]
     pub(crate) base_version: Option<u64>,
     /// The action is void after this long; at most 90 days.
@@ -38,8 +38,10 @@ pub(crate) fn propose(nodes: &Nodes, signing: &Signing, kind: ActionKind, object
     let key = OperatorKey::load(&signing.key)?;
     let base_version = match (signing.base_version, &object) {
         (Some(version), _) => version,
-        (None, Object::App(app_id)) => block_on(async { progress(nodes, app_id).await.map_err(|error| error.failure()) })?.version,
-        (None, _) => 0,
+        (None, object) => match told(object) {
+            Some(name) => block_on(async { progress(nodes, &name).await.map_err(|error| error.failure()) })?.version,
+            None => 0,
+        },
     };
     let mut action_id = [0; 16];
     getrandom::fill(&mut action_id)
@@ -91,18 +93,28 @@ pub(crate) async fn send(nodes: &Nodes, entry: &Entry) -> Result<&'static str, F
         Entry::Activate { .. } => None,
     };
     nodes.submit(entry, TIMEOUT).await?;
-    let Some(Action { action_id, object: Object::App(app_id), base_version, .. }) = before else {
+    let Some((Action { action_id, base_version, .. }, name)) = before.and_then(|action| told(&action.object).map(|name| (action, name)))
+    else {
         return Ok("recorded");
     };
     // An applied action raises the version of its object; one that waits stands in the list.
     for _ in 0..4 {
-        match progress(nodes, &app_id).await {
+        match progress(nodes, &name).await {
             Ok(progress) if progress.version > base_version => return Ok("applied"),
             Ok(progress) if progress.pending.contains(&hex::encode(action_id)) => return Ok("pending"),
             _ => tokio::time::sleep(PAUSE).await,
         }
     }
     Ok("recorded")
+}
+
+/// By what name a node tells the version of an object, if it does.
+fn told(object: &Object) -> Option<String> {
+    match object {
+        Object::App(app_id) => Some(app_id.to_string()),
+        Object::Delegation => Some(DELEGATION.to_owned()),
+        _ => None,
+    }
 }
 
 /// Whether an action's time is over by this machine's clock.

@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use dstack_protocol::RefusalCode;
 use dstack_protocol::rpc::PATH_POLICY;
-use dstack_protocol::{AppId, RefusalCode};
 use serde_json::Value;
 
 use crate::args;
@@ -23,7 +23,7 @@ use crate::nodes::{CallError, NodeArguments, Nodes, block_on};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Propose an app's policy; the first registers the app.
+    /// Propose an app's policy; the first registers the app. Or the policy of apps that only the authority knows.
     #[command(after_help = propose::HELP)]
     Propose(Box<propose::Arguments>),
     /// Show what a pending action does, and approve it.
@@ -32,7 +32,7 @@ pub(crate) enum Command {
     /// Let nodes with this measurement be admitted: a new version of the node, before it is started.
     #[command(after_help = allow_node::HELP)]
     AllowNode(allow_node::Arguments),
-    /// Revoke at once: an app, a measurement, a platform, a seat, a generation.
+    /// Revoke at once: an app, a measurement, a platform, a seat, a generation, the delegation.
     #[command(after_help = revoke::HELP)]
     Revoke(revoke::Arguments),
     /// Undo a revocation; needs k approvals and waits for the timelock.
@@ -56,9 +56,16 @@ pub(crate) struct Submit {
 pub(crate) struct Show {
     #[command(flatten)]
     nodes: NodeArguments,
-    /// App id, hex.
-    #[arg(value_parser = args::app_id)]
-    app_id: AppId,
+    /// App id, hex, or `delegation`.
+    #[arg(value_parser = app_or_delegation)]
+    app_id: String,
+}
+
+/// Name of the delegation where an app id may stand.
+pub(crate) const DELEGATION: &str = "delegation";
+
+fn app_or_delegation(text: &str) -> Result<String, String> {
+    if text == DELEGATION { Ok(text.to_owned()) } else { args::app_id(text).map(|app_id| app_id.to_string()) }
 }
 
 /// How long a command goes on trying.
@@ -93,12 +100,12 @@ fn show(arguments: &Show) -> Done {
     let text = policy.as_ref().map(|policy| format!("{policy:#}\n")).unwrap_or_default();
     match policy.and_then(|policy| policy.get("registered").and_then(Value::as_bool)) {
         Some(true) => Ok(text),
-        _ => Err(Failure::wrong(format!("app {} is not registered", arguments.app_id), RefusalCode::AppUnknown.fix()).with_stdout(text)),
+        _ => Err(Failure::wrong(format!("{} is not registered", arguments.app_id), RefusalCode::AppUnknown.fix()).with_stdout(text)),
     }
 }
 
 /// What a node tells about an app; `None` if it is not registered.
-async fn policy(nodes: &Nodes, app_id: &AppId) -> Result<Option<Value>, CallError> {
+async fn policy(nodes: &Nodes, app_id: &str) -> Result<Option<Value>, CallError> {
     let answer = match nodes.get_any(&format!("{PATH_POLICY}/{app_id}"), TIMEOUT).await {
         Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::AppUnknown => return Ok(None),
         other => other?,
@@ -116,7 +123,7 @@ struct Progress {
     pending: Vec<String>,
 }
 
-async fn progress(nodes: &Nodes, app_id: &AppId) -> Result<Progress, CallError> {
+async fn progress(nodes: &Nodes, app_id: &str) -> Result<Progress, CallError> {
     let Some(policy) = policy(nodes, app_id).await? else {
         return Ok(Progress { version: 0, pending: Vec::new() });
     };

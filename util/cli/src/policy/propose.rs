@@ -27,7 +27,13 @@ The same as a file (--file policy.toml):
   classes = ["disk", "env", "k256", "custom"]
   paths = ["prefix:/"]              # of class custom
   # tcb = ["UpToDate"]  tcb_grace = "30d"  min_evaluation = 17  refuse_advisories = ["INTEL-SA-00828"]  accept_vlek = false
-  # rate = 100  burst = 3000  session_s = 3600  allow_legacy = false"#;
+  # rate = 100  burst = 3000  session_s = 3600  allow_legacy = false
+  # ask_authority = true            # beside all this each node asks its own webhook authority; compose_hashes may be empty then
+
+Leave apps to the authority (`auth-simple`, `auth-eth`) instead of registering each: one policy for every app that is not registered.
+  dstack policy propose --genesis cluster --delegation --ask-authority --name by-authority --platform tdx \
+    --any-os-image --class disk,env,k256,p256 --allow-legacy --key alice.key
+In a file: delegation = true in place of app_id. Undone at once by `dstack policy revoke --delegation`."#;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -36,19 +42,25 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     signing: Signing,
     /// The whole policy as TOML.
-    #[arg(long, conflicts_with_all = ["app_id", "name", "platforms", "compose_hashes", "any_os_image", "os_images", "tcb", "tcb_grace", "min_evaluation", "refuse_advisories", "accept_vlek", "classes", "paths", "rate", "burst", "session_s", "allow_legacy"])]
+    #[arg(long, conflicts_with_all = ["app_id", "delegation", "ask_authority", "name", "platforms", "compose_hashes", "any_os_image", "os_images", "tcb", "tcb_grace", "min_evaluation", "refuse_advisories", "accept_vlek", "classes", "paths", "rate", "burst", "session_s", "allow_legacy"])]
     file: Option<PathBuf>,
     /// App id, hex.
-    #[arg(long, required_unless_present = "file")]
+    #[arg(long, required_unless_present_any = ["file", "delegation"])]
     app_id: Option<String>,
+    /// Instead of an app: the policy of every app that is not registered and that the authority allows.
+    #[arg(long, conflicts_with = "app_id", requires = "ask_authority")]
+    delegation: bool,
+    /// Beside the policy's own rules each node asks its webhook authority.
+    #[arg(long)]
+    ask_authority: bool,
     /// Name for people.
     #[arg(long, required_unless_present = "file")]
     name: Option<String>,
     /// Platforms that may run the app.
     #[arg(long = "platform", value_delimiter = ',', required_unless_present = "file")]
     platforms: Vec<String>,
-    /// Compose hashes that may run; on Nitro the image hash.
-    #[arg(long = "compose-hash", num_args = 1.., value_delimiter = ',', required_unless_present = "file")]
+    /// Compose hashes that may run; on Nitro the image hash. With --ask-authority without it any that the authority allows.
+    #[arg(long = "compose-hash", num_args = 1.., value_delimiter = ',', required_unless_present_any = ["file", "ask_authority"])]
     compose_hashes: Vec<String>,
     /// Any OS image may run it.
     #[arg(long, conflicts_with = "os_images")]
@@ -99,15 +111,18 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
         Some(path) => Draft::parse(&files::read_text(path, FILE_BYTES_MAX)?)?,
         None => arguments.draft(),
     };
-    let (app_id, policy) = draft.policy()?;
+    let (object, policy) = draft.policy()?;
+    let kind = if object == Object::Delegation { ActionKind::SetDelegation } else { ActionKind::SetAppPolicy };
     let nodes = Nodes::new(&arguments.nodes)?;
-    entry::propose(&nodes, &arguments.signing, ActionKind::SetAppPolicy, Object::App(app_id), policy.encode())
+    entry::propose(&nodes, &arguments.signing, kind, object, policy.encode())
 }
 
 impl Arguments {
     fn draft(&self) -> Draft {
         Draft {
             app_id: self.app_id.clone().unwrap_or_default(),
+            delegation: self.delegation,
+            ask_authority: self.ask_authority,
             name: self.name.clone().unwrap_or_default(),
             platforms: self.platforms.clone(),
             compose_hashes: self.compose_hashes.clone(),

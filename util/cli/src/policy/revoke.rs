@@ -11,7 +11,7 @@ use crate::failure::{Done, Failure};
 use crate::nodes::{NodeArguments, Nodes};
 
 pub(crate) const HELP: &str = "A revocation needs r signatures, waits for nothing, and voids what is pending on the object.
-For objects other than apps give --base-version if they were touched before.
+For objects other than apps and the delegation give --base-version if they were touched before.
 
 Examples: dstack policy revoke --genesis cluster --app-id $APP --key alice.key
           dstack policy revoke --genesis cluster --measurement $COMPOSE_HASH --key alice.key";
@@ -44,6 +44,9 @@ struct Target {
     /// A generation.
     #[arg(long)]
     generation: Option<u32>,
+    /// The delegation: what was adopted under it is served no more.
+    #[arg(long)]
+    delegation: bool,
 }
 
 /// Which way.
@@ -82,9 +85,15 @@ impl Target {
         if let Some(seat) = self.seat {
             return Ok(Object::Seat(Seat(seat)));
         }
+        if self.delegation {
+            return Ok(Object::Delegation);
+        }
         match self.generation {
             Some(generation) => Ok(Object::Generation(Generation(generation))),
-            None => Err(Failure::usage("nothing to revoke is named", "give --app-id, --measurement, --platform, --seat or --generation")),
+            None => Err(Failure::usage(
+                "nothing to revoke is named",
+                "give --app-id, --measurement, --platform, --seat, --generation or --delegation",
+            )),
         }
     }
 }

@@ -30,6 +30,7 @@ fn verb(kind: ActionKind) -> &'static str {
         ActionKind::NewGeneration => "begin",
         ActionKind::DestroyGeneration => "DESTROY",
         ActionKind::Resume => "resume after a full stop with the",
+        ActionKind::SetDelegation => "LEAVE TO THE AUTHORITY whatever app it allows: set the policy of the",
     }
 }
 
@@ -42,13 +43,16 @@ fn object(object: &Object) -> String {
         Object::Operators => "operators".to_owned(),
         Object::Settings => "settings".to_owned(),
         Object::Generation(generation) => format!("generation {generation}"),
+        Object::Delegation => "delegation".to_owned(),
     }
 }
 
 fn body(action: &Action) -> Vec<String> {
     let raw = || vec![format!("  body          {} (not known to this build)", hex::encode(&action.body))];
     match action.kind {
-        ActionKind::SetAppPolicy => AppPolicy::decode(&action.body).map_or_else(|_| raw(), |body| policy(&body, &action.body)),
+        ActionKind::SetAppPolicy | ActionKind::SetDelegation => {
+            AppPolicy::decode(&action.body).map_or_else(|_| raw(), |body| policy(&body, &action.body))
+        }
         ActionKind::SetOperators => OperatorsBody::decode(&action.body).map_or_else(|_| raw(), |body| operators(&body)),
         ActionKind::AllowNodeMeasurement => match action.body.as_slice() {
             [byte] if Platform::from_byte(*byte).is_some() => {
@@ -66,7 +70,11 @@ fn policy(policy: &AppPolicy, bytes: &[u8]) -> Vec<String> {
     let mut lines = vec![
         format!("  name          \"{}\"", policy.name.escape_debug()),
         list("platforms", policy.platforms.iter().map(|platform| platform.name().to_owned())),
-        list("compose hash", hashes(&policy.compose_hashes)),
+        if policy.compose_hashes.is_empty() {
+            "  compose hash  ANY that the authority allows".to_owned()
+        } else {
+            list("compose hash", hashes(&policy.compose_hashes))
+        },
         if policy.any_os_image { "  os image      ANY".to_owned() } else { list("os image", hashes(&policy.os_images)) },
         list("tcb status", policy.tcb_allowed.iter().map(|status| status.name().to_owned())),
         format!("  tcb grace     {}", grace(policy.tcb.grace_s)),
@@ -92,6 +100,7 @@ fn policy(policy: &AppPolicy, bytes: &[u8]) -> Vec<String> {
     lines.push(format!("  rate          {} a second, burst {}", policy.rate.per_second, policy.rate.burst));
     lines.push(format!("  sessions      {} s at most", policy.session_ms / 1000));
     lines.push(format!("  legacy mode   {}", if policy.allow_legacy { "ALLOWED" } else { "no" }));
+    lines.push(format!("  authority     {}", if policy.ask_authority { "each node asks its own" } else { "none is asked" }));
     lines.push(format!("  policy hash   {}", hex::encode(policy_hash(bytes))));
     lines
 }
@@ -184,6 +193,7 @@ mod tests {
                 refused_advisories: vec!["INTEL-SA-00828".to_owned()],
                 accept_vlek: true,
             },
+            ask_authority: false,
         };
         let action = Action {
             cluster_id: ClusterId([1; 32]),
@@ -220,5 +230,11 @@ mod tests {
             assert!(shown.contains(part), "{part} in\n{shown}");
         }
         assert!(!shown.contains('\u{1b}'));
+        let asking = AppPolicy { ask_authority: true, compose_hashes: vec![], ..policy };
+        let delegating = Action { kind: ActionKind::SetDelegation, object: Object::Delegation, body: asking.encode(), ..action };
+        let shown = describe(&delegating);
+        for part in ["LEAVE TO THE AUTHORITY", "ANY that the authority allows", "each node asks its own"] {
+            assert!(shown.contains(part), "{part} in\n{shown}");
+        }
     }
 }

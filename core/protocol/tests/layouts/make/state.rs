@@ -108,6 +108,8 @@ impl Make for State {
             env_keys: s.map(2),
             sightings: (0..s.below(3)).map(|_| (Make::make(s), s.map(2))).collect(),
             legacy_rates: s.map(2),
+            delegation: Make::make(s),
+            adopt_rates: s.map(2),
         }
     }
 }

@@ -1,0 +1,210 @@
+//! This node's own webhook authority: what it says of a guest, asked by this node for itself.
+//!
+//! Owns: asking off the threads that serve, the renewal of leases, what is known of its health. Never: another node's word for its own; a
+//! yes where there is none. Source: ADR 0024; KMS API reference §4, §9.
+//!
+//! A yes is believed for its lease. In the last quarter of it a request that finds it renews it beside itself, so that what is in use never
+//! waits for the network; a no ends the lease at once.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dstack_attest::VerifiedIdentity;
+use dstack_authority::{About, Allowed, Authority, AuthorityError, BootInfo, Subject};
+use dstack_policy::{Permit, judged_at_boot};
+use dstack_protocol::release::RelReq;
+use dstack_protocol::{Refusal, RefusalCode, UnixMillis};
+use tracing::warn;
+
+use crate::metrics;
+use crate::ports::Now;
+
+/// What it says of itself is kept for this long.
+const ABOUT_KEPT_MS: u64 = 30_000;
+/// How often its health is looked at when nothing else asks.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// What is known of an authority.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// When it last answered anything of the protocol, a no included.
+    pub answered: Option<UnixMillis>,
+    /// When it last did not, and why. Over once it answers.
+    pub failed: Option<(UnixMillis, String)>,
+}
+
+/// See the module text. Cheap to clone.
+#[derive(Clone)]
+pub struct OwnAuthority(Arc<Inner>);
+
+struct Inner {
+    authority: Authority,
+    now: Now,
+    renewing: Mutex<HashSet<BootInfo>>,
+    health: Mutex<Health>,
+    about: Mutex<Option<(UnixMillis, About)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A question about a guest.
+#[derive(Clone)]
+struct Question {
+    info: BootInfo,
+    evidence_hash: [u8; 32],
+    at_boot: bool,
+}
+
+impl Question {
+    /// `None`: the authority's protocol has no words for this guest.
+    fn of(request: &RelReq, identity: &VerifiedIdentity) -> Option<Self> {
+        let at_boot = judged_at_boot(request);
+        let info = if at_boot { BootInfo::at_boot(identity) } else { BootInfo::of(identity) }?;
+        Some(Self { info, evidence_hash: request.evidence_hash, at_boot })
+    }
+
+    fn permit(&self) -> Permit {
+        Permit::of_authority(self.evidence_hash, self.at_boot)
+    }
+}
+
+fn wordless() -> Refusal {
+    Refusal::new(RefusalCode::AuthorityDenied, "a platform and an app id that dstack's authorities know", "a guest without")
+}
+
+impl OwnAuthority {
+    /// Around a client.
+    #[must_use]
+    pub fn new(authority: Authority, now: Now) -> Self {
+        let (renewing, health, about) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { authority, now, renewing, health, about }))
+    }
+
+    /// The permit of a yes in its lease. Waits for nothing.
+    #[must_use]
+    pub fn leased(&self, request: &RelReq, identity: &VerifiedIdentity) -> Option<Permit> {
+        let question = Question::of(request, identity)?;
+        let now = (self.0.now)();
+        let allowed = self.0.authority.leased(Subject::App, &question.info, now)?;
+        metrics::authority("lease");
+        if allowed.until.since(now) < self.0.authority.lease_ms() / 4 {
+            self.renew(question.info.clone());
+        }
+        Some(question.permit())
+    }
+
+    /// The permit of the authority's answer.
+    ///
+    /// # Errors
+    /// [`RefusalCode::AuthorityDenied`], [`RefusalCode::AuthorityUnavailable`].
+    pub async fn permit(&self, request: &RelReq, identity: &VerifiedIdentity) -> Result<Permit, Refusal> {
+        let question = Question::of(request, identity).ok_or_else(wordless)?;
+        self.ask(question.info.clone()).await?;
+        Ok(question.permit())
+    }
+
+    /// The gateway that the authority names for a guest that it allows.
+    ///
+    /// # Errors
+    /// As [`OwnAuthority::permit`].
+    pub async fn gateway(&self, identity: &VerifiedIdentity) -> Result<String, Refusal> {
+        let info = BootInfo::of(identity).ok_or_else(wordless)?;
+        if let Some(allowed) = self.0.authority.leased(Subject::App, &info, (self.0.now)()) {
+            return Ok(allowed.gateway_app_id);
+        }
+        self.ask(info).await.map(|allowed| allowed.gateway_app_id)
+    }
+
+    /// What it says of itself, at most half a minute old.
+    ///
+    /// # Errors
+    /// [`RefusalCode::AuthorityUnavailable`].
+    pub async fn about(&self) -> Result<About, Refusal> {
+        let now = (self.0.now)();
+        let kept = lock(&self.0.about).clone().filter(|(at, _)| *at <= now && now.since(*at) < ABOUT_KEPT_MS);
+        if let Some((_, about)) = kept {
+            return Ok(about);
+        }
+        let this = self.clone();
+        let asked = tokio::task::spawn_blocking(move || this.0.authority.about()).await.map_err(|error| internal(&error))?;
+        self.note(&asked);
+        let about = asked.map_err(refusal_of)?;
+        *lock(&self.0.about) = Some((now, about.clone()));
+        Ok(about)
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        lock(&self.0.health).clone()
+    }
+
+    /// Looks at it now and then, so that an operator learns of an outage before a guest does. Runs for the life of the node.
+    pub async fn watch(self) {
+        loop {
+            let was = self.health().failed.is_some();
+            if let Err(refusal) = self.about().await
+                && !was
+            {
+                warn!(code = %refusal.code, got = refusal.got, "the authority does not answer: what asks it is refused once its leases end");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn ask(&self, info: BootInfo) -> Result<Allowed, Refusal> {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.ask_blocking(&info)).await.map_err(|error| internal(&error))?
+    }
+
+    fn ask_blocking(&self, info: &BootInfo) -> Result<Allowed, Refusal> {
+        let asked = self.0.authority.ask(Subject::App, info, (self.0.now)());
+        self.count(&asked);
+        asked.map_err(refusal_of)
+    }
+
+    /// Renews a lease on a thread of its own, once at a time for each guest.
+    fn renew(&self, info: BootInfo) {
+        if !lock(&self.0.renewing).insert(info.clone()) {
+            return;
+        }
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            this.count(&this.0.authority.ask_now(Subject::App, &info, (this.0.now)()));
+            lock(&this.0.renewing).remove(&info);
+        });
+    }
+
+    fn count(&self, asked: &Result<Allowed, AuthorityError>) {
+        metrics::authority(match asked {
+            Ok(_) => "yes",
+            Err(AuthorityError::Denied { .. }) => "no",
+            Err(_) => "error",
+        });
+        self.note(asked);
+    }
+
+    fn note<T>(&self, asked: &Result<T, AuthorityError>) {
+        let (mut health, now) = (lock(&self.0.health), (self.0.now)());
+        match asked {
+            Ok(_) | Err(AuthorityError::Denied { .. }) => *health = Health { answered: Some(now), failed: None },
+            // Ours, not its fault.
+            Err(AuthorityError::Busy { .. }) => {}
+            Err(error) => health.failed = Some((now, error.to_string())),
+        }
+    }
+}
+
+fn internal(error: &tokio::task::JoinError) -> Refusal {
+    Refusal::new(RefusalCode::Internal, "a question to the authority", error.to_string())
+}
+
+fn refusal_of(error: AuthorityError) -> Refusal {
+    match error {
+        AuthorityError::Denied { reason } => Refusal::new(RefusalCode::AuthorityDenied, "isAllowed", reason),
+        other => Refusal::new(RefusalCode::AuthorityUnavailable, "an answer of this node's authority", other.to_string()).retry_after(1000),
+    }
+}
