@@ -44,6 +44,7 @@ fn config(dir: &TempDir, roots: &[&[u8]]) -> Config {
         raft: dstack_raft::RaftConfig::default(),
         collateral: crate::config::CollateralConfig::default(),
         dstack: None,
+        authority: None,
     }
 }
 
