@@ -57,8 +57,10 @@ impl World {
     /// Waits until a native client of all nodes is refused with that code.
     fn native_refused(&self, runtime: &tokio::runtime::Runtime, code: RefusalCode) {
         soon(code.text(), || {
-            let client = self.workload.client(&self.cluster.kms_urls());
-            let answer = runtime.block_on(client.release(&self.workload.app_id, &crate::workload::wishes()));
+            let answer = runtime.block_on(async {
+                let client = self.workload.client(&self.cluster.kms_urls());
+                client.release(&self.workload.app_id, &crate::workload::wishes()).await
+            });
             match answer.map_err(|error| error.refusal().map(|refusal| refusal.code)) {
                 Err(Some(got)) if got == code => Ok(()),
                 other => Err(format!("{:?}", other.map(drop))),
