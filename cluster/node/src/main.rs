@@ -27,6 +27,7 @@ mod latency;
 mod native_api;
 mod node;
 mod observer;
+mod origin;
 mod peer_api;
 mod ports;
 mod receipts;

@@ -3,7 +3,6 @@
 //! Owns: who is made of what, in which order things start and end. Never: a rule.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +55,7 @@ use crate::files::SealedShares;
 use crate::heads::Heads;
 use crate::identity::{Identity, Signer};
 use crate::observer::{Noted, Observer};
+use crate::origin::{birth, resolve};
 use crate::ports::{PeerNodes, Raft, RaftLog};
 use crate::standing::Standing;
 use crate::timelocks::Timelocks;
@@ -569,19 +569,6 @@ async fn open_store(config: &Config, key: Option<RecordKey>) -> anyhow::Result<(
     })
     .await
     .context("storage thread")?
-}
-
-fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
-    let mut found = address.to_socket_addrs().with_context(|| format!("address {address} of the genesis document"))?;
-    found.next().with_context(|| format!("address {address} of the genesis document resolves to nothing"))
-}
-
-/// Genesis document, its bundle, and the roots that every node judges collateral under.
-fn birth(config: &Config) -> anyhow::Result<Arc<Birth>> {
-    let birth = Birth::new(&Config::read(&config.genesis)?, &Config::read(&config.first_collateral)?);
-    let birth = birth.map_err(anyhow::Error::msg).context("genesis")?;
-    let roots = crate::trust::roots(&config.software_roots, &birth.genesis().software_roots)?;
-    birth.with_roots(roots).map(Arc::new).map_err(anyhow::Error::msg).context("node.software_roots")
 }
 
 /// Acts on what was applied.
