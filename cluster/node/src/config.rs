@@ -17,9 +17,9 @@ use dstack_runtime::telemetry::LogFormat;
 use dstack_storage::EngineKind;
 use serde::Deserialize;
 
+use crate::authority_config::{AuthorityConfig, RawAuthority};
 use dstack::RawDstack;
 pub(crate) use dstack::{AdminConfig, DstackConfig, OnboardConfig};
-use crate::authority_config::{AuthorityConfig, RawAuthority};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

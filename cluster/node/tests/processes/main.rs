@@ -1,6 +1,7 @@
 //! Whole clusters of real processes over loopback sockets, with emulated TEEs. Each test has its own cluster and ends it.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod authority;
 mod bad_input;
 mod by_hand;
 mod collateral;
