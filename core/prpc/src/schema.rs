@@ -181,8 +181,9 @@ mod tests {
         assert_eq!((Kms::SERVICE.name, Kms::SERVICE.prefix, key.request.name), ("Kms", "KMS.", "GetAppKeyRequest"));
         let version = &key.request.fields[0];
         assert_eq!((version.name, version.tag, version.kind), ("api_version", 1, Kind::U32));
-        let json =
-            serde_json::to_value(crate::kms::KmsKeyResponse { keys: vec![crate::kms::KmsKeys::default()], ..Default::default() }).unwrap();
+        let mut answer = crate::kms::KmsKeyResponse::default();
+        answer.keys.push(crate::kms::KmsKeys::default());
+        let json = serde_json::to_value(answer).unwrap();
         let Kind::Many(keys) = Kms::GetKmsKey.described().response.fields[1].kind else { panic!("repeated") };
         let names = |message: &Message| message.fields.iter().map(|field| field.name.to_owned()).collect::<BTreeSet<_>>();
         let members = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();

@@ -350,5 +350,5 @@ async fn a_root_certificate_is_the_pinned_ones_or_none() {
     assert!(refused.to_string().contains("it is of another key"), "{refused}");
     assert_eq!(root(Some(CaPub::P256([9; 33]))).await.unwrap_err().code(), "client.ca_pub");
     node.conducts(Conduct::Status(404));
-    assert!(root(pinned).await.is_err());
+    assert!(root(Some(pinned)).await.is_err());
 }
