@@ -4,6 +4,7 @@
 mod authority;
 mod bad_input;
 mod by_hand;
+mod client;
 mod collateral;
 mod dstack;
 mod dstack_hostile;

@@ -93,8 +93,12 @@ impl Workload {
 
     /// A client that asks these nodes, in this order.
     pub(crate) fn client(&self, urls: &str) -> KmsClient {
+        self.client_with(urls, Settings { patience: PATIENCE, ..Settings::default() })
+    }
+
+    /// The same, with other patience.
+    pub(crate) fn client_with(&self, urls: &str, settings: Settings) -> KmsClient {
         let urls = urls.split(',').map(|url| url.parse().unwrap()).collect();
-        let settings = Settings { patience: PATIENCE, ..Settings::default() };
         let judge = self.trust.judge().unwrap();
         KmsClient::new(self.pin, urls, settings, judge, self.now.clone(), self.evidence_of(), None).unwrap()
     }
