@@ -224,7 +224,9 @@ fn the_agent_serves_inside(setting: &Setting) {
     let report = setting.run_and_meet("e5", &image, &mut |vsock, console| {
         if told.is_none() && console.contains("enclave answered /Info") {
             let info = host_asks(vsock, "Info");
-            host_asks(vsock, "Shutdown");
+            // The machine may be off before the answer is out of it; that it goes off is what counts.
+            let last = host_call(vsock, "Shutdown");
+            assert!(last.is_empty() || last.starts_with("HTTP/1.1 200"), "{last}");
             told = Some(info);
         }
     });
@@ -248,8 +250,15 @@ fn the_agent_serves_inside(setting: &Setting) {
     assert_eq!(identity.measurement(), image.pcrs().measurement());
 }
 
-/// One call of `GuestApi` by the enclave's vsock; the answer's body.
+/// One call of `GuestApi` by the enclave's vsock that has to succeed; its answer.
 fn host_asks(vsock: &std::path::Path, method: &str) -> String {
+    let answer = host_call(vsock, method);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
+}
+
+/// One call of `GuestApi` by the enclave's vsock; all that comes back.
+fn host_call(vsock: &std::path::Path, method: &str) -> String {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     let mut stream = std::os::unix::net::UnixStream::connect(vsock).unwrap();
     writeln!(stream, "CONNECT {HOST_PORT}").unwrap();
@@ -263,7 +272,7 @@ fn host_asks(vsock: &std::path::Path, method: &str) -> String {
     )
     .unwrap();
     let mut answer = String::new();
-    reader.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // A machine that goes off resets the connection; what came before stays.
+    let _ = reader.read_to_string(&mut answer);
     answer
 }
