@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use dstack_protocol::RefusalCode;
 use dstack_testkit::{SoftwareRoots, World};
+use k256::ecdsa::{RecoveryId, Signature, SigningKey, VerifyingKey};
 use serde_json::{Value, json};
+use sha3::{Digest as _, Keccak256};
 
-use crate::cluster::{APP, Cluster, Conduct, Node, PK_PRF};
+use crate::cluster::{APP, Cluster, Conduct, IDENTITY, Node, PK_PRF};
 
 /// threshold.md §1.5: known keys of this cluster and app, the disk key without instance.
 const DISK: &str = "cd68c7a54eecf9921bee2c39bd9762493093e8f496021e5e4f3eb603a7929d17";
@@ -60,6 +62,16 @@ impl Setting {
     }
 }
 
+/// Who signed the app's key (KMS API reference §6.1).
+fn signer_of(keys: &Value) -> VerifyingKey {
+    let signature = hex::decode(keys["k256_signature"].as_str().unwrap()).unwrap();
+    let app_key = SigningKey::from_slice(&hex::decode(K256).unwrap()).unwrap();
+    let app_pk = app_key.verifying_key().to_sec1_point(true);
+    let claim = Keccak256::new().chain_update(b"dstack-kms-issued:").chain_update(APP.0).chain_update(app_pk.as_bytes()).finalize();
+    let recovery = RecoveryId::from_byte(signature[64]).unwrap();
+    VerifyingKey::recover_from_prehash(&claim, &Signature::from_slice(&signature[..64]).unwrap(), recovery).unwrap()
+}
+
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -75,7 +87,7 @@ async fn writes_the_known_keys_as_dstacks_document() {
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let keys: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         assert_eq!((&keys["disk_crypt_key"], &keys["env_crypt_key"], &keys["k256_key"]), (&json!(DISK), &json!(ENV), &json!(K256)));
-        assert_eq!(keys["k256_signature"], "");
+        assert_eq!(signer_of(&keys), *SigningKey::from_slice(&IDENTITY).unwrap().verifying_key());
         assert_eq!(keys["key_provider"]["Kms"]["url"], format!("{}/prpc", setting.nodes[0].url));
         let kcvs = std::fs::read_to_string(setting.file("appkeys.json.kcv.json")).unwrap();
         assert!(kcvs.contains("3b5a013555e489b8db89cd34ad46c5bc"), "{kcvs}");
