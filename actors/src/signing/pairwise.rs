@@ -1,5 +1,5 @@
 //! Pairwise setups of the ECDSA roots: of all holders in the background of a key generation, before this node's Ready; of two holders
-//! whose secrets were lost ([`super::redo`]).
+//! whose secrets were lost (`redo`).
 //!
 //! Owns: setups in progress and those done, until their root is in force; who must get which message. Never: uses what comes out (the
 //! share holder does), decides whether the key generation goes on. A message is taken from the node that its connection is attested
