@@ -63,7 +63,7 @@ impl Places {
     }
 
     /// As many as come: the listener's [`Admission`] decides which of them stay.
-    pub(crate) fn unbounded() -> Self {
+    fn unbounded() -> Self {
         Self(None)
     }
 
@@ -131,8 +131,22 @@ fn is_of_one_connection(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | NotConnected)
 }
 
+/// As [`run`], where `admission` decides which connections stay. `begin`: how one that has a slot is served.
+pub(crate) async fn run_admitted<C, F>(
+    listener: TcpListener,
+    admission: Arc<Admission>,
+    drain: Duration,
+    shutdown: CancellationToken,
+    mut begin: impl FnMut(TcpStream, SocketAddr) -> F,
+) where
+    C: Future<Output = ()> + Send + 'static,
+    F: FnOnce(Slot) -> C + Send + 'static,
+{
+    run(listener, Places::unbounded(), drain, shutdown, |stream, address| admitted(&admission, address, begin(stream, address))).await;
+}
+
 /// Serves a connection that `admission` has room for, until it ends or must give way to another.
-pub(crate) fn admitted<C>(
+fn admitted<C>(
     admission: &Arc<Admission>,
     address: SocketAddr,
     serve: impl FnOnce(Slot) -> C + Send + 'static,

@@ -17,7 +17,7 @@ use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::accepting::{self, Places, Refused, Session};
+use crate::accepting::{self, Refused, Session};
 use crate::admission::{Admission, Slot, Stage};
 use crate::any_issuer::{AnyIssuer, ShownEvidence, with_shown};
 use crate::error::RatlsError;
@@ -133,13 +133,10 @@ impl DstackServer {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, shared } = self;
         let drain_timeout = shared.limits.drain_timeout;
-        accepting::run(listener, Places::unbounded(), drain_timeout, shutdown.clone(), |stream, address| {
+        let admission = Arc::clone(&shared.admission);
+        accepting::run_admitted(listener, admission, drain_timeout, shutdown.clone(), |stream, address| {
             let (own, shutdown) = (Arc::clone(&shared), shutdown.clone());
-            accepting::admitted(
-                &shared.admission,
-                address,
-                move |slot| async move { own.connection(stream, address, slot, shutdown).await },
-            )
+            move |slot| async move { own.connection(stream, address, slot, shutdown).await }
         })
         .await;
     }

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::accepting::{self, Places, Refused, Session};
+use crate::accepting::{self, Refused, Session};
 use crate::admission::{Admission, Slot, Stage};
 use crate::error::RatlsError;
 use crate::hello::{ExpectedPeer, Exporters, HelloIdentity, PeerHello, Side, exchange};
@@ -167,13 +167,10 @@ impl Server {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, shared } = self;
         let drain_timeout = shared.limits.drain_timeout;
-        accepting::run(listener, Places::unbounded(), drain_timeout, shutdown.clone(), |stream, address| {
+        let admission = Arc::clone(&shared.admission);
+        accepting::run_admitted(listener, admission, drain_timeout, shutdown.clone(), |stream, address| {
             let (own, shutdown) = (Arc::clone(&shared), shutdown.clone());
-            accepting::admitted(
-                &shared.admission,
-                address,
-                move |slot| async move { own.connection(stream, address, slot, shutdown).await },
-            )
+            move |slot| async move { own.connection(stream, address, slot, shutdown).await }
         })
         .await;
     }

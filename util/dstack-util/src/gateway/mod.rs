@@ -169,7 +169,7 @@ pub async fn refresh(refresh: &Refresh<'_>) -> Result<Refreshed, GatewayError> {
     let (url, answer) = register(refresh, &client, &gateways, &key).await?;
     let text = wireguard::configuration(&key, answer).map_err(|error| GatewayError::Answer { url: url.to_string(), error })?;
     let is_same = match files::read_if_there(refresh.config, wireguard::CONFIG_BYTES_MAX) {
-        Ok(Some(there)) => text.expose(|text| text == SecretBytes::take(there).expose(<[u8]>::to_vec)),
+        Ok(Some(there)) => text == SecretBytes::take(there),
         _ => false,
     };
     if is_same && !refresh.force {

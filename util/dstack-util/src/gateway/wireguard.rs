@@ -182,7 +182,7 @@ mod tests {
 
     /// RFC 7748 §6.1: Alice's key.
     fn alice() -> Key {
-        let secret = hex::decode("77076d0a7318a57d3c16c17251b26645c6c6e0f0b8e1a3c3f7d1ad9e9d5a2c2a").unwrap();
+        let secret = hex::decode("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a").unwrap();
         Key(Secret::from_fn(|out: &mut [u8; 32]| out.copy_from_slice(&secret)))
     }
 
@@ -226,6 +226,12 @@ mod tests {
             let error = refused(answer("10.4.0.9", vec![WireGuardPeer { pk: pk.to_owned(), ..good() }]));
             assert!(matches!(error, AnswerError::Member { member: "wg.servers[].pk", .. }), "{pk:?}");
         }
+    }
+
+    #[test]
+    fn the_public_half_is_that_of_the_rfc() {
+        let public = hex::decode("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a").unwrap();
+        assert_eq!(alice().public(), STANDARD.encode(public));
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::node::Services;
 const FILE: &str = "bootstrap-info.json";
 /// Evidence has a limit of its own; twice in hex, and keys.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
+/// A public key of secp256k1, SEC1 compressed.
+const K256_BYTES: usize = 33;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -44,7 +46,7 @@ impl BootstrapInfo {
             Ok(file) if file.len() > FILE_BYTES_MAX => anyhow::bail!("{}: over {FILE_BYTES_MAX} bytes", path.display()),
             Ok(_) => {
                 let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                let decoded = Codec::Json.decode("", &text).map_err(anyhow::Error::msg);
+                let decoded = Codec::Json.decode("", &text).map_err(anyhow::Error::msg).and_then(complete);
                 Some(decoded.with_context(|| format!("{}: not written by a node; remove it", path.display()))?)
             }
         };
@@ -100,6 +102,15 @@ impl BootstrapInfo {
     }
 }
 
+/// An absent member is an empty one to dstack's codec, and an empty file an empty message: neither is what a node wrote.
+fn complete(info: BootstrapResponse) -> anyhow::Result<BootstrapResponse> {
+    let BootstrapResponse { ca_pubkey, k256_pubkey, attestation } = &info;
+    if k256_pubkey.len() != K256_BYTES || ca_pubkey.is_empty() || attestation.is_empty() {
+        anyhow::bail!("a key or the evidence is missing");
+    }
+    Ok(info)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,11 +122,11 @@ mod tests {
         let made = BootstrapResponse { ca_pubkey: vec![1, 2], k256_pubkey: vec![3; 33], attestation: vec![4; 9] };
         std::fs::write(dir.path().join(FILE), Codec::Json.encode(&made).body).unwrap();
         assert_eq!(BootstrapInfo::load(dir.path()).unwrap().current(), Some(made));
-        for text in ["", "[]", "{\"ca_pubkey\":1}"] {
+        let short = Codec::Json.encode(&BootstrapResponse { ca_pubkey: vec![1, 2], k256_pubkey: vec![3; 32], attestation: vec![4; 9] }).body;
+        for text in [&b""[..], b"{}", b"[]", b"{\"ca_pubkey\":1}", b"{\"ca_pubkey\":\"0102\"}", &short] {
             std::fs::write(dir.path().join(FILE), text).unwrap();
-            // An empty body is an empty request to dstack's codec: that is no info either.
-            let info = BootstrapInfo::load(dir.path());
-            assert!(info.is_err() || info.is_ok_and(|info| info.current().is_some_and(|info| info.k256_pubkey.is_empty())), "{text:?}");
+            let refused = BootstrapInfo::load(dir.path()).unwrap_err();
+            assert!(format!("{refused:#}").contains("remove it"), "{refused:#}");
         }
     }
 }
