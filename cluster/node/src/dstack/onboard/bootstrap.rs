@@ -122,7 +122,8 @@ mod tests {
         let made = BootstrapResponse { ca_pubkey: vec![1, 2], k256_pubkey: vec![3; 33], attestation: vec![4; 9] };
         std::fs::write(dir.path().join(FILE), Codec::Json.encode(&made).body).unwrap();
         assert_eq!(BootstrapInfo::load(dir.path()).unwrap().current(), Some(made));
-        let short = Codec::Json.encode(&BootstrapResponse { ca_pubkey: vec![1, 2], k256_pubkey: vec![3; 32], attestation: vec![4; 9] }).body;
+        let short =
+            Codec::Json.encode(&BootstrapResponse { ca_pubkey: vec![1, 2], k256_pubkey: vec![3; 32], attestation: vec![4; 9] }).body;
         for text in [&b""[..], b"{}", b"[]", b"{\"ca_pubkey\":1}", b"{\"ca_pubkey\":\"0102\"}", &short] {
             std::fs::write(dir.path().join(FILE), text).unwrap();
             let refused = BootstrapInfo::load(dir.path()).unwrap_err();
