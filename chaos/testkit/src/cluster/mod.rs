@@ -98,12 +98,13 @@ impl Cluster {
         let device = Device::start(&binaries, &dir, &machines)?;
         let operators = plan::operators(&binaries, &dir, spec.operators)?;
         let (genesis, cluster_id) = plan::genesis(&binaries, &dir, spec, &device, &nodes, &operators)?;
+        let roots = spec.roots(&device);
         for node in &nodes {
             let config = node::NodeConfig {
                 node,
                 genesis: &genesis,
                 device: &device.text(&node.name()),
-                roots: &device.roots(),
+                roots: &roots,
                 engine: spec.engine,
                 more: &spec.more_config,
                 collateral: &spec.collateral,

@@ -64,7 +64,7 @@ fn plan_text(
         spec.ca_algorithm,
         spec.timelock_s,
         quoted(&[device.collateral()]),
-        quoted(&device.roots()),
+        quoted(&spec.roots(device)),
         spec.approvals,
         keys.join(", "),
     );

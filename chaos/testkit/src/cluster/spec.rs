@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::device::Device;
+
 /// Kind of an emulated machine, in the words of `dstack-testkit tee`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MachineKind {
@@ -53,12 +55,21 @@ pub struct ClusterSpec {
     pub more_config: String,
     /// A node's `[collateral]` section. By default nothing is fetched: a cluster of tests reaches no vendor.
     pub collateral: String,
+    /// Software roots beside those of the emulated machines, DER files: of platforms that a test emulates itself.
+    pub more_roots: Vec<PathBuf>,
     /// Whether nodes serve guests of dstack as well, and apps are registered for them (mode L).
     pub dstack: bool,
     /// Environment of every node.
     pub environment: Vec<(String, String)>,
     /// Where everything is kept; a temporary directory by default.
     pub dir: Option<PathBuf>,
+}
+
+impl ClusterSpec {
+    /// All software roots that nodes trust.
+    pub(crate) fn roots(&self, device: &Device) -> Vec<PathBuf> {
+        device.roots().into_iter().chain(self.more_roots.iter().cloned()).collect()
+    }
 }
 
 impl Default for ClusterSpec {
@@ -77,6 +88,7 @@ impl Default for ClusterSpec {
             seat_programs: BTreeMap::new(),
             more_config: String::new(),
             collateral: "mode = \"pinned\"".to_owned(),
+            more_roots: Vec::new(),
             dstack: false,
             environment: Vec::new(),
             dir: None,

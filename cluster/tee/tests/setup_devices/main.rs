@@ -19,12 +19,14 @@ mod process;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::rc::Rc;
 use std::time::Duration;
 
 use dstack_attest::eventlog::{replay_runtime, runtime_preimage};
 use dstack_attest::wire::{Attestation, PlatformEvidence, RuntimeEvent};
 use dstack_protocol::Platform;
-use dstack_tee::open;
+use dstack_runtime::clock::{Clock as _, SystemClock};
+use dstack_tee::{Device as _, open};
 use dstack_testkit::SoftwareRoots;
 use dstack_testkit::cluster::{App, Binaries, Cluster, ClusterError, ClusterSpec, MachineKind, until};
 use serde_json::{Value, json};
@@ -32,6 +34,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::guest::Td;
 use crate::machine::Machine;
+use crate::pki::AkAuthority;
 
 /// For a new cluster to sign the first time.
 const SIGNING: Duration = Duration::from_secs(180);
@@ -100,20 +103,35 @@ fn payload(events: &[RuntimeEvent], name: &str) -> Vec<u8> {
 const BEFORE: [&str; 7] = ["system-preparing", "app-id", "compose-hash", "gpu-policy-hash", "instance-id", "boot-mr-done", "key-provider"];
 const AFTER: [&str; 2] = ["storage-fs", "system-ready"];
 
-/// A cluster that serves guests of both kinds, with two forms of one app.
+/// A cluster that serves guests of both kinds of machines, with two forms of one app.
 struct Setting {
     cluster: Cluster,
+    /// Certifies the keys of Google Cloud's vTPMs; nodes trust its root.
+    authority: Rc<AkAuthority>,
     app: App,
     /// Pins the cluster: its own protocol.
     native: Vec<u8>,
     /// Pins nothing: dstack's protocol.
     legacy: Vec<u8>,
+    /// Outlives the cluster in it.
+    _dir: tempfile::TempDir,
 }
 
 impl Setting {
     fn new() -> Self {
-        let guests = vec![("web".to_owned(), MachineKind::Tdx)];
-        let cluster = Cluster::start(&ClusterSpec { guests, dstack: true, ..ClusterSpec::default() }).unwrap();
+        let (dir, authority) = (tempfile::tempdir().unwrap(), AkAuthority::new());
+        let (roots, google) = (SoftwareRoots::generate(SystemClock::new().now()).unwrap(), dir.path().join("google-root.der"));
+        roots.save(&dir.path().join("roots")).unwrap();
+        fs::write(dir.path().join("roots/collateral.json"), authority.beside(roots.bundle())).unwrap();
+        fs::write(&google, &authority.root_der).unwrap();
+        let spec = ClusterSpec {
+            guests: vec![("web".to_owned(), MachineKind::Tdx)],
+            dstack: true,
+            more_roots: vec![google],
+            dir: Some(dir.path().to_owned()),
+            ..ClusterSpec::default()
+        };
+        let cluster = Cluster::start(&spec).unwrap();
         let compose = cluster.dir().join("web.yml");
         fs::write(&compose, "services:\n  web:\n    image: alpine:3\n").unwrap();
         let app = cluster.measure("web", &compose, MachineKind::Tdx).unwrap();
@@ -129,11 +147,14 @@ impl Setting {
         legacy["key_provider"] = json!("kms");
         let [native, legacy] = [native, legacy].map(|document| document.to_string().into_bytes());
         let hashes = [&native, &legacy].map(|document| hex::encode(Sha256::digest(document)));
-        let all: Vec<&str> = hashes.iter().map(String::as_str).collect();
         fs::write(&app.compose, &native).unwrap();
         let app = App { compose_hash: hashes[0].clone(), app_id: hashes[0][..40].to_owned(), ..app };
-        assert_eq!(cluster.register(&app, &all).unwrap(), "applied");
-        let setting = Self { cluster, app, native, legacy };
+        let mut propose = cluster.policy("propose").unwrap();
+        propose.args(["--app-id", &app.app_id, "--name", "web", "--platform", "tdx,gcp-tdx", "--any-os-image", "--allow-legacy"]);
+        propose.args(["--class", "disk,env,k256,custom,p256", "--compose-hash", &hashes.join(",")]);
+        let output = propose.output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("applied"), "{}", said(&output));
+        let setting = Self { cluster, authority: Rc::new(authority), app, native, legacy, _dir: dir };
         setting.wait_for_signatures();
         setting
     }
@@ -148,6 +169,21 @@ impl Setting {
             lacks.map_or(Ok(keys), |name| Err(ClusterError::Unexpected { from: "cluster".to_owned(), got: format!("no {name}") }))
         });
         assert_eq!(whole.unwrap()["k256_signature"].as_str().unwrap().len(), 130);
+    }
+
+    fn roots(&self) -> SoftwareRoots {
+        SoftwareRoots::load(&self.cluster.dir().join("roots")).unwrap()
+    }
+
+    fn native_urls(&self) -> Vec<String> {
+        self.cluster.kms_urls().split(',').map(str::to_owned).collect()
+    }
+
+    /// What makes a guest of the cluster's own protocol trust emulated nodes.
+    fn trust(&self) -> [String; 4] {
+        let [tdx_root, _] = self.cluster.device.roots();
+        let shown = |file: PathBuf| file.display().to_string();
+        ["--software-root".to_owned(), shown(tdx_root), "--collateral".to_owned(), shown(self.cluster.device.collateral())]
     }
 
     fn guest(&self, document: &[u8], urls: &[String]) -> Guest {
@@ -190,13 +226,10 @@ fn boot_twice(td: &Td, guest: &Guest, document: &[u8], more: &[&str]) -> (Vec<Ru
 fn a_td_gets_its_keys_from_a_cluster_by_both_protocols() {
     let Some(()) = fuse_is_here() else { return };
     let setting = Setting::new();
-    let device = &setting.cluster.device;
-    let machine = || Td::of(SoftwareRoots::load(&setting.cluster.dir().join("roots")).unwrap(), |td| td).unwrap();
-    let [tdx_root, _] = device.roots().map(|file| file.display().to_string());
-    let collateral = device.collateral().display().to_string();
-    let more = ["--software-root", &tdx_root, "--collateral", &collateral];
-
-    let urls: Vec<String> = setting.cluster.kms_urls().split(',').map(str::to_owned).collect();
+    let machine = || Td::of(setting.roots(), |td| td).unwrap();
+    let more = setting.trust();
+    let more = more.each_ref().map(String::as_str);
+    let urls = setting.native_urls();
     let guest = setting.guest(&setting.native, &urls);
     let (events, keys) = boot_twice(&machine(), &guest, &setting.native, &more);
     assert_eq!(names(&events), [&BEFORE[..], &AFTER].concat());
@@ -232,6 +265,52 @@ fn a_td_gets_its_keys_from_a_cluster_by_both_protocols() {
     other.share(".instance_info", info.to_string().as_bytes());
     let refused = other.setup(&td.text(";ccel=none"), &[]);
     assert!(!refused.status.success() && said(&refused).contains("setup step 4 (measured events)"), "{}", said(&refused));
+}
+
+#[test]
+fn a_machine_of_google_cloud_gets_its_keys_from_a_cluster_by_both_protocols() {
+    let Some(()) = fuse_is_here() else { return };
+    let setting = Setting::new();
+    let Some(machine) = Machine::of(setting.roots(), &setting.authority) else { return };
+    let boot = |machine: &Machine, document: &[u8], urls: &[String], more: &[&str]| {
+        let guest = setting.guest(document, urls);
+        let output = guest.setup(&format!("{};ccel=none", machine.text()), more);
+        (guest, output)
+    };
+    let trust = setting.trust();
+    let trust = trust.each_ref().map(String::as_str);
+    let (guest, output) = boot(&machine, &setting.native, &setting.native_urls(), &trust);
+    succeeds(&output);
+    let keys = guest.keys();
+    let evidence = machine.device().evidence([7; 64]).unwrap();
+    let identity = machine.verify(&evidence).unwrap();
+    assert_eq!((identity.platform(), identity.compose_hash()), (Platform::GcpTdx, Some(Sha256::digest(&setting.native).into())));
+    assert_eq!(names(&measured(&evidence)), [&BEFORE[..], &AFTER].concat());
+    assert_eq!(identity.key_provider(), format!(r#"{{"name":"kms","id":"{}"}}"#, setting.cluster.cluster_id).as_bytes());
+
+    // Another machine by dstack's protocol: the app's keys are the same, the disk is another instance's.
+    let other = Machine::of(setting.roots(), &setting.authority).unwrap();
+    let (guest, output) = boot(&other, &setting.legacy, &setting.cluster.dstack_urls(), &[]);
+    succeeds(&output);
+    let by_dstack = guest.keys();
+    for name in ["k256_key", "k256_signature", "ca_cert"] {
+        assert_eq!(by_dstack[name], keys[name], "{name}");
+    }
+    assert_ne!(by_dstack["disk_crypt_key"], keys["disk_crypt_key"]);
+
+    // A vTPM whose key another authority certified, and another firmware below: nodes refuse both, by either protocol.
+    let stranger = Machine::of(setting.roots(), &Rc::new(AkAuthority::new())).unwrap();
+    let changed = Machine::of(setting.roots(), &setting.authority).unwrap();
+    changed.swtpm.tpm().extend(0, [9; 32]).unwrap();
+    for (machine, document, urls, more) in [
+        (&stranger, &setting.native, setting.native_urls(), &trust[..]),
+        (&changed, &setting.legacy, setting.cluster.dstack_urls(), &[]),
+    ] {
+        let (guest, output) = boot(machine, document, &urls, more);
+        assert!(!output.status.success() && said(&output).contains("setup step"), "{}", said(&output));
+        eprintln!("XXX {}", said(&output));
+        assert!(!guest.path("work/.host-shared/.appkeys.json").exists());
+    }
 }
 
 #[test]

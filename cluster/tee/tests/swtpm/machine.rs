@@ -8,27 +8,32 @@ use dstack_attest::{AttestError, CollateralBundle, TcbPolicy, TrustRoots, Verifi
 use dstack_runtime::clock::{Clock, SystemClock};
 use dstack_tee::options::Options;
 use dstack_tee::tpm::GcpDevice;
-use sha2::{Digest as _, Sha256};
+use dstack_testkit::SoftwareRoots;
+use std::rc::Rc;
 
 /// A machine of Google Cloud. The order is that in which its parts end.
 pub(crate) struct Machine {
     pub(crate) td: Td,
     pub(crate) swtpm: Swtpm,
-    pub(crate) authority: AkAuthority,
+    pub(crate) authority: Rc<AkAuthority>,
 }
 
 impl Machine {
     pub(crate) fn new() -> Option<Self> {
-        let (td, swtpm) = (Td::new()?, Swtpm::start()?);
-        let authority = AkAuthority::new();
+        Self::of(SoftwareRoots::generate(SystemClock::new().now()).unwrap(), &Rc::new(AkAuthority::new()))
+    }
+
+    /// Under these roots, its vTPM's key certified by this authority.
+    pub(crate) fn of(roots: SoftwareRoots, authority: &Rc<AkAuthority>) -> Option<Self> {
+        let (td, swtpm) = (Td::of(roots, |td| td)?, Swtpm::start()?);
         let key = swtpm.write_template();
         swtpm.write_certificate(&authority.certify(key));
         // the firmware's work: what its log says is what the PCRs hold
-        for (pcr, fill) in FIRMWARE_EVENTS {
-            swtpm.tpm().extend(pcr, [fill; 32]).unwrap();
+        for (pcr, digest) in firmware_events() {
+            swtpm.tpm().extend(pcr, digest).unwrap();
         }
         std::fs::write(td.dir.path().join("tpm.log"), firmware_log()).unwrap();
-        Some(Self { td, swtpm, authority })
+        Some(Self { td, swtpm, authority: Rc::clone(authority) })
     }
 
     pub(crate) fn text(&self) -> String {
@@ -44,27 +49,26 @@ impl Machine {
     pub(crate) fn verify(&self, evidence: &[u8]) -> Result<VerifiedIdentity, AttestError> {
         let roots = TrustRoots::none().with_software_root(self.td.roots.tdx_root_der()).unwrap();
         let roots = roots.with_software_root(&self.authority.root_der).unwrap();
-        let pool = serde_json::json!({
-            "certificates": [hex::encode(&self.authority.intermediate_der)],
-            "crls": self.authority.crls.iter().map(hex::encode).collect::<Vec<_>>(),
-        });
-        let mut bundle: serde_json::Value = serde_json::from_slice(self.td.roots.bundle()).unwrap();
-        bundle["x509"] = pool;
-        let collateral = CollateralBundle::parse(&serde_json::to_vec(&bundle).unwrap()).unwrap();
-        let tcb = TcbPolicy::default().with_google_firmware(&[firmware()]);
+        let collateral = CollateralBundle::parse(&self.authority.beside(self.td.roots.bundle())).unwrap();
+        let tcb = TcbPolicy::default();
         let context = VerifyContext { now: SystemClock::new().now(), roots: &roots, collateral: &collateral, tcb: &tcb };
         verify(evidence, &context)
     }
 }
 
-/// PCR 0 after [`FIRMWARE_EVENTS`].
-fn firmware() -> [u8; 32] {
-    let measured = FIRMWARE_EVENTS.iter().filter(|(pcr, _)| *pcr == 0);
-    measured.fold([0; 32], |pcr, (_, fill)| Sha256::digest([pcr, [*fill; 32]].concat()).into())
-}
+/// SHA-256 of the three events behind PCR 0 of Google's firmware version 2, as real machines log them: the version's text, what is not of
+/// the host, the separator.
+const GOOGLE_FIRMWARE_V2: [&str; 3] = [
+    "fa129a8f82b65bcbce8f9e8e5f6de509beff9b1df33714116bf918c5a3bba45d",
+    "b20ec425e0cea851df1ae32f426cff2e4b8e50e77883b8e9890dcf5369f90e1f",
+    "df3f619804a92fdb4057192dc43dd748ea778adc52bc498ce80524c014b81119",
+];
 
 /// PCR and digest of what the firmware measured; PCR 4 is not quoted.
-pub(crate) const FIRMWARE_EVENTS: [(u32, u8); 6] = [(0, 1), (0, 2), (2, 3), (4, 4), (2, 5), (2, 6)];
+fn firmware_events() -> Vec<(u32, [u8; 32])> {
+    let version = GOOGLE_FIRMWARE_V2.map(|digest| (0, hex::decode(digest).unwrap().try_into().unwrap()));
+    version.into_iter().chain([(2, 3), (4, 4), (2, 5), (2, 6)].map(|(pcr, fill)| (pcr, [fill; 32]))).collect()
+}
 
 /// The firmware's log in the TCG2 form, banks SHA-1 and SHA-256, with a note that extends nothing.
 fn firmware_log() -> Vec<u8> {
@@ -73,9 +77,10 @@ fn firmware_log() -> Vec<u8> {
     let mut log = [&0u32.to_le_bytes()[..], &3u32.to_le_bytes(), &[0; 20]].concat();
     log.extend((spec.len() as u32).to_le_bytes());
     log.extend(spec);
-    for (pcr, event_type, fill) in [(0, 3u32, 0xee)].into_iter().chain(FIRMWARE_EVENTS.map(|(pcr, fill)| (pcr, 4, fill))) {
+    let extending = firmware_events().into_iter().map(|(pcr, digest)| (pcr, 4, digest));
+    for (pcr, event_type, digest) in [(0, 3u32, [0xee; 32])].into_iter().chain(extending) {
         log.extend([pcr.to_le_bytes(), event_type.to_le_bytes(), 2u32.to_le_bytes()].concat());
-        log.extend([&[4, 0][..], &[fill; 20], &[0x0b, 0], &[fill; 32]].concat());
+        log.extend([&[4, 0][..], &digest[..20], &[0x0b, 0], &digest].concat());
         log.extend([3, 0, 0, 0, b'e', b'v', b't']);
     }
     log

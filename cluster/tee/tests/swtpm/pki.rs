@@ -52,6 +52,16 @@ impl AkAuthority {
         Self { root_der, intermediate_der, crls, intermediate, key }
     }
 
+    /// A collateral bundle with this authority's certificates and lists in its pool.
+    pub(crate) fn beside(&self, bundle: &[u8]) -> Vec<u8> {
+        let mut bundle: serde_json::Value = serde_json::from_slice(bundle).unwrap();
+        bundle["x509"] = serde_json::json!({
+            "certificates": [hex::encode(&self.intermediate_der)],
+            "crls": self.crls.iter().map(hex::encode).collect::<Vec<_>>(),
+        });
+        serde_json::to_vec(&bundle).unwrap()
+    }
+
     pub(crate) fn certify(&self, key: [u8; 64]) -> Vec<u8> {
         let mut point = [4; 65];
         point[1..].copy_from_slice(&key);
