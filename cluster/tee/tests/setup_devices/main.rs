@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::guest::Td;
-use crate::machine::Machine;
+use crate::machine::{GOOGLE_FIRMWARE_V2, Machine};
 use crate::pki::AkAuthority;
 
 /// For a new cluster to sign the first time.
@@ -151,7 +151,7 @@ impl Setting {
         let app = App { compose_hash: hashes[0].clone(), app_id: hashes[0][..40].to_owned(), ..app };
         let mut propose = cluster.policy("propose").unwrap();
         propose.args(["--app-id", &app.app_id, "--name", "web", "--platform", "tdx,gcp-tdx", "--any-os-image", "--allow-legacy"]);
-        propose.args(["--class", "disk,env,k256,custom,p256", "--compose-hash", &hashes.join(",")]);
+        propose.args(["--class", "disk,env,k256,p256", "--compose-hash", &hashes.join(",")]);
         let output = propose.output().unwrap();
         assert!(String::from_utf8_lossy(&output.stdout).contains("applied"), "{}", said(&output));
         let setting = Self { cluster, authority: Rc::new(authority), app, native, legacy, _dir: dir };
@@ -300,15 +300,16 @@ fn a_machine_of_google_cloud_gets_its_keys_from_a_cluster_by_both_protocols() {
 
     // A vTPM whose key another authority certified, and another firmware below: nodes refuse both, by either protocol.
     let stranger = Machine::of(setting.roots(), &Rc::new(AkAuthority::new())).unwrap();
-    let changed = Machine::of(setting.roots(), &setting.authority).unwrap();
-    changed.swtpm.tpm().extend(0, [9; 32]).unwrap();
-    for (machine, document, urls, more) in [
-        (&stranger, &setting.native, setting.native_urls(), &trust[..]),
-        (&changed, &setting.legacy, setting.cluster.dstack_urls(), &[]),
+    let [version, other_host, separator] = GOOGLE_FIRMWARE_V2;
+    let changed = Machine::with_firmware(setting.roots(), &setting.authority, [other_host, version, separator]).unwrap();
+    let impatient = [&trust[..], &["--patience-s", "3"]].concat();
+    for (machine, document, urls, more, why) in [
+        (&stranger, &setting.native, setting.native_urls(), &impatient[..], "tls alert CertificateUnknown"),
+        (&changed, &setting.legacy, setting.cluster.dstack_urls(), &[], "a firmware that is not listed"),
     ] {
         let (guest, output) = boot(machine, document, &urls, more);
-        assert!(!output.status.success() && said(&output).contains("setup step"), "{}", said(&output));
-        eprintln!("XXX {}", said(&output));
+        let said = said(&output);
+        assert!(!output.status.success() && said.contains("setup step 5 (keys)") && said.contains(why), "{said}");
         assert!(!guest.path("work/.host-shared/.appkeys.json").exists());
     }
 }

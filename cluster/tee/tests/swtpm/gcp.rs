@@ -12,6 +12,11 @@ use dstack_tee::tpm::TpmError;
 use dstack_tee::{Device, TeeError, open};
 use sha2::{Digest as _, Sha256};
 
+/// PCR 0 of Google's firmware version 2 (dstack attestation reference §6).
+fn google_firmware() -> [u8; 32] {
+    hex::decode("0cca9ec161b09288802e5a112255d21340ed5b797f5fe29cecccfd8f67b9f802").unwrap().try_into().unwrap()
+}
+
 #[test]
 fn both_quotes_fit_and_are_of_one_event_list() {
     let Some(machine) = Machine::new() else { return };
@@ -34,12 +39,12 @@ fn both_quotes_fit_and_are_of_one_event_list() {
         |digests: &[[u8; 32]]| digests.iter().fold([0; 32], |pcr, digest| <[u8; 32]>::from(Sha256::digest([pcr, *digest].concat())));
     let digests: Vec<[u8; 32]> = events.iter().map(|event| Sha256::digest(runtime_preimage(event)).into()).collect();
     let values: Vec<(u32, &[u8])> = tpm.pcr_values.iter().map(|pcr| (pcr.index, &pcr.value[..])).collect();
-    let (pcr0, pcr2, pcr14) = (replay(&[[1; 32], [2; 32]]), replay(&[[3; 32], [5; 32], [6; 32]]), replay(&digests));
+    let (pcr0, pcr2, pcr14) = (google_firmware(), replay(&[[3; 32], [5; 32], [6; 32]]), replay(&digests));
     assert_eq!(values, [(0, &pcr0[..]), (2, &pcr2[..]), (14, &pcr14[..])]);
     assert!(tpm.pcr_values.iter().all(|pcr| pcr.algorithm == "sha256"));
     assert_eq!(tpm.platform, TpmPlatform::Gcp);
     let logged: Vec<(u32, u8)> = tpm.event_log.iter().map(|event| (event.pcr_index, event.digest[0])).collect();
-    assert_eq!(logged, [(0, 1), (0, 2), (2, 3), (2, 5), (2, 6)]);
+    assert_eq!(logged, [(0, 0xfa), (0, 0xb2), (0, 0xdf), (2, 3), (2, 5), (2, 6)]);
     let nonce = Sha256::digest(&td.quote);
     assert!(tpm.message.windows(32).any(|window| window == nonce.as_slice()), "the TPM's quote is not over the TD's");
 
