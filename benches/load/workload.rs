@@ -75,7 +75,8 @@ impl Workload {
         let len = urls.len();
         urls.rotate_left(place % len);
         let judge = self.trust.judge().unwrap();
-        KmsClient::new(self.pin, urls, Settings::default(), judge, self.now.clone(), self.evidence_of.clone(), None).unwrap()
+        let settings = Settings { discover_every: None, ..Settings::default() };
+        KmsClient::new(self.pin, urls, settings, judge, self.now.clone(), self.evidence_of.clone(), None).unwrap()
     }
 
     /// Releases until it works once: the policy has reached all nodes.

@@ -40,7 +40,7 @@ impl KmsClient {
     /// # Errors
     /// [`ClientError`]; of an answer by another identity [`NodeFault::Signature`].
     pub async fn app_key_signature(&self, app_id: &AppId, app_key: &Locked<32>) -> Result<[u8; 65], ClientError> {
-        let request_id = self.request_id()?;
+        let request_id = self.begin()?;
         let signer = app_key.expose(|bytes| SigningKey::from_slice(bytes)).map_err(|_| ClientError::AppKey)?;
         let app_pk: [u8; 33] = signer.verifying_key().to_sec1_point(true).as_bytes().try_into().map_err(|_| ClientError::AppKey)?;
         let (_, beacon) = self.anonymous_beacon(&request_id).await?;
@@ -64,11 +64,9 @@ impl KmsClient {
         let order = self.nodes().order();
         let outcome = first_answer(&order, self.settings().hedge_after, |place| async move {
             let Answer(signature) = self.anonymous().ask(self.nodes(), place, question).await?;
-            let by = identity::recover(&digest, &signature).map_err(|_| NodeFault::Signature)?;
-            match pin.id_pub {
-                Some(pinned) if pinned != by => Err(NodeFault::Signature),
-                _ => Ok(signature),
-            }
+            let by = identity::recover(&digest, &signature).ok();
+            let is_right = by.is_some_and(|by| pin.id_pub.is_none_or(|pinned| pinned == by));
+            if is_right { Ok(signature) } else { Err(self.disbelieved(place, NodeFault::Signature)) }
         });
         outcome.await.map(|(_, signature)| signature).map_err(|faults| self.failed(faults))
     }

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::error::NodeFault;
 use crate::metrics;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, PLACES_MAX};
 use crate::route::Route;
 
 /// See the module text.
@@ -36,30 +36,36 @@ pub(crate) struct Question<'a> {
 }
 
 impl Channel {
-    pub(crate) fn new(dialer: ClientDialer, nodes: usize, connect_timeout: Duration, route: Route) -> Self {
-        Self { dialer, connections: (0..nodes).map(|_| Mutex::new(None)).collect(), connect_timeout, route }
+    pub(crate) fn new(dialer: ClientDialer, connect_timeout: Duration, route: Route) -> Self {
+        Self { dialer, connections: (0..PLACES_MAX).map(|_| Mutex::new(None)).collect(), connect_timeout, route }
     }
 
-    /// Another way for the connections to come.
-    pub(crate) fn take_route(&mut self, route: Route) {
-        self.route = route;
+    /// The same under no connection yet, by another way.
+    pub(crate) fn by(&self, route: Route) -> Self {
+        Self::new(self.dialer.clone(), self.connect_timeout, route)
     }
 
     /// Asks one node and decodes its answer; notes its health.
     pub(crate) async fn ask<T: Wire>(&self, nodes: &Nodes, place: usize, question: &Question<'_>) -> Result<T, NodeFault> {
         let began = Instant::now();
         nodes.asked(place);
-        let outcome = self.try_ask(nodes, place, question).await.and_then(|bytes| T::decode(&bytes).map_err(NodeFault::Undecodable));
+        let outcome = self.probe(nodes, place, question).await;
         match &outcome {
             Ok(_) => nodes.answered(place, began.elapsed()),
-            Err(fault) => {
-                metrics::node_fault(fault);
-                nodes.faulted(place);
-                if fault.is_unhealthy() {
-                    nodes.failed(place);
-                }
-                tracing::debug!(node = nodes.name(place), path = question.path, reason = %fault, "node did not serve the request");
+            Err(_) => nodes.faulted(place),
+        }
+        outcome
+    }
+
+    /// As [`Self::ask`], without counting; that it answered says nothing yet.
+    pub(crate) async fn probe<T: Wire>(&self, nodes: &Nodes, place: usize, question: &Question<'_>) -> Result<T, NodeFault> {
+        let outcome = self.try_ask(nodes, place, question).await.and_then(|bytes| T::decode(&bytes).map_err(NodeFault::Undecodable));
+        if let Err(fault) = &outcome {
+            metrics::node_fault(fault);
+            if fault.is_unhealthy() {
+                nodes.failed(place);
             }
+            tracing::debug!(node = nodes.name(place), path = question.path, reason = %fault, "node did not serve the request");
         }
         outcome
     }

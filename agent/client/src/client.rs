@@ -23,16 +23,18 @@ use tokio::sync::Mutex;
 use tracing::Instrument as _;
 
 use crate::channel::{Channel, Question};
+use crate::discovery::{Discovery, Look};
 use crate::error::{ClientError, NodeFault};
 use crate::gather::{Gather, Gathered};
 use crate::kcv::KcvStore;
 use crate::metrics;
-use crate::nodes::{NodeUrl, Nodes};
+use crate::nodes::Nodes;
 use crate::pin::Pin;
 use crate::race::first_answer;
 use crate::release::ReleasedKeys;
 use crate::route::Route;
 use crate::session::{KeptBeacon, SESSION_LIFETIME, Session};
+use crate::url::NodeUrl;
 
 /// Asks the device for evidence over 64 bytes; may block. The text says why there is none.
 pub type EvidenceOf = Arc<dyn Fn([u8; 64]) -> Result<Vec<u8>, String> + Send + Sync>;
@@ -48,6 +50,8 @@ pub struct Settings {
     pub hedge_after: Duration,
     /// For how long what may succeed later is tried again, with growing pauses.
     pub patience: Duration,
+    /// How often nodes are asked for the cluster's other nodes, beside requests; `None` for the configured ones alone.
+    pub discover_every: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -57,6 +61,7 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(15),
             hedge_after: Duration::from_millis(1500),
             patience: Duration::from_secs(30),
+            discover_every: Some(Duration::from_secs(600)),
         }
     }
 }
@@ -73,14 +78,15 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// A client of one cluster. Shared by reference; requests run side by side in one session.
 pub struct KmsClient {
     pin: Pin,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
+    discovery: Discovery,
     settings: Settings,
     judge: Arc<AttestJudge>,
     now: Now,
     evidence_of: EvidenceOf,
     kcvs: Option<KcvStore>,
     route: Route,
-    anonymous: Channel,
+    anonymous: Arc<Channel>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
@@ -105,14 +111,15 @@ impl KmsClient {
         }
         let dialer = ClientDialer::new(None, judge.clone(), now.clone()).map_err(ClientError::Session)?;
         let route = Route::Direct;
-        let anonymous = Channel::new(dialer, nodes.len(), settings.connect_timeout, route.clone());
-        Ok(Self { pin, nodes, settings, judge, now, evidence_of, kcvs, route, anonymous, session: Mutex::new(None) })
+        let anonymous = Arc::new(Channel::new(dialer, settings.connect_timeout, route.clone()));
+        let (nodes, discovery) = (Arc::new(nodes), Discovery::new(settings.discover_every));
+        Ok(Self { pin, nodes, discovery, settings, judge, now, evidence_of, kcvs, route, anonymous, session: Mutex::new(None) })
     }
 
     /// Reaches nodes by another route than their own addresses.
     #[must_use]
     pub fn by(mut self, route: Route) -> Self {
-        self.anonymous.take_route(route.clone());
+        self.anonymous = Arc::new(self.anonymous.by(route.clone()));
         self.route = route;
         self
     }
@@ -137,8 +144,30 @@ impl KmsClient {
         &self.anonymous
     }
 
-    pub(crate) fn request_id(&self) -> Result<String, ClientError> {
-        Ok(hex::encode(random::<16>()?))
+    /// The id of a request that begins. The list of nodes is looked after beside it where that is due.
+    pub(crate) fn begin(&self) -> Result<String, ClientError> {
+        let request_id = hex::encode(random::<16>()?);
+        self.look_if_due(&request_id);
+        Ok(request_id)
+    }
+
+    fn look_if_due(&self, request_id: &str) {
+        let look = || Look {
+            cluster_id: self.pin.cluster_id,
+            nodes: Arc::clone(&self.nodes),
+            channel: Arc::clone(&self.anonymous),
+            timeout: self.settings.request_timeout,
+            request_id: request_id.to_owned(),
+        };
+        self.discovery.look_if_due(look, self.nodes.faults());
+    }
+
+    /// An answer of a node that decodes and is wrong all the same: a fault, and it is asked later than others.
+    pub(crate) fn disbelieved(&self, place: usize, fault: NodeFault) -> NodeFault {
+        metrics::node_fault(&fault);
+        self.nodes.failed(place);
+        self.nodes.faulted(place);
+        fault
     }
 
     pub(crate) async fn anonymous_beacon(&self, request_id: &str) -> Result<(usize, BeaconAnswer), ClientError> {
@@ -158,7 +187,7 @@ impl KmsClient {
     /// # Errors
     /// [`ClientError`]; every refusal of the cluster surfaces whole.
     pub async fn release(&self, app_id: &AppId, wishes: &[Wish]) -> Result<ReleasedKeys, ClientError> {
-        let request_id = hex::encode(random::<16>()?);
+        let request_id = self.begin()?;
         let span = tracing::info_span!("release", %request_id, %app_id);
         let began = Instant::now();
         let outcome = self.patiently(app_id, wishes, &request_id).instrument(span).await;
@@ -171,7 +200,7 @@ impl KmsClient {
     /// # Errors
     /// [`ClientError::NoNode`], [`ClientError::Refused`].
     pub async fn beacon(&self) -> Result<BeaconAnswer, ClientError> {
-        let request_id = hex::encode(random::<16>()?);
+        let request_id = self.begin()?;
         self.beacon_over(&self.anonymous, &request_id).await.map(|(_, beacon)| beacon)
     }
 
@@ -189,6 +218,7 @@ impl KmsClient {
                     return Ok(released);
                 }
                 Err(error) => {
+                    self.look_if_due(request_id);
                     if !patience.bears(&error).await {
                         tracing::warn!(code = error.code(), reason = %error, "no keys");
                         return Err(error);
@@ -251,7 +281,7 @@ impl KmsClient {
             .map_err(ClientError::Session)?;
         let source = CertificateSource::new(identity);
         let dialer = ClientDialer::new(Some(Arc::clone(&source)), self.judge.clone(), self.now.clone()).map_err(ClientError::Session)?;
-        let channel = Channel::new(dialer, self.nodes.len(), self.settings.connect_timeout, self.route.clone());
+        let channel = Channel::new(dialer, self.settings.connect_timeout, self.route.clone());
         let session = Arc::new(Session::new(source.current(), channel, KeptBeacon { beacon, fetched, from: place }, now));
         metrics::session();
         tracing::info!(beacon_pos = beacon.beacon_pos, "session begun");
@@ -279,11 +309,7 @@ impl KmsClient {
         let outcome = first_answer(&order, self.settings.hedge_after, |place| async move {
             let beacon: BeaconAnswer = channel.ask(&self.nodes, place, question).await?;
             let (pinned, got) = (self.pin.cluster_id, beacon.cluster_id);
-            if got != pinned {
-                self.nodes.faulted(place);
-                return Err(NodeFault::WrongCluster { pinned, got });
-            }
-            Ok(beacon)
+            if got == pinned { Ok(beacon) } else { Err(self.disbelieved(place, NodeFault::WrongCluster { pinned, got })) }
         });
         outcome.await.map_err(|faults| self.failed(faults))
     }
@@ -383,9 +409,7 @@ impl Asking<'_> {
                 Gathered::Keys(keys, holders) => return self.finish(keys, holders, answer, committed, gather),
                 Gathered::ReceiptContradicted(error) => {
                     tracing::warn!(node = client.nodes.name(place), reason = %error, "receipt contradicted by the holders");
-                    client.nodes.failed(place);
-                    client.nodes.faulted(place);
-                    faults.push((place, NodeFault::Receipt(error)));
+                    faults.push((place, client.disbelieved(place, NodeFault::Receipt(error))));
                     if unlucky.iter().filter(|one| **one == place).count() >= 1 {
                         return Err(client.failed(faults));
                     }
@@ -425,11 +449,7 @@ impl Asking<'_> {
             let answer: ReleaseAnswer = self.session.channel.ask(&client.nodes, place, question).await?;
             match verify_receipt(&answer.receipt, &self.own) {
                 Ok(committed) => Ok((answer, committed)),
-                Err(error) => {
-                    client.nodes.failed(place);
-                    client.nodes.faulted(place);
-                    Err(NodeFault::Receipt(error))
-                }
+                Err(error) => Err(client.disbelieved(place, NodeFault::Receipt(error))),
             }
         })
         .await

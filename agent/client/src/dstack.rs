@@ -9,8 +9,8 @@ use dstack_ratls::prpc_client::{RpcCallError, RpcClient, RpcTarget};
 use tokio::net::TcpStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use crate::nodes::NodeUrl;
 use crate::route::{Route, tunnel};
+use crate::url::NodeUrl;
 
 /// Path that all methods stand under.
 pub const PATH: &str = "/prpc";

@@ -8,7 +8,9 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`pin`] | `{cluster_id, PK_prf}` out of the measured app-compose.json |
-//! | [`nodes`] | addresses, health, order |
+//! | [`url`] | addresses of nodes |
+//! | [`nodes`] | nodes configured and learnt, health, order |
+//! | `discovery` | other nodes of the cluster, learnt from its nodes |
 //! | [`client`] | [`KmsClient`]: sessions, requests, failover |
 //! | [`app_key`] | the identity's signature over an app's key |
 //! | [`root_ca`] | the root CA's certificate, held against the pin |
@@ -23,6 +25,7 @@
 pub mod app_key;
 mod channel;
 pub mod client;
+mod discovery;
 pub mod dstack;
 pub mod error;
 mod gather;
@@ -36,14 +39,16 @@ pub mod root_ca;
 pub mod route;
 mod session;
 pub mod trust;
+pub mod url;
 
 pub use client::{EvidenceOf, KmsClient, Settings};
 pub use dstack_threshold::keys::{KeyCheckValue, TypedKey};
 pub use error::{BadPartial, ClientError, NodeFault};
 pub use kcv::{KcvError, KcvStore};
-pub use nodes::{NodeUrl, Nodes, Tally, UrlError};
+pub use nodes::{Nodes, Tally};
 pub use pin::{CaPub, Pin, PinError};
 pub use release::ReleasedKeys;
 pub use root_ca::RootCertificate;
 pub use route::{Route, RouteError};
 pub use trust::{Trust, TrustError};
+pub use url::{NodeUrl, UrlError};

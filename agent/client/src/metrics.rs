@@ -10,6 +10,8 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("kms_client_release_seconds", "histogram", "", "Releases that gave keys, from the wish to the keys."),
     ("kms_client_node_faults_total", "counter", "fault", "Requests that a node did not serve, by what was wrong."),
     ("kms_client_bad_partials_total", "counter", "", "Partials dropped because they were wrong. Alarm on any: a holder or a relay lies."),
+    ("kms_client_looks_total", "counter", "outcome", "Looks for the cluster's nodes; outcome is ok, or no_answer where no node told them."),
+    ("kms_client_nodes", "gauge", "", "Nodes in use: the configured ones and those learnt."),
     ("kms_client_sessions_total", "counter", "", "Sessions begun: a new key and new evidence each."),
 ];
 
@@ -23,6 +25,11 @@ pub(crate) fn released(outcome: Result<Duration, &ClientError>) {
 
 pub(crate) fn node_fault(fault: &NodeFault) {
     metrics::counter!("kms_client_node_faults_total", "fault" => fault.label()).increment(1);
+}
+
+pub(crate) fn looked(is_answered: bool, nodes: usize) {
+    metrics::counter!("kms_client_looks_total", "outcome" => if is_answered { "ok" } else { "no_answer" }).increment(1);
+    metrics::gauge!("kms_client_nodes").set(u32::try_from(nodes).map_or(f64::MAX, f64::from));
 }
 
 pub(crate) fn bad_partials(count: usize) {

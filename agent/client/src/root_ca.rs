@@ -46,13 +46,13 @@ impl KmsClient {
     pub async fn root_ca(&self) -> Result<Option<RootCertificate>, ClientError> {
         let Some(pinned) = self.pin().ca_pub else { return Ok(None) };
         let pinned = pinned.spki().ok_or(ClientError::CaPub)?;
-        let (request_id, timeout) = (self.request_id()?, self.settings().request_timeout);
+        let (request_id, timeout) = (self.begin()?, self.settings().request_timeout);
         let question = Question { method: Method::GET, path: PATH_ROOT_CA, body: Vec::new().into(), request_id: &request_id, timeout };
         let (question, pinned) = (&question, &pinned);
         let order = self.nodes().order();
         let outcome = first_answer(&order, self.settings().hedge_after, |place| async move {
             let Answer(der) = self.anonymous().ask(self.nodes(), place, question).await?;
-            judged(&der, pinned)
+            judged(&der, pinned).map_err(|fault| self.disbelieved(place, fault))
         });
         outcome.await.map(|(_, root)| Some(root)).map_err(|faults| self.failed(faults))
     }

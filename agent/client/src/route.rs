@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
 use crate::error::NodeFault;
-use crate::nodes::NodeUrl;
+use crate::url::NodeUrl;
 
 /// Largest answer of a proxy, bytes.
 const ANSWER_BYTES_MAX: usize = 1024;

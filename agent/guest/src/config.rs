@@ -25,6 +25,8 @@ pub struct RawConfig {
     app_compose: PathBuf,
     #[serde(default)]
     kms_urls: Vec<String>,
+    #[serde(default = "default_discover_s")]
+    discover_s: u64,
     #[serde(default)]
     dstack_urls: Vec<String>,
     state_dir: Option<PathBuf>,
@@ -139,6 +141,10 @@ impl Default for RawLog {
 #[serde(deny_unknown_fields, default)]
 struct RawHardening {
     lock_memory: bool,
+}
+
+fn default_discover_s() -> u64 {
+    600
 }
 
 fn default_proxy() -> String {
@@ -277,6 +283,11 @@ impl TryFrom<RawConfig> for Config {
             request_timeout: ms("timeouts.request_ms", request_ms, 1)?,
             hedge_after: ms("timeouts.hedge_ms", hedge_ms, 1)?,
             patience: ms("timeouts.patience_ms", patience_ms, 0)?,
+            discover_every: match raw.discover_s {
+                0 => None,
+                seconds @ 1..=DISCOVER_S_MAX => Some(Duration::from_secs(seconds)),
+                other => return Err(wrong("discover_s", "seconds, at most 86400; 0 for the configured nodes alone", other)),
+            },
         };
         let app_id = raw
             .boot
@@ -321,6 +332,9 @@ impl TryFrom<RawConfig> for Config {
         })
     }
 }
+
+/// Longest time between two looks for nodes.
+const DISCOVER_S_MAX: u64 = 86_400;
 
 /// Most mount points shown.
 const DISKS_MAX: usize = 16;
@@ -396,6 +410,7 @@ mod tests {
         assert_eq!(key("[api]\nsocket_mode = \"999\""), "api.socket_mode");
         assert_eq!(key("[api]\nconnections_max = 0"), "api.connections_max");
         assert_eq!(key("[timeouts]\nrequest_ms = 0"), "timeouts.request_ms");
+        assert_eq!(key("discover_s = 86401"), "discover_s");
         assert_eq!(key("[api]\nhost = \"tcp:1\""), "api.host");
         assert_eq!(key("[machine]\ndata_disks = []"), "machine.data_disks");
         assert_eq!(key("proxy = \"socks\""), "proxy");

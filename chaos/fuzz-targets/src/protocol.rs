@@ -84,5 +84,6 @@ pub(crate) fn run(data: &[u8]) {
         sign::AppPkClaim,
         env::EnvAttempt,
         env::EnvPubBody,
+        rpc::NodesAnswer,
     );
 }

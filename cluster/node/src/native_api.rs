@@ -22,11 +22,12 @@ use dstack_protocol::limits::CLIENT_BODY_BYTES_MAX;
 use dstack_protocol::policy::{AppPolicy, PathRule};
 use dstack_protocol::release::Ask;
 use dstack_protocol::rpc::{
-    BeaconAnswer, PATH_ACTION, PATH_APP_KEY, PATH_BEACON, PATH_COLLATERAL, PATH_ENV_ATTEMPT, PATH_ENV_KEY, PATH_GENESIS_CERTIFICATE,
-    PATH_GOVERNANCE, PATH_POLICY, PATH_RELEASE, PATH_ROOT_CA, PATH_STATUS, REQUEST_ID_HEADER, ReleaseAsk,
+    BeaconAnswer, NodesAnswer, PATH_ACTION, PATH_APP_KEY, PATH_BEACON, PATH_COLLATERAL, PATH_ENV_ATTEMPT, PATH_ENV_KEY,
+    PATH_GENESIS_CERTIFICATE, PATH_GOVERNANCE, PATH_NODES, PATH_POLICY, PATH_RELEASE, PATH_ROOT_CA, PATH_STATUS, REQUEST_ID_HEADER,
+    ReleaseAsk,
 };
 use dstack_protocol::sign::{AppPkClaim, Basis, SignObject};
-use dstack_protocol::{AppId, Generation, Refusal, RefusalCode, RootTag, Wire, binding};
+use dstack_protocol::{AppId, Generation, Refusal, RefusalCode, RootTag, Seat, Wire, binding};
 use dstack_ratls::ClientPeer;
 use serde_json::{Value, json};
 use tracing::{Instrument as _, info};
@@ -45,6 +46,7 @@ const REQUEST_ID_CHARS_MAX: usize = 64;
 pub(crate) fn router(services: Arc<Services>) -> Router {
     Router::new()
         .route(PATH_BEACON, get(beacon))
+        .route(PATH_NODES, get(nodes))
         .route(PATH_RELEASE, post(release))
         .route(PATH_APP_KEY, post(app_key))
         .route(PATH_ROOT_CA, get(root_ca))
@@ -71,6 +73,17 @@ async fn beacon(State(services): State<Arc<Services>>) -> Answer {
     let (beacon_pos, row) = certified_beacon(&*services.log, &*services.heads)?;
     let cluster_id = *services.birth.cluster_id();
     let answer = BeaconAnswer { cluster_id, generation: Generation(0), beacon_pos, beacon: row.value, log_time: row.log_time };
+    Ok(Encoded(answer.encode()))
+}
+
+/// Addresses are those of the genesis document, which the cluster id proves; seats that are empty or revoked are left out.
+async fn nodes(State(services): State<Arc<Services>>) -> Answer {
+    services.serving()?;
+    let seats = read(&*services.log, |state| {
+        let revoked = |seat: Seat| state.governance.revoked.contains(&Object::Seat(seat));
+        state.seats.keys().copied().filter(|seat| !revoked(*seat)).collect()
+    })?;
+    let answer = NodesAnswer { genesis: services.birth.genesis().clone(), own: services.seat, seats };
     Ok(Encoded(answer.encode()))
 }
 

@@ -3,9 +3,10 @@
 //! Owns: layouts and paths. A refusal travels as [`crate::Refusal`] under its HTTP status, content type
 //! `application/x-dkms`.
 
-use crate::codec::{DecodeError, Reader, Wire, Writer};
-use crate::ids::{ClusterId, Generation, NodeIndex, UnixMillis};
-use crate::limits::{NODES_MAX, RELREQ_BYTES_MAX};
+use crate::codec::{DecodeError, Reader, Wire, Writer, ascending};
+use crate::genesis::Genesis;
+use crate::ids::{ClusterId, Generation, NodeIndex, Seat, UnixMillis};
+use crate::limits::{FRAME_BYTES_MAX, GENESIS_BYTES_MAX, NODES_MAX, RELREQ_BYTES_MAX};
 use crate::receipt::Receipt;
 use crate::release::{Out, RelReq};
 
@@ -16,6 +17,8 @@ pub const REQUEST_ID_HEADER: &str = "x-dkms-request-id";
 
 /// Client: latest certified beacon. GET, anonymous. Answer [`BeaconAnswer`].
 pub const PATH_BEACON: &str = "/v1/beacon";
+/// Client: the cluster's nodes. GET, anonymous. Answer [`NodesAnswer`].
+pub const PATH_NODES: &str = "/v1/nodes";
 /// Client: release. POST [`ReleaseAsk`], session certificate. Answer [`ReleaseAnswer`].
 pub const PATH_RELEASE: &str = "/v1/release";
 /// Client: an app's claim to its secp256k1 key. POST [`crate::sign::AppPkClaim`]; the claim decides. Answer: `r(32) ‖ s(32) ‖ recid(1)` by
@@ -112,6 +115,49 @@ impl Wire for BeaconAnswer {
         })
     }
 }
+
+/// The cluster's nodes, as one of them sees them.
+///
+/// The document proves its addresses to whoever knows the cluster id, which is its hash. The seats are the answering node's word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodesAnswer {
+    /// Whose addresses are meant, by seat.
+    pub genesis: Genesis,
+    /// The seat of the node that answers.
+    pub own: Seat,
+    /// Seats that are filled and not revoked, ascending; each one of the document.
+    pub seats: Vec<Seat>,
+}
+
+impl Wire for NodesAnswer {
+    const BYTES_MAX: usize = GENESIS_BYTES_MAX + 2 * NODES_MAX + 64;
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-NODES").lp4(&self.genesis.encode()).u16(self.own.0).count1(self.seats.len());
+        for seat in &self.seats {
+            w.u16(seat.0);
+        }
+    }
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-NODES")?;
+        let genesis = Genesis::decode(r.lp4("genesis", GENESIS_BYTES_MAX)?)?;
+        let own = Seat::read("own", r)?;
+        let count = usize::from(r.u8("seats")?);
+        if count > NODES_MAX {
+            return Err(DecodeError::TooLong { field: "seats", max: NODES_MAX, got: count });
+        }
+        let seats = r.list("seats", count, 2, |r| Seat::read("seat", r))?;
+        ascending("seats", seats.iter())?;
+        let of_the_document = 1..=genesis.n;
+        for (field, seat) in seats.iter().map(|seat| ("seats", seat)).chain([("own", &own)]) {
+            if !of_the_document.contains(&seat.0) {
+                return Err(DecodeError::Field { field, reason: "no seat of the genesis document" });
+            }
+        }
+        Ok(Self { genesis, own, seats })
+    }
+}
+
+const _: () = assert!(NodesAnswer::BYTES_MAX <= FRAME_BYTES_MAX);
 
 /// A client's release request. SPKI, evidence and session position come from its certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]

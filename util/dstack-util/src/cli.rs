@@ -375,6 +375,9 @@ pub struct Setup {
     /// For how long to try again what may succeed later, seconds
     #[arg(long, default_value_t = 60)]
     pub patience_s: u64,
+    /// Ask no other nodes than those named; else nodes tell of the others that the pinned cluster has
+    #[arg(long)]
+    pub no_discovery: bool,
     /// os-release of the image
     #[arg(long, default_value = "/etc/os-release")]
     pub os_release: PathBuf,
@@ -437,6 +440,9 @@ pub struct GetKeys {
     /// For how long to try again what may succeed later, seconds [default: 60]
     #[arg(long)]
     pub patience_s: Option<u64>,
+    /// Ask no other nodes than those named; else nodes tell of the others that the pinned cluster has
+    #[arg(long)]
+    pub no_discovery: bool,
     /// TOML file with the same settings
     #[arg(long)]
     pub config: Option<PathBuf>,
@@ -479,6 +485,7 @@ impl GetKeys {
         }
         flags.extend(self.proxy.as_ref().map(|proxy| ("proxy", text(proxy))));
         flags.extend(self.patience_s.map(|seconds| ("patience_s", seconds.to_string())));
+        flags.extend(self.no_discovery.then(|| ("discover", "false".to_owned())));
         flags
     }
 }

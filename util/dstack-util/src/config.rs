@@ -40,6 +40,8 @@ pub struct RawConfig {
     key_classes: Vec<String>,
     #[serde(default = "default_patience")]
     patience_s: u64,
+    #[serde(default = "default_discover")]
+    discover: bool,
     #[serde(default = "default_proxy")]
     proxy: String,
     #[serde(default)]
@@ -52,6 +54,10 @@ fn default_classes() -> Vec<String> {
 
 fn default_patience() -> u64 {
     60
+}
+
+fn default_discover() -> bool {
+    true
 }
 
 fn default_proxy() -> String {
@@ -96,6 +102,14 @@ pub struct Config {
     pub trust: Trust,
     /// Of the client.
     pub settings: Settings,
+}
+
+/// Of the client: how long it tries, and whether it learns the cluster's other nodes.
+#[must_use]
+pub fn settings(patience_s: u64, discover: bool) -> Settings {
+    let defaults = Settings::default();
+    let discover_every = defaults.discover_every.filter(|_| discover);
+    Settings { patience: Duration::from_secs(patience_s), discover_every, ..defaults }
 }
 
 /// Merges file, environment and flags. `flags`: keys with their values as TOML.
@@ -165,7 +179,7 @@ impl TryFrom<RawConfig> for Config {
             key_classes,
             route,
             trust: raw.trust,
-            settings: Settings { patience: Duration::from_secs(raw.patience_s), ..Settings::default() },
+            settings: settings(raw.patience_s, raw.discover),
         })
     }
 }

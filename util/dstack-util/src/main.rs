@@ -4,17 +4,16 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use dstack_client::{Settings, Trust};
+use dstack_client::Trust;
 use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_runtime::hardening::{Hardening, harden};
 use dstack_runtime::telemetry::{LogFormat, init_logging};
 use dstack_util::cli::{Arguments, Command, GatewayRefresh, GetKeys, HostShared, Setup, Tee};
 use dstack_util::commands::{attestation, bytes, certificates, events, orphans};
-use dstack_util::config::{Config, load};
+use dstack_util::config::{Config, load, settings};
 use dstack_util::forward::{Listen, Target};
 use dstack_util::gateway::{self, Refresh, Refreshed};
 use dstack_util::host_api::{DEFAULT_URL, HostUrl};
@@ -148,7 +147,7 @@ fn set_up(arguments: Setup) -> anyhow::Result<()> {
             ..Trust::default()
         },
         route: arguments.proxy.parse().context("--proxy")?,
-        settings: Settings { patience: Duration::from_secs(arguments.patience_s), ..Settings::default() },
+        settings: settings(arguments.patience_s, !arguments.no_discovery),
         os_release: arguments.os_release,
         kernel_command_line: arguments.kernel_command_line,
         engine_config: arguments.engine_config,

@@ -19,10 +19,13 @@ use dstack_audit::{Frontier, leaf_hash, make_receipt};
 use dstack_client::app_key::PATH_APP_KEY;
 use dstack_client::{EvidenceOf, KcvStore, KmsClient, NodeUrl, Pin, Settings, trust};
 use dstack_protocol::binding::evidence_hash;
+use dstack_protocol::genesis::{Authority, CaAlgorithm, Genesis, SeatGrant};
 use dstack_protocol::log::{Record, RecordKind, body_hash};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::Out;
-use dstack_protocol::rpc::{BeaconAnswer, PATH_BEACON, PATH_RELEASE, PATH_ROOT_CA, REQUEST_ID_HEADER, ReleaseAnswer, ReleaseAsk};
+use dstack_protocol::rpc::{
+    BeaconAnswer, NodesAnswer, PATH_BEACON, PATH_NODES, PATH_RELEASE, PATH_ROOT_CA, REQUEST_ID_HEADER, ReleaseAnswer, ReleaseAsk,
+};
 use dstack_protocol::sign::AppPkClaim;
 use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex, Refusal, RefusalCode, Seat, UnixMillis, Wire};
 use dstack_ratls::attest_judge::{Beacons, TrustMaterial};
@@ -93,6 +96,10 @@ pub struct Cluster {
     pub asked: AtomicUsize,
     pub request_ids: Mutex<Vec<String>>,
     pub session_keys: Mutex<std::collections::BTreeSet<Vec<u8>>>,
+    /// What nodes give out as the addresses of the cluster's nodes. The document is of their own making, so it is a lie.
+    pub given_out: Mutex<Vec<String>>,
+    /// How often they did.
+    pub lists: AtomicUsize,
 }
 
 struct Log {
@@ -163,6 +170,8 @@ impl Cluster {
             asked: AtomicUsize::new(0),
             request_ids: Mutex::default(),
             session_keys: Mutex::default(),
+            given_out: Mutex::default(),
+            lists: AtomicUsize::new(0),
         })
     }
 
@@ -205,6 +214,7 @@ impl Cluster {
         let conduct = Arc::new(Mutex::new(Conduct::Honest));
         let router = Router::new()
             .route(PATH_BEACON, get(serve_beacon))
+            .route(PATH_NODES, get(serve_nodes))
             .route(PATH_RELEASE, post(serve_release))
             .route(PATH_APP_KEY, post(serve_app_key))
             .route(PATH_ROOT_CA, get(serve_root_ca))
@@ -242,13 +252,30 @@ impl Cluster {
         kcvs: Option<KcvStore>,
         patience: Duration,
     ) -> KmsClient {
+        let settings = Settings {
+            hedge_after: Duration::from_millis(400),
+            patience,
+            request_timeout: Duration::from_secs(8),
+            discover_every: None,
+            ..Settings::default()
+        };
+        self.client_with(pin, nodes, measurements, kcvs, settings)
+    }
+
+    /// As above, with all settings.
+    pub fn client_with(
+        &self,
+        pin: Pin,
+        nodes: &[&Node],
+        measurements: Vec<Vec<u8>>,
+        kcvs: Option<KcvStore>,
+        settings: Settings,
+    ) -> KmsClient {
         let machine = Machine::tdx("guest", &self.roots).unwrap();
         let boot = Boot { compose: HexBytes(b"{}".to_vec()), app_id: Some(HexArray(APP.0)), instance_seed: None, key_provider: None };
         machine.boot_app(boot).unwrap();
         let evidence_of: EvidenceOf = Arc::new(move |report_data| machine.evidence(report_data).map_err(|error| error.to_string()));
         let urls = nodes.iter().map(|node| node.url.clone()).collect();
-        let settings =
-            Settings { hedge_after: Duration::from_millis(400), patience, request_timeout: Duration::from_secs(8), ..Settings::default() };
         KmsClient::new(pin, urls, settings, trust::judge_of(self.material(), measurements), self.now(), evidence_of, kcvs).unwrap()
     }
 
@@ -327,6 +354,38 @@ async fn serve_beacon(Extension(conduct): Extension<Arc<Mutex<Conduct>>>) -> Ans
     let cluster_id = if conduct == Conduct::OtherCluster { ClusterId([9; 32]) } else { CLUSTER };
     let beacon_pos = if conduct == Conduct::FalseBeacon { BEACON_POS + 1 } else { BEACON_POS };
     let answer = BeaconAnswer { cluster_id, generation: Generation(0), beacon_pos, beacon: beacon(), log_time: UnixMillis(1) };
+    (StatusCode::OK, answer.encode())
+}
+
+/// A list of nodes in the form of a true one, out of a document that is not the cluster's.
+async fn serve_nodes(Extension(cluster): Extension<Arc<Cluster>>, Extension(conduct): Extension<Arc<Mutex<Conduct>>>) -> Answer {
+    let conduct = *conduct.lock().unwrap();
+    cluster.lists.fetch_add(1, Ordering::SeqCst);
+    if let Some(answer) = misconduct(conduct).await {
+        return answer;
+    }
+    let given_out = cluster.given_out.lock().unwrap().clone();
+    let grant = |(seat, address): (u16, String)| SeatGrant { seat: Seat(seat), address, platform_identity: seat.to_be_bytes().to_vec() };
+    let seats: Vec<SeatGrant> = (1..).zip(given_out).map(grant).collect();
+    let n = u16::try_from(seats.len()).unwrap();
+    let genesis = Genesis {
+        random: [0; 32],
+        n,
+        t: Genesis::threshold_for(n),
+        f: 0,
+        ca_algorithm: CaAlgorithm::Ed25519,
+        authority: Authority::OperatorQuorum,
+        chain_settings: Vec::new(),
+        k: 1,
+        r: 1,
+        timelock_s: 0,
+        operators: vec![[1; 32]],
+        allowed_nodes: Vec::new(),
+        software_roots: Vec::new(),
+        seats,
+        collateral_id: [0; 32],
+    };
+    let answer = NodesAnswer { genesis, own: Seat(1), seats: (1..=n).map(Seat).collect() };
     (StatusCode::OK, answer.encode())
 }
 

@@ -4,10 +4,11 @@
 mod cluster;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dstack_audit::AuditError;
 use dstack_client::error::BadPartialFault;
-use dstack_client::{CaPub, ClientError, KcvError, KcvStore, KmsClient, NodeFault, Pin, ReleasedKeys};
+use dstack_client::{CaPub, ClientError, KcvError, KcvStore, KmsClient, NodeFault, Pin, ReleasedKeys, Settings};
 use dstack_protocol::release::{KeyClass, Wish};
 use dstack_protocol::{AppId, ClusterId, Generation, NodeIndex, RefusalCode};
 use dstack_ratls::{JudgeError, PeerError};
@@ -195,6 +196,57 @@ async fn a_failing_node_costs_one_retry_and_is_asked_last_from_then_on() {
     assert_eq!(hex_of(&release(&client).await.unwrap()), known_answers());
     let nobody = cluster.client(pin(), &[&nodes[0]], Vec::new(), None);
     assert!(matches!(release(&nobody).await.unwrap_err(), ClientError::NoNode { .. }));
+}
+
+/// Until `holds` does, a minute at most.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..6000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_nodes_that_the_pin_does_not_prove_leads_nowhere() {
+    let cluster = Cluster::new();
+    let nodes = [cluster.node().await, cluster.node().await];
+    let bait = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    bait.set_nonblocking(true).unwrap();
+    let address = bait.local_addr().unwrap().to_string();
+    *cluster.given_out.lock().unwrap() = vec![address, "169.254.169.254:80".to_owned(), "10.0.0.1:1".to_owned()];
+    let settings = Settings { discover_every: Some(Duration::ZERO), patience: Duration::from_millis(100), ..Settings::default() };
+    let client = cluster.client_with(pin(), &[&nodes[0], &nodes[1]], Vec::new(), None, settings);
+    let configured: Vec<String> = nodes.iter().map(|node| node.url.to_string()).collect();
+    let known = || client.nodes().tallies().into_iter().map(|tally| tally.url.to_string()).collect::<Vec<_>>();
+    for looks in [2, 4] {
+        assert_eq!(hex_of(&release(&client).await.unwrap()), known_answers());
+        until("both are asked for the list", || cluster.lists.load(Ordering::SeqCst) >= looks).await;
+        assert_eq!(known(), configured);
+    }
+    // No list at all, from one and from both: keys come all the same.
+    for node in &nodes {
+        node.conducts(Conduct::Refuses(RefusalCode::UnknownMethod));
+    }
+    client.beacon().await.unwrap();
+    nodes.iter().for_each(|node| node.conducts(Conduct::Honest));
+    assert_eq!(hex_of(&release(&client).await.unwrap()), known_answers());
+    assert_eq!(known(), configured);
+    assert_eq!(bait.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody came");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_answer_is_disbelieved_is_asked_last_from_then_on() {
+    let cluster = Cluster::new();
+    let nodes = [cluster.node().await, cluster.node().await];
+    let client = cluster.client(pin(), &[&nodes[0], &nodes[1]], Vec::new(), None);
+    nodes[0].conducts(Conduct::OtherCluster);
+    client.beacon().await.unwrap();
+    client.beacon().await.unwrap();
+    let tallies: Vec<(u64, u64)> = client.nodes().tallies().iter().map(|tally| (tally.asked, tally.faults)).collect();
+    assert_eq!(tallies, [(1, 1), (2, 0)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,8 +98,13 @@ impl Workload {
 
     /// The same, with other patience.
     pub(crate) fn client_with(&self, urls: &str, settings: Settings) -> KmsClient {
+        self.client_of_measurements(urls, &[], settings)
+    }
+
+    /// A client that asks nodes of these measurements only, or of any where there is none.
+    pub(crate) fn client_of_measurements(&self, urls: &str, measurements: &[String], settings: Settings) -> KmsClient {
         let urls = urls.split(',').map(|url| url.parse().unwrap()).collect();
-        let judge = self.trust.judge().unwrap();
+        let judge = Trust { node_measurements: measurements.to_vec(), ..self.trust.clone() }.judge().unwrap();
         KmsClient::new(self.pin, urls, settings, judge, self.now.clone(), self.evidence_of(), None).unwrap()
     }
 

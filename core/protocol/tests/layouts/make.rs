@@ -20,7 +20,7 @@ use dstack_protocol::log::{BeaconBody, Head, HeadCert, Reading, Record, RecordKi
 use dstack_protocol::policy::Rate;
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
-use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
+use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, NodesAnswer, ReleaseAnswer, ReleaseAsk};
 use dstack_protocol::state::{AdoptedRow, AppRow, BeaconRow, Blob, IntentRow, SeatRow};
 use dstack_protocol::{
     AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, Refusal, RefusalCode, RootTag, Seat, TcbStatus, UnixMillis,
@@ -360,6 +360,15 @@ impl Make for Genesis {
             seats: (1..=n).map(|number| seat(s, number)).collect(),
             collateral_id: Make::make(s),
         }
+    }
+}
+
+impl Make for NodesAnswer {
+    fn make(s: &mut Source<'_>) -> Self {
+        let genesis = Genesis::make(s);
+        let own = Seat(u16::make(s) % genesis.n + 1);
+        let seats = (1..=genesis.n).map(Seat).filter(|_| bool::make(s)).collect();
+        Self { genesis, own, seats }
     }
 }
 

@@ -6,6 +6,7 @@ use dstack_protocol::governance::{Action, ActionKind, Object, OperatorsBody};
 use dstack_protocol::log::{BeaconBody, HeadCert};
 use dstack_protocol::policy::{AppPolicy, PathRule, TcbRules};
 use dstack_protocol::release::{Intent, KeyClass, Mode, RelReq, Wish};
+use dstack_protocol::rpc::NodesAnswer;
 use dstack_protocol::{ClusterId, DecodeError, NodeIndex, Platform, RootTag, Seat, UnixMillis, Wire};
 
 use crate::golden::vector;
@@ -165,6 +166,19 @@ fn a_genesis_document_keeps_its_rules() {
     refuses_field(&genesis(), "chain_settings", |g| g.authority = Authority::OnChain);
     refuses_field(&genesis(), "address", |g| g.seats[0].address = "x".repeat(256));
     refuses_field(&genesis(), "measurement", |g| g.allowed_nodes[0].measurement = vec![0; 513]);
+}
+
+#[test]
+fn the_nodes_of_a_cluster_are_seats_of_its_document() {
+    let nodes = NodesAnswer { genesis: genesis(), own: Seat(2), seats: vec![Seat(1), Seat(3)] };
+    refuses_field(&nodes, "own", |a| a.own = Seat(0));
+    refuses_field(&nodes, "own", |a| a.own = Seat(4));
+    refuses_field(&nodes, "seats", |a| a.seats = vec![Seat(0), Seat(1)]);
+    refuses_field(&nodes, "seats", |a| a.seats = vec![Seat(4)]);
+    refuses_field(&nodes, "seats", |a| a.seats = (1..=65).map(Seat).collect());
+    refuses_field(&nodes, "t", |a| a.genesis.t = 3);
+    refuses_order(&nodes, |a| a.seats.reverse());
+    refuses_order(&nodes, |a| a.seats = vec![Seat(1), Seat(1)]);
 }
 
 #[test]

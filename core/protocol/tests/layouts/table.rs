@@ -11,7 +11,7 @@ use dstack_protocol::log::{BeaconBody, Head, HeadCert, Record, SignedHead};
 use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Ask, Go, Intent, Out, PartialPlain, RelReq};
-use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, ReleaseAnswer, ReleaseAsk};
+use dstack_protocol::rpc::{BeaconAnswer, ClockAsk, NodesAnswer, ReleaseAnswer, ReleaseAsk};
 use dstack_protocol::sign::{AppPkClaim, SignAsk, SignObject, Signed};
 use dstack_protocol::state::State;
 use dstack_protocol::{DecodeError, Refusal, Wire};
@@ -66,6 +66,7 @@ wire!(
     Out,
     RelReq,
     BeaconAnswer,
+    NodesAnswer,
     ClockAsk,
     ReleaseAnswer,
     ReleaseAsk,
@@ -205,6 +206,7 @@ pub(crate) fn layouts() -> Vec<Layout> {
         layout::<PartialPlain>("partial"),
         layout::<Out>("out"),
         layout::<BeaconAnswer>("beacon-answer"),
+        layout::<NodesAnswer>("nodes-answer"),
         layout::<ReleaseAsk>("release-ask"),
         layout::<ReleaseAnswer>("release-answer"),
         layout::<ClockAsk>("clock-ask"),
