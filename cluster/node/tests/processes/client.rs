@@ -212,18 +212,20 @@ fn a_client_of_one_node_learns_the_others_and_outlives_it() {
     // A seat that operators revoke is learnt no longer; the configured node is asked whatever becomes of its seat.
     let looks = Settings { discover_every: Some(Duration::ZERO), ..settings(NEVER) };
     let (client, second) = (web.client_with(&all[1], looks), web.client_with(&all[0], looks));
-    let ask = |client: &KmsClient| drop(runtime.block_on(client.beacon()).unwrap());
+    let ask = |client: &KmsClient| assert_eq!(runtime.block_on(client.beacon()).unwrap().cluster_id, web.pin.cluster_id);
     let mut order: Vec<u16> = vec![others[0]];
     order.extend((1..=3).filter(|seat| *seat != others[0]));
     let seen: Vec<String> = order.iter().map(|seat| url(&mut cluster, *seat)).collect();
     knows(&client, "all", &seen, ask);
     knows(&second, "all", &all, ask);
-    let gone = |what: &str| run(cluster.policy(what).unwrap().args(["--seat", &own.to_string()])).unwrap();
-    gone("revoke");
+    let decide = |what: &str, version: &str| {
+        run(cluster.policy(what).unwrap().args(["--seat", &own.to_string(), "--base-version", version])).unwrap();
+    };
+    decide("revoke", "0");
     let left: Vec<String> = seen.iter().filter(|url| **url != all[0]).cloned().collect();
     knows(&client, "the revoked seat to leave", &left, ask);
     knows(&second, "the configured node to stay", &all, ask);
-    gone("unrevoke");
+    decide("unrevoke", "1");
     knows(&client, "the seat to come back", &seen, ask);
     audit_verifies(&mut cluster);
 }
