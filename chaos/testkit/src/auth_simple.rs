@@ -4,14 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::TestkitError;
+use crate::listening::Listening;
 
 /// Largest request.
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
@@ -76,9 +75,8 @@ struct Content {
 /// A running server; ends when dropped.
 #[derive(Debug)]
 pub struct AuthSimple {
-    address: SocketAddr,
+    listening: Listening,
     content: Arc<Mutex<Content>>,
-    stop: Arc<AtomicBool>,
 }
 
 impl AuthSimple {
@@ -87,34 +85,21 @@ impl AuthSimple {
     /// # Errors
     /// [`TestkitError::File`]: the port is taken.
     pub fn start(port: u16, lists: Lists) -> Result<Self, TestkitError> {
-        let io = |error: std::io::Error| TestkitError::file("auth-simple listener", error);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(io)?;
-        let address = listener.local_addr().map_err(io)?;
         let content = Arc::new(Mutex::new(Content { lists, ..Content::default() }));
-        let stop = Arc::<AtomicBool>::default();
-        let (shared, stopped) = (Arc::clone(&content), Arc::clone(&stop));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let (Ok(stream), shared) = (stream, Arc::clone(&shared)) else { continue };
-                std::thread::spawn(move || answer(stream, &shared));
-            }
-        });
-        Ok(Self { address, content, stop })
+        let shared = Arc::clone(&content);
+        Ok(Self { listening: Listening::start("auth-simple listener", port, move |stream| answer(stream, &shared))?, content })
     }
 
     /// Its port.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.listening.address.port()
     }
 
     /// Base address.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.listening.url()
     }
 
     /// Changes what it decides by.
@@ -140,16 +125,7 @@ impl AuthSimple {
     }
 }
 
-impl Drop for AuthSimple {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        // Wakes the listener, so that it sees.
-        let _ = TcpStream::connect(self.address);
-    }
-}
-
 fn answer(mut stream: TcpStream, content: &Mutex<Content>) {
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
     let Some((line, body)) = request(&mut stream) else { return };
     let (status, reply) = reply(&mut lock(content), &line, &body);
     let reply = reply.to_string();

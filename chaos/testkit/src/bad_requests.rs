@@ -50,9 +50,15 @@ impl BadRequest {
     /// The whole request, for a connection that is kept. `before`: the path up to the method's name.
     #[must_use]
     pub fn bytes(&self, before: &str) -> Vec<u8> {
+        self.bytes_with(before, "")
+    }
+
+    /// The same with further fields of its head, each with its line's end.
+    #[must_use]
+    pub fn bytes_with(&self, before: &str, fields: &str) -> Vec<u8> {
         let verb = if self.form == Form::Query { "GET" } else { "POST" };
         let mark = if self.query.is_empty() { "" } else { "?" };
-        let mut head = format!("{verb} {before}{}{mark}{} HTTP/1.1\r\nHost: kms.test\r\n", self.method, self.query);
+        let mut head = format!("{verb} {before}{}{mark}{} HTTP/1.1\r\nHost: kms.test\r\n{fields}", self.method, self.query);
         if self.form == Form::Json {
             head.push_str("Content-Type: application/json\r\n");
         }

@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dstack_attest::{CollateralBundle, TdxCollateral};
 
 use crate::TestkitError;
+use crate::listening::Listening;
 
 /// What the server does instead of answering rightly.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,9 +52,8 @@ struct Content {
 /// A running server; ends when dropped.
 #[derive(Debug)]
 pub struct Pccs {
-    address: SocketAddr,
+    listening: Listening,
     content: Arc<Mutex<Content>>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Pccs {
@@ -63,26 +62,14 @@ impl Pccs {
     /// # Errors
     /// [`TestkitError::File`]: the port is taken.
     pub fn start(port: u16) -> Result<Self, TestkitError> {
-        let io = |error: std::io::Error| TestkitError::file("pccs listener", error);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(io)?;
-        let address = listener.local_addr().map_err(io)?;
-        let (content, stop) = (Arc::<Mutex<Content>>::default(), Arc::<AtomicBool>::default());
-        let (shared, stopped) = (Arc::clone(&content), Arc::clone(&stop));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let (Ok(stream), shared) = (stream, Arc::clone(&shared)) else { continue };
-                std::thread::spawn(move || answer(stream, &shared));
-            }
-        });
-        Ok(Self { address, content, stop })
+        let content = Arc::<Mutex<Content>>::default();
+        let shared = Arc::clone(&content);
+        Ok(Self { listening: Listening::start("pccs listener", port, move |stream| answer(stream, &shared))?, content })
     }
 
     /// Base address.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.listening.url()
     }
 
     /// Serves this from now on.
@@ -106,14 +93,6 @@ impl Pccs {
     }
 }
 
-impl Drop for Pccs {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        // Wakes the listener, so that it sees.
-        let _ = TcpStream::connect(self.address);
-    }
-}
-
 struct Reply {
     kind: &'static str,
     header: Option<(&'static str, String)>,
@@ -121,7 +100,6 @@ struct Reply {
 }
 
 fn answer(mut stream: TcpStream, content: &Mutex<Content>) {
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
     let Some(target) = request_target(&mut stream) else { return };
     let (reply, fault) = {
         let mut content = lock(content);

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::limits::{HEADER_BYTES_MAX, HEADERS_MAX, HttpLimits};
+use crate::limits::{HEADER_BYTES_MAX, HEADER_TABLE_BYTES, HEADERS_MAX, HttpLimits, RESETS_BY_US_MAX, RESETS_UNSEEN_MAX};
 
 /// Which HTTP the connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,10 +104,13 @@ where
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(limits.streams_max)
+                .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
+                .max_local_error_reset_streams(RESETS_BY_US_MAX)
                 .max_header_list_size(HEADER_BYTES_MAX)
+                .header_table_size(HEADER_TABLE_BYTES)
                 .max_send_buf_size(64 * 1024)
-                .initial_stream_window_size(256 * 1024)
-                .initial_connection_window_size(1024 * 1024)
+                .initial_stream_window_size(limits.stream_window_bytes)
+                .initial_connection_window_size(limits.connection_window_bytes)
                 // Finds half-open connections: a peer that answers no ping is gone.
                 .keep_alive_interval(limits.idle_timeout.min(Duration::from_secs(20)))
                 .keep_alive_timeout(Duration::from_secs(10))

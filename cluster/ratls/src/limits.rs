@@ -58,12 +58,24 @@ pub struct HttpLimits {
     pub body_bytes_max: usize,
     /// Requests at once on one HTTP/2 connection.
     pub streams_max: u32,
+    /// Bytes of one request's body that may be under way unread, HTTP/2.
+    pub stream_window_bytes: u32,
+    /// The same of all requests of a connection: what a peer may make this side hold before a handler takes it.
+    pub connection_window_bytes: u32,
 }
 
 /// Head of a request, bytes, both HTTP versions.
 pub(crate) const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Fields of a head.
 pub(crate) const HEADERS_MAX: usize = 64;
+/// Streams that the peer opened and reset before a handler saw them, at once; one more ends the connection (CVE-2023-44487). Ours cancel
+/// requests that run.
+pub(crate) const RESETS_UNSEEN_MAX: usize = 20;
+/// Streams that this side refused or ended for the peer's faults, in a connection's life; one more ends it (CVE-2025-8671). A client that
+/// has not read our settings may open a hundred at once, and those above [`HttpLimits::streams_max`] are refused: that is no attack.
+pub(crate) const RESETS_BY_US_MAX: usize = 128;
+/// Dynamic table of a head's compression, bytes: the protocol's own default.
+pub(crate) const HEADER_TABLE_BYTES: u32 = 4096;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -90,6 +102,8 @@ impl Default for Limits {
                 age_max: Duration::from_secs(7200),
                 body_bytes_max: FRAME_BYTES_MAX,
                 streams_max: 256,
+                stream_window_bytes: 256 * 1024,
+                connection_window_bytes: 1024 * 1024,
             },
             client_http: HttpLimits::client(),
             drain_timeout: Duration::from_secs(10),
@@ -108,6 +122,8 @@ impl HttpLimits {
             age_max: Duration::from_millis(SESSION_MS_MAX),
             body_bytes_max: CLIENT_BODY_BYTES_MAX,
             streams_max: 32,
+            stream_window_bytes: 64 * 1024,
+            connection_window_bytes: 256 * 1024,
         }
     }
 }

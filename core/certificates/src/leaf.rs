@@ -2,6 +2,8 @@
 //!
 //! Owns: their fields. Never: checks a request's evidence (who calls has done so), makes a serial. Source: KMS API reference §7, §8.
 
+use std::net::IpAddr;
+
 use dstack_protocol::AppId;
 
 use crate::build::{Draft, IssuedBy, Name, signed};
@@ -61,6 +63,22 @@ impl ServerLeaf<'_> {
     }
 }
 
+/// Whether some client takes a certificate for `name` as one for `host`: addresses by value, however they are spelled; a star for any part
+/// of one label.
+fn is_for(name: &str, host: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    if let Ok(host) = host.parse::<IpAddr>() {
+        return name.parse::<IpAddr>().is_ok_and(|name| name.to_canonical() == host.to_canonical());
+    }
+    match name.split_once('*') {
+        None => name == host,
+        Some((before, after)) => {
+            let star = host.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+            star.is_some_and(|star| !star.contains('.'))
+        }
+    }
+}
+
 /// An app's leaf, as its CSR asks for it.
 #[derive(Debug, Clone)]
 pub struct AppLeaf<'a> {
@@ -98,20 +116,20 @@ impl AppLeaf<'_> {
     /// Signs it with the app CA's key. Dates are cut to those of the CA.
     ///
     /// # Errors
-    /// [`CertificateError::ReservedHost`]; [`CertificateError::Field`] for a CA of another app, or an end before the beginning;
+    /// [`CertificateError::ReservedHost`]; [`CertificateError::Field`] for a CA of another app, a name with control characters, or an end
+    /// before the beginning;
     /// [`CertificateError::BadSignature`] when the key is not the CA's; [`CertificateError::Build`] for names that cannot be encoded.
     pub fn issue(&self, ca: &AppCa, key: &impl rcgen::SigningKey) -> Result<Vec<u8>, CertificateError> {
         if ca.app_id() != self.app_id {
             return Err(CertificateError::field("app id", self.app_id.to_string(), ca.app_id().to_string()));
         }
-        for name in self.alt_names {
-            let plain = name.trim_end_matches('.').to_ascii_lowercase();
-            // A wildcard reaches every name one label below what follows it.
-            let reserved = self.reserved_hosts.iter().find(|host| {
-                plain == **host || plain.strip_prefix("*.").is_some_and(|rest| host.split_once('.').is_some_and(|(_, tail)| tail == rest))
-            });
-            if reserved.is_some() {
-                return Err(CertificateError::ReservedHost(name.clone()));
+        // The common name too: where a certificate has no alternative names, some clients still read it.
+        for name in self.alt_names.iter().map(String::as_str).chain([self.subject]) {
+            if name.bytes().any(|byte| byte.is_ascii_control()) {
+                return Err(CertificateError::field("names", "no control characters", format!("{name:?}")));
+            }
+            if self.reserved_hosts.iter().any(|host| is_for(name, host)) {
+                return Err(CertificateError::ReservedHost(name.to_owned()));
             }
         }
         let (ca_begin_s, ca_end_s) = ca.certificate().validity_s();

@@ -9,6 +9,7 @@ use dstack_prpc::guest::{DstackGuest, Tappd, Worker};
 use dstack_prpc::guest_v1::{DstackGuestV1, WorkerV1};
 use dstack_prpc::host::GuestApi;
 use dstack_testkit::bad_requests::{BadRequest, bad_requests};
+use dstack_testkit::cluster::process::resident_bytes;
 use dstack_testkit::raw_http::Asking;
 use serde_json::json;
 
@@ -46,11 +47,7 @@ fn places(local: &Local) -> Vec<Place> {
 fn every_field_of_every_method_may_be_wrong_at_every_socket() {
     let local = Local::new(true);
     let agent = local.start(&Local::compose(&json!({})));
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", agent.0.as_ref().unwrap().id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-    };
+    let resident = || resident_bytes(agent.0.as_ref().unwrap().id()).unwrap();
     let before = local.guest("GetKey", &json!({"path": "kept"})).1;
     let (mut wrong, mut count) = (Vec::new(), 0_usize);
     let places = places(&local);
@@ -85,7 +82,6 @@ fn every_field_of_every_method_may_be_wrong_at_every_socket() {
     let second = resident();
     assert!(count > 3000, "{count}");
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
-    println!("resident: {} MiB, then {} MiB", first >> 20, second >> 20);
     assert!(second < first + GROWTH_BYTES_MAX, "grew from {first} to {second} bytes");
     assert_eq!(local.guest("GetKey", &json!({"path": "kept"})).1, before, "and it serves on");
 }

@@ -14,6 +14,14 @@ use super::wait::until;
 /// Lines of a log that an error quotes.
 const TAIL_LINES: usize = 40;
 
+/// Resident memory of a process, bytes; `None` when there is no such process.
+#[must_use]
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    kib.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
 /// A running or ended process with its log.
 #[derive(Debug)]
 pub struct Process {

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dstack_testkit::cluster::process::resident_bytes;
 use dstack_testkit::cluster::{Cluster, ClusterSpec, FORMING, MachineKind, until};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -70,7 +71,8 @@ fn a_flood_of_connections_is_bounded_and_peers_are_served() {
     let leader = cluster.leader().unwrap();
     let term = cluster.node(leader).status().unwrap()["raft"]["term"].clone();
     let (address, pid) = (cluster.node(leader).address, cluster.node(leader).pid().unwrap());
-    let before = resident_kib(pid);
+    let resident_kib = || resident_bytes(pid).unwrap() >> 10;
+    let before = resident_kib();
 
     // While it lasts: the flooded node serves its operators, and releases pass through the others, whose peer it is.
     let mut flood: Vec<Child> = (1..=FLOODERS).map(|network| start(address, network)).collect();
@@ -84,7 +86,7 @@ fn a_flood_of_connections_is_bounded_and_peers_are_served() {
         cluster.node(leader).status().unwrap();
         assert!(answered.elapsed() < Duration::from_secs(5), "operators waited {:?}", answered.elapsed());
         assert_eq!(check_values(&runtime.block_on(web.keys(&url))), keys);
-        grown = grown.max(resident_kib(pid).saturating_sub(before));
+        grown = grown.max(resident_kib().saturating_sub(before));
         rounds += 1;
     }
     println!("{rounds} releases during the flood of {:?}, grew by {grown} KiB", began.elapsed());
@@ -101,10 +103,4 @@ fn a_flood_of_connections_is_bounded_and_peers_are_served() {
     until("the flooded node to serve clients", FORMING, || cluster.node(leader).check_ready()).unwrap();
     let url = cluster.node(leader).url();
     assert_eq!(check_values(&runtime.block_on(web.keys(&url))), keys);
-}
-
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -12,18 +12,19 @@ use serde_json::{Value, json};
 use crate::dstack::{logged_port, soon};
 use crate::genesis::modified_binary;
 
-const TOKEN: &str = "the-operators-token";
+pub(crate) const TOKEN: &str = "the-operators-token";
 
-fn spec() -> ClusterSpec {
+/// Three nodes that wait for their operators. `admin`: more of section `[dstack.admin]`.
+pub(crate) fn spec(admin: &str) -> ClusterSpec {
     let section = format!(
         "mode = \"pinned\"\n\n[dstack]\nlisten = \"127.0.0.1:0\"\nhosts = [\"127.0.0.1\", \"kms.test\"]\n\n[dstack.admin]\nlisten = \
-         \"127.0.0.1:0\"\nauth_token = \"{TOKEN}\"\n\n[dstack.onboard]\nlisten = \"127.0.0.1:0\"\nsite_name = \"here\"\n"
+         \"127.0.0.1:0\"\nauth_token = \"{TOKEN}\"\n{admin}\n\n[dstack.onboard]\nlisten = \"127.0.0.1:0\"\nsite_name = \"here\"\n"
     );
     ClusterSpec { collateral: section, ..ClusterSpec::default() }
 }
 
 /// curl's status and body.
-fn curl(url: &str, arguments: &[&str]) -> (u16, String) {
+pub(crate) fn curl(url: &str, arguments: &[&str]) -> (u16, String) {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--max-time", "70", "-w", "\n%{http_code}"]).args(arguments).arg(url);
     let output = String::from_utf8(curl.output().unwrap().stdout).unwrap();
@@ -31,17 +32,17 @@ fn curl(url: &str, arguments: &[&str]) -> (u16, String) {
     (status.parse().unwrap(), body.to_owned())
 }
 
-fn onboarding(cluster: &mut Cluster, seat: u16) -> String {
+pub(crate) fn onboarding(cluster: &mut Cluster, seat: u16) -> String {
     format!("http://127.0.0.1:{}", logged_port(cluster, seat, "listening for dstack's onboarding"))
 }
 
 /// A call in JSON, as upstream's page and scripts make it.
-fn call(base: &str, method: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn call(base: &str, method: &str, body: &Value) -> (u16, Value) {
     let (status, text) = curl(&format!("{base}/prpc/Onboard.{method}?json"), &["--data-binary", &body.to_string()]);
     (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
 }
 
-fn error(answer: &(u16, Value)) -> &str {
+pub(crate) fn error(answer: &(u16, Value)) -> &str {
     answer.1["error"].as_str().unwrap_or_else(|| panic!("no error: {answer:?}"))
 }
 
@@ -49,8 +50,28 @@ fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
+/// What `Bootstrap` answers on each of these, called at once.
+pub(crate) fn bootstrapped(bases: &[String]) -> Vec<Value> {
+    let calls: Vec<_> = bases
+        .iter()
+        .cloned()
+        .map(|base| {
+            std::thread::spawn(move || {
+                let ask = json!({"domain": "kms.test"});
+                soon("Bootstrap", || match call(&base, "Bootstrap", &ask) {
+                    (200, made) => Ok(made),
+                    // Slow machines: the call says what it waits for, and is made again.
+                    (503, other) => Err(other.to_string()),
+                    other => panic!("{other:?}"),
+                })
+            })
+        })
+        .collect();
+    calls.into_iter().map(|call| call.join().unwrap()).collect()
+}
+
 /// GetMeta of the TLS listener, as soon as it serves.
-fn meta(cluster: &mut Cluster, seat: u16) -> (String, Value) {
+pub(crate) fn meta(cluster: &mut Cluster, seat: u16) -> (String, Value) {
     let url = format!("https://127.0.0.1:{}", logged_port(cluster, seat, "listening for dstack's protocol"));
     let meta = soon("GetMeta", || {
         let (status, text) = curl(&format!("{url}/prpc/GetMeta"), &["-k"]);
@@ -75,7 +96,7 @@ fn check_attestation(cluster: &mut Cluster, made: &Value) {
 
 #[test]
 fn operators_of_dstack_form_a_cluster_and_add_an_upgraded_node() {
-    let mut cluster = Cluster::plan(&spec()).unwrap();
+    let mut cluster = Cluster::plan(&spec("")).unwrap();
     cluster.start_all().unwrap();
     let bases: Vec<String> = (1..=3).map(|seat| onboarding(&mut cluster, seat)).collect();
 
@@ -105,22 +126,7 @@ fn operators_of_dstack_form_a_cluster_and_add_an_upgraded_node() {
     assert!(error(&nowhere).contains("Failed to onboard: source KMS") && error(&nowhere).contains("call Bootstrap"), "{nowhere:?}");
 
     // Bootstrap on each node, at once: upstream's answer, the same keys from each.
-    let calls: Vec<_> = bases
-        .iter()
-        .cloned()
-        .map(|base| {
-            std::thread::spawn(move || {
-                let ask = json!({"domain": "kms.test"});
-                soon("Bootstrap", || match call(&base, "Bootstrap", &ask) {
-                    (200, made) => Ok(made),
-                    // Slow machines: the call says what it waits for, and is made again.
-                    (503, other) => Err(other.to_string()),
-                    other => panic!("{other:?}"),
-                })
-            })
-        })
-        .collect();
-    let made: Vec<Value> = calls.into_iter().map(|call| call.join().unwrap()).collect();
+    let made = bootstrapped(&bases);
     for one in &made {
         assert_eq!(keys(one), ["ca_pubkey", "k256_pubkey", "attestation"], "nothing else is answered");
         assert_eq!((&one["ca_pubkey"], &one["k256_pubkey"]), (&made[0]["ca_pubkey"], &made[0]["k256_pubkey"]));

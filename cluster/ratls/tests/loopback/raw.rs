@@ -4,53 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dstack_testkit::raw_tls::{Shown, config};
 use rcgen::{CertificateParams, CustomExtension, KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, SupportedProtocolVersion};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-
-#[derive(Debug)]
-struct TrustsAnyone;
-
-impl ServerCertVerifier for TrustsAnyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
-}
 
 pub struct RawCertificate {
     pub chain: Vec<CertificateDer<'static>>,
@@ -95,39 +57,10 @@ pub async fn connect(
     certificate: Option<RawCertificate>,
     alpn: &[u8],
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[version])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustsAnyone));
-    let mut config = match certificate {
-        None => builder.with_no_client_auth(),
-        Some(RawCertificate { chain, key }) => builder.with_client_cert_resolver(Arc::new(Always::new(chain, key))),
-    };
-    config.alpn_protocols = vec![alpn.to_vec()];
+    let shown = certificate.map(|RawCertificate { chain, key }| Shown::new(chain, &key).unwrap());
+    let config = config(&[version], shown, &[alpn])?;
     let stream = TcpStream::connect(address).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("node").unwrap(), stream).await
-}
-
-/// Shows its certificate whatever the server asked for, also with a key that is not the certificate's.
-#[derive(Debug)]
-struct Always(Arc<rustls::sign::CertifiedKey>);
-
-impl Always {
-    fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
-        let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
-        Self(Arc::new(rustls::sign::CertifiedKey::new(chain, key)))
-    }
-}
-
-impl rustls::client::ResolvesClientCert for Always {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        Some(Arc::clone(&self.0))
-    }
-
-    fn has_certs(&self) -> bool {
-        true
-    }
 }
 
 /// Connects and asks something: the server's first bytes, or `Err` with its alert or reset.

@@ -41,7 +41,7 @@ fn server(root: &Root, ca_hosts: &[&str], hosts: &[&str]) -> Result<(Vec<u8>, Ve
 /// The lists are leaked: a test may replace any of them by a shorter-lived one.
 fn app_leaf<'a>(root: &Root, change: impl FnOnce(&mut AppLeaf<'a>)) -> Result<Vec<u8>, CertificateError> {
     let alt_names: &'static [String] = Box::leak(strings(&["web.example", "10.1.2.3"]).into_boxed_slice());
-    let reserved: &'static [String] = Box::leak(strings(&["kms.example", "10.0.0.1"]).into_boxed_slice());
+    let reserved: &'static [String] = Box::leak(strings(&["kms.example", "10.0.0.1", "2001:db8::7"]).into_boxed_slice());
     let public: &'static dstack_certificates::PublicKey = Box::leak(Box::new(*key(10).public()));
     let mut leaf: AppLeaf<'a> = AppLeaf {
         app_id: &APP,
@@ -209,12 +209,21 @@ fn leaves_of_an_app_hang_under_its_own_ca() {
 #[test]
 fn an_app_asks_for_what_it_may_have() {
     let root = &Root::both()[0];
-    for name in ["kms.example", "KMS.example", "kms.example.", "*.example", "10.0.0.1"] {
+    let reserved = ["kms.example", "KMS.example", "kms.example.", "*.example", "k*.example", "*ms.EXAMPLE.", "10.0.0.1", "::ffff:10.0.0.1"];
+    let spelled_otherwise = ["2001:db8::7", "2001:DB8::7", "2001:db8:0:0::7", "2001:0db8:0000:0000:0000:0000:0000:0007"];
+    for name in reserved.into_iter().chain(spelled_otherwise) {
         let names = strings(&["fine.example", name]);
         let got = app_leaf(root, |leaf| leaf.alt_names = &names);
         assert_eq!(got, Err(CertificateError::ReservedHost(name.to_owned())));
+        // A client that finds no alternative name reads the common name.
+        let got = app_leaf(root, |leaf| (leaf.subject, leaf.alt_names) = (name, &[]));
+        assert_eq!(got, Err(CertificateError::ReservedHost(name.to_owned())));
     }
-    let names = strings(&["a.kms.example", "*.kms.example", "*.other"]);
+    for name in ["kms.example\0.other", "a\nb", "\u{7f}"] {
+        let names = strings(&[name]);
+        assert!(matches!(app_leaf(root, |leaf| leaf.alt_names = &names), Err(CertificateError::Field { field: "names", .. })), "{name:?}");
+    }
+    let names = strings(&["a.kms.example", "*.kms.example", "*.other", "*.*.example", "kms.example.com", "2001:db8::8", "*"]);
     assert!(app_leaf(root, |leaf| leaf.alt_names = &names).is_ok());
     let other = dstack_protocol::AppId([9; 20]);
     assert!(matches!(app_leaf(root, |leaf| leaf.app_id = &other), Err(CertificateError::Field { field: "app id", .. })));

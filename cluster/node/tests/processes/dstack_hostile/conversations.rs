@@ -3,25 +3,25 @@
 //!
 //! Where a connection is ended by us, the node has nothing more to wait for; where it is not, the node's own timeouts end it.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
 use dstack_attest::x509ext::wrap;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use dstack_testkit::raw_tls::{Shown, is_silence, socket};
+use rustls::pki_types::CertificateDer;
 use rustls::sign::{Signer, SigningKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion};
 
 use super::hello::{CCS, HANDSHAKE, Hello, WARNING, record, sized};
-use super::wire::{BOTH, Shown, connect, socket};
-use super::{Extensions, Target, get};
+use super::{BOTH, Extensions, Target, connect, get, signing};
 
 /// Reads until the end: what the node said. Silence past every timeout of the node is the failure.
 fn until_closed(socket: &mut TcpStream, what: &str) -> Vec<u8> {
     let mut said = Vec::new();
     match socket.read_to_end(&mut said) {
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+        Err(error) if is_silence(&error) => {
             panic!("{what}: the node hangs, after {said:02x?}")
         }
         _ => said,
@@ -235,11 +235,10 @@ fn long_form(content: &[u8]) -> Vec<u8> {
 
 /// The node's word on what a client shows: the status of an answer, or nothing where the handshake or the connection ended.
 fn status(target: &Target, version: &'static SupportedProtocolVersion, shown: Option<Shown>) -> Option<u16> {
-    let hangs = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
     let mut stream = match connect(target.address, &[version], shown) {
         Ok(stream) => stream,
         Err(error) => {
-            assert!(!hangs(&error), "the node hangs");
+            assert!(!is_silence(&error), "the node hangs");
             return None;
         }
     };
@@ -248,7 +247,7 @@ fn status(target: &Target, version: &'static SupportedProtocolVersion, shown: Op
     match dstack_testkit::raw_http::Answer::read(&mut stream) {
         Ok(answer) => answer.map(|answer| answer.status),
         Err(error) => {
-            assert!(!hangs(&error), "the node hangs");
+            assert!(!is_silence(&error), "the node hangs");
             None
         }
     }
@@ -261,12 +260,9 @@ fn certificates_and_signatures_that_are_none() {
     let resident = target.resident();
     let honest_one = target.shown();
     let other = target.shown();
-    let signing = |key: &rcgen::KeyPair| {
-        rustls::crypto::aws_lc_rs::sign::any_supported_type(&PrivateKeyDer::try_from(key.serialize_der()).unwrap()).unwrap()
-    };
     let with = |extensions: &dyn Fn(&[u8]) -> Extensions| {
         let (chain, key) = target.certificate(extensions);
-        Shown { chain, key: signing(&key) }
+        signing(chain, &key)
     };
     let chain = |ders: Vec<Vec<u8>>| Shown { chain: ders.into_iter().map(CertificateDer::from).collect(), ..honest_one.clone() };
     let leaf = honest_one.chain[0].to_vec();
@@ -367,7 +363,7 @@ fn after_the_handshake(target: &Target) {
     }
     let _ = stream.write_all(&get("/health")).and_then(|()| stream.flush());
     let answer = dstack_testkit::raw_http::Answer::read(&mut stream);
-    let hangs = matches!(&answer, Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+    let hangs = matches!(&answer, Err(error) if is_silence(error));
     assert!(!hangs, "new keys: the node hangs");
     honest(target, "new keys");
 }

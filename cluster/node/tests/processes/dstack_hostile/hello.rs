@@ -1,8 +1,7 @@
 //! A ClientHello in parts, to be put together wrongly. Owns: reading one that a library made, its bytes and records. Source: RFC 8446 §4.1.2, §5.1.
 
+use dstack_testkit::raw_tls::client;
 use rustls::SupportedProtocolVersion;
-
-use super::wire::client;
 
 /// Handshake record.
 pub(super) const HANDSHAKE: u8 = 22;
@@ -25,7 +24,7 @@ impl Hello {
     /// The library's own.
     pub(super) fn right(versions: &[&'static SupportedProtocolVersion]) -> Self {
         let mut record = Vec::new();
-        client(versions, None).write_tls(&mut record).unwrap();
+        client(versions, None, &[b"http/1.1"]).unwrap().write_tls(&mut record).unwrap();
         // record 5, handshake 4, then the message
         let mut rest = &record[9..];
         let mut take = |count: usize| {

@@ -3,22 +3,23 @@
 
 mod conversations;
 mod hello;
+mod http2;
+mod operators;
 mod requests;
-mod wire;
 
 use std::io::Result;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use dstack_attest::x509ext::wrap;
 use dstack_protocol::binding;
+use dstack_testkit::cluster::process::resident_bytes;
 use dstack_testkit::cluster::{Cluster, ClusterSpec, MachineKind, until};
 use dstack_testkit::raw_http::{Answer, Asking};
+use dstack_testkit::raw_tls::{self, Shown, Stream};
 use rcgen::{CustomExtension, KeyPair, PublicKeyData as _};
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::SupportedProtocolVersion;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use self::wire::{Shown, Stream, connect};
 use crate::workload::{Workload, registered};
 
 /// How much a node may grow while it is treated badly: buffers of its connections, and what the allocator keeps.
@@ -38,7 +39,7 @@ impl Target {
         let address = cluster.dstack_urls()[0].trim_start_matches("https://").parse().unwrap();
         // Its chain is issued by the roots, which were born a moment ago.
         let served = until("the dstack listener", dstack_testkit::cluster::FORMING, || {
-            let answer = Asking::new(|| connect(address, wire::BOTH, None)).ask(&get("/prpc/GetMeta"));
+            let answer = Asking::new(|| connect(address, BOTH, None)).ask(&get("/prpc/GetMeta"));
             match answer {
                 Ok(Answer { status: 200, .. }) => Ok(()),
                 other => Err(dstack_testkit::cluster::ClusterError::Unexpected { from: "GetMeta".to_owned(), got: format!("{other:?}") }),
@@ -51,7 +52,7 @@ impl Target {
 
     fn anonymous(&self) -> Asking<impl FnMut() -> Result<Stream> + use<>, Stream> {
         let address = self.address;
-        Asking::new(move || connect(address, wire::BOTH, None))
+        Asking::new(move || connect(address, BOTH, None))
     }
 
     /// A self-signed certificate with these extensions of dstack's, made for its key.
@@ -71,13 +72,13 @@ impl Target {
     /// What an honest guest shows.
     fn shown(&self) -> Shown {
         let (chain, key) = self.certificate(|spki| vec![(8, wrap(&self.evidence(spki)))]);
-        Shown { chain, key: any_supported_type(&PrivateKeyDer::try_from(key.serialize_der()).unwrap()).unwrap() }
+        signing(chain, &key)
     }
 
     /// The keys of the app, as the honest guest gets them now.
     fn keys(&self) -> serde_json::Value {
         let shown = self.shown();
-        let mut asking = Asking::new(|| connect(self.address, wire::BOTH, Some(shown.clone())));
+        let mut asking = Asking::new(|| connect(self.address, BOTH, Some(shown.clone())));
         let body = br#"{"api_version":1}"#;
         let head = format!("POST /prpc/GetAppKey?json HTTP/1.1\r\nHost: kms.test\r\nContent-Length: {}\r\n\r\n", body.len());
         let answer = asking.ask(&[head.as_bytes(), body].concat()).unwrap();
@@ -87,25 +88,43 @@ impl Target {
 
     /// Resident bytes of the node.
     fn resident(&mut self) -> u64 {
-        let pid = self.cluster.node(1).pid().unwrap();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+        resident(&mut self.cluster)
     }
 
     /// The node that began still runs, no thread of it broke, and it gives the same keys.
     fn still_serves(&mut self, keys: &serde_json::Value, resident_before: u64) {
-        self.cluster.check_running().unwrap();
-        for name in ["kms_runtime_guarded_panics_total", "kms_ratls_parser_panics_total"] {
-            assert_eq!(self.cluster.node(1).metric(name).unwrap(), 0.0, "{name}");
-        }
-        let log = self.cluster.node(1).log_text();
-        assert!(!log.contains("panicked"), "{}", log.lines().filter(|line| line.contains("panicked")).collect::<Vec<_>>().join("\n"));
+        unharmed(&mut self.cluster, resident_before);
         assert_eq!(&self.keys(), keys, "other keys than before");
-        let resident = self.resident();
-        println!("resident: {} MiB before, {} MiB after", resident_before >> 20, resident >> 20);
-        assert!(resident < resident_before + GROWTH_BYTES_MAX, "grew from {resident_before} to {resident} bytes");
     }
+}
+
+/// Resident bytes of node 1.
+fn resident(cluster: &mut Cluster) -> u64 {
+    resident_bytes(cluster.node(1).pid().unwrap()).unwrap()
+}
+
+/// Node 1 still runs, no thread of it broke, and it has not grown.
+fn unharmed(cluster: &mut Cluster, resident_before: u64) {
+    cluster.check_running().unwrap();
+    for name in ["kms_runtime_guarded_panics_total", "kms_ratls_parser_panics_total"] {
+        assert_eq!(cluster.node(1).metric(name).unwrap(), 0.0, "{name}");
+    }
+    let log = cluster.node(1).log_text();
+    assert!(!log.contains("panicked"), "{}", log.lines().filter(|line| line.contains("panicked")).collect::<Vec<_>>().join("\n"));
+    let resident = resident(cluster);
+    assert!(resident < resident_before + GROWTH_BYTES_MAX, "grew from {resident_before} to {resident} bytes");
+}
+
+/// What the listener speaks.
+const BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+fn connect(address: SocketAddr, versions: &[&'static SupportedProtocolVersion], shown: Option<Shown>) -> Result<Stream> {
+    raw_tls::connect(address, versions, shown, &[b"http/1.1"])
+}
+
+/// Shows this chain and signs with this key.
+fn signing(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Shown {
+    Shown::new(chain, &PrivateKeyDer::try_from(key.serialize_der()).unwrap()).unwrap()
 }
 
 /// Numbers of dstack's extensions, and what each holds.
@@ -113,12 +132,4 @@ type Extensions = Vec<(u64, Vec<u8>)>;
 
 fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: kms.test\r\n\r\n").into_bytes()
-}
-
-/// Client configurations keep their provider.
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    // A short ClientHello: its every byte is tried.
-    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519, rustls::crypto::aws_lc_rs::kx_group::SECP256R1];
-    Arc::new(provider)
 }

@@ -5,9 +5,9 @@ use std::io::{Read as _, Write as _};
 use dstack_prpc::kms::Kms;
 use dstack_testkit::bad_requests::bad_requests;
 use dstack_testkit::raw_http::{Answer, Asking};
+use dstack_testkit::raw_tls::is_silence;
 
-use super::wire::{BOTH, connect};
-use super::{Target, get};
+use super::{BOTH, Target, connect, get};
 
 #[test]
 fn every_field_of_every_method_may_be_wrong() {
@@ -45,7 +45,7 @@ fn said(target: &Target, bytes: &[u8]) -> String {
     let _ = stream.write_all(bytes).and_then(|()| stream.flush());
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+        Err(error) if is_silence(&error) => {
             panic!("the node neither answers nor closes: {}", String::from_utf8_lossy(bytes).chars().take(200).collect::<String>())
         }
         _ => String::from_utf8_lossy(&answer).into_owned(),
