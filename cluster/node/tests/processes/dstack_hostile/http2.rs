@@ -121,7 +121,10 @@ fn reset(stream: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
 }
 
-fn opens(flags: u8, stream: u32, fields: &[(&[u8], &[u8])]) -> Vec<u8> {
+/// Name and value of a field.
+type Pair<'a> = (&'a [u8], &'a [u8]);
+
+fn opens(flags: u8, stream: u32, fields: &[Pair<'_>]) -> Vec<u8> {
     let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
     frame(HEADERS, flags, stream, &block)
 }
@@ -227,10 +230,9 @@ fn floods(path: &str) -> Vec<(&'static str, Vec<u8>)> {
 fn no_requests(path: &str) -> Vec<(&'static str, Vec<u8>)> {
     let whole = END_STREAM | END_HEADERS;
     let path = path.as_bytes();
-    let (method, scheme, authority): ((&[u8], &[u8]), (&[u8], &[u8]), (&[u8], &[u8])) =
-        ((b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"k"));
-    let asks = |fields: &[(&[u8], &[u8])]| opens(whole, 1, fields);
-    let with = |more: (&[u8], &[u8])| asks(&[method, scheme, authority, (b":path", path), more]);
+    let (method, scheme, authority): (Pair<'_>, Pair<'_>, Pair<'_>) = ((b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"k"));
+    let asks = |fields: &[Pair<'_>]| opens(whole, 1, fields);
+    let with = |more: Pair<'_>| asks(&[method, scheme, authority, (b":path", path), more]);
     // A field of 4,000 bytes in the table, then named again and again: 16 MB for 4 kB.
     let bomb = |count: usize| {
         let block = [request_block("GET", "/"), kept_field(b"a", &[b'x'; 4000]), vec![0xbe; count]].concat();
