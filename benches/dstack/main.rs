@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dstack_benches::cpu::Usage;
+use dstack_benches::cpu::{Usage, Used};
 use dstack_benches::meter::{Cost, Meter};
 use dstack_benches::report::short;
 use dstack_benches::series::Series;
@@ -65,16 +65,23 @@ fn main() {
     let idle = if measuring { Duration::from_secs(5) } else { Duration::from_millis(200) };
     let meter = Meter::start(&mut cluster);
     std::thread::sleep(idle);
-    let idle_rate = meter.stop(&mut cluster).cluster().as_secs_f64() / idle.as_secs_f64();
-    println!("idle cluster: {:.1} ms of processor time a second", idle_rate * 1e3);
+    let at_rest = meter.stop(&mut cluster);
+    let idle_rate = at_rest.cluster().as_secs_f64() / idle.as_secs_f64();
+    let wakes = at_rest.sleeps() as f64 / idle.as_secs_f64();
+    println!("idle cluster: {:.1} ms of processor time and {wakes:.0} wake-ups a second", idle_rate * 1e3);
 
     let (mut table, mut details) = (String::new(), String::new());
+    // Names some of the series, as `Kept, 1 client`; all without one. The agent comes with all.
+    let only: Option<String> = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     for (way, clients, requests) in series(measuring) {
+        let name = format!("{way:?}, {clients} clients");
+        if only.as_ref().is_some_and(|only| !name.starts_with(only)) {
+            continue;
+        }
         let ready = runtime.block_on(guests.clients(way, clients, requests));
         let meter = Meter::start(&mut cluster);
         let series = runtime.block_on(ready.run(requests, PATIENCE));
         let cost = meter.stop(&mut cluster);
-        let name = format!("{way:?}, {clients} clients");
         table.push_str(&row(&name, &series, &cost, idle_rate));
         details.push_str(&detail(&name, &series, &cost));
         check(&name, &series, measuring);
@@ -83,7 +90,9 @@ fn main() {
     println!("| series | requests | rate per s | p50 | p99 | cluster cpu each | less idle | by node | clients cpu each |");
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |\n{table}");
     println!("{details}");
-    agent_series(&cluster, &app, &runtime, measuring);
+    if only.is_none() {
+        agent_series(&cluster, &app, &runtime, measuring);
+    }
     println!("\nleader: seat {}; log of node 1: {}", cluster.leader().unwrap(), cluster.node(1).log().display());
 }
 
@@ -128,10 +137,11 @@ fn row(name: &str, series: &Series, cost: &Cost, idle_rate: f64) -> String {
 
 /// Threads and stages of one series.
 fn detail(name: &str, series: &Series, cost: &Cost) -> String {
-    let mut threads: Vec<(&String, &Duration)> = cost.threads.iter().collect();
-    threads.sort_by_key(|(_, used)| std::cmp::Reverse(**used));
+    let mut threads: Vec<(&String, &Used)> = cost.threads.iter().collect();
+    threads.sort_by_key(|(_, used)| std::cmp::Reverse(used.time));
     let count = series.latencies.len().max(1) as f64;
-    let threads: Vec<String> = threads.into_iter().take(8).map(|(name, used)| format!("{name} {}", each(*used, series))).collect();
+    let shown = |(name, used): (&String, &Used)| format!("{name} {} ({:.1})", each(used.time, series), used.sleeps as f64 / count);
+    let threads: Vec<String> = threads.into_iter().take(8).map(shown).collect();
     let stages: Vec<String> = cost
         .stages
         .iter()
@@ -139,7 +149,12 @@ fn detail(name: &str, series: &Series, cost: &Cost) -> String {
         .map(|(stage, (mean, ran))| format!("{stage} {:.2} × {}", ran / count, short(*mean)))
         .collect();
     let batch = cost.stages.get(stages::BATCH).map_or(0.0, |(mean, _)| mean.as_secs_f64());
-    format!("{name}:\n  threads: {}\n  stages on the wall: {}\n  intents in one entry: {batch:.1}\n", threads.join(", "), stages.join(", "))
+    let wakes = cost.sleeps() as f64 / count;
+    format!(
+        "{name}: {wakes:.1} wake-ups\n  threads (wake-ups): {}\n  stages on the wall: {}\n  intents in one entry: {batch:.1}\n",
+        threads.join(", "),
+        stages.join(", ")
+    )
 }
 
 fn check(name: &str, series: &Series, measuring: bool) {

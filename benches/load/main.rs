@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dstack_benches::cpu::Used;
 use dstack_benches::meter::{Cost, Meter};
 use dstack_benches::report::short;
 use dstack_benches::series::Series;
@@ -110,13 +111,13 @@ fn print(name: &str, series: &Series, cost: &Cost, idle_rate: f64) {
 
 fn print_split(series: &Series, cost: &Cost) {
     let count = series.latencies.len().max(1);
-    println!("\n| thread of the nodes | cpu a release |\n| --- | ---: |");
-    let mut threads: Vec<(&String, &Duration)> = cost.threads.iter().collect();
-    threads.sort_by_key(|(_, used)| std::cmp::Reverse(**used));
+    println!("\n| thread of the nodes | cpu a release | wake-ups a release |\n| --- | ---: | ---: |");
+    let mut threads: Vec<(&String, &Used)> = cost.threads.iter().collect();
+    threads.sort_by_key(|(_, used)| std::cmp::Reverse(used.time));
     for (name, used) in threads {
-        let each = *used / u32::try_from(count).unwrap();
+        let each = used.time / u32::try_from(count).unwrap();
         if each >= Duration::from_micros(1) {
-            println!("| `{name}` | {} |", short(each));
+            println!("| `{name}` | {} | {:.1} |", short(each), used.sleeps as f64 / count as f64);
         }
     }
     println!("\n| stage | times a release | mean on the wall |\n| --- | ---: | ---: |");

@@ -1,4 +1,5 @@
-//! Processor time of other processes, by thread name. Owns: reading `/proc`. Never: counts waiting.
+//! Processor time of other processes and how often their threads went to sleep, by thread name. Owns: reading `/proc`. Never: counts
+//! waiting.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +9,28 @@ use std::time::Duration;
 #[derive(Debug, Clone, Default)]
 pub struct Usage {
     total: Duration,
-    threads: BTreeMap<u32, (String, Duration)>,
+    threads: BTreeMap<u32, (String, Used)>,
+}
+
+/// Of threads of one name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Processor time.
+    pub time: Duration,
+    /// How often one of them went to sleep: each is a wake-up, whatever else the machine does.
+    pub sleeps: u64,
+}
+
+impl Used {
+    /// Adds another's.
+    pub fn add(&mut self, other: Self) {
+        self.time += other.time;
+        self.sleeps += other.sleeps;
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self { time: self.time.saturating_sub(before.time), sleeps: self.sleeps.saturating_sub(before.sleeps) }
+    }
 }
 
 impl Usage {
@@ -19,9 +41,10 @@ impl Usage {
         for entry in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
             let read = |file: &str| fs::read_to_string(entry.path().join(file)).ok();
             let tid = entry.file_name().to_str().and_then(|text| text.parse().ok());
-            if let (Some(tid), Some(name), Some(stat)) = (tid, read("comm"), read("schedstat")) {
+            if let (Some(tid), Some(name), Some(stat), Some(status)) = (tid, read("comm"), read("schedstat"), read("status")) {
                 let nanoseconds = stat.split_whitespace().next().and_then(|text| text.parse().ok()).unwrap_or(0);
-                threads.insert(tid, (kind(name.trim()), Duration::from_nanos(nanoseconds)));
+                let used = Used { time: Duration::from_nanos(nanoseconds), sleeps: sleeps(&status) };
+                threads.insert(tid, (kind(name.trim()), used));
             }
         }
         Self { total: total(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap()), threads }
@@ -29,14 +52,19 @@ impl Usage {
 
     /// What was used since `before`: in all, and by thread name. Threads that ended in between count in all only.
     #[must_use]
-    pub fn since(&self, before: &Self) -> (Duration, BTreeMap<String, Duration>) {
-        let mut by_name: BTreeMap<String, Duration> = BTreeMap::new();
+    pub fn since(&self, before: &Self) -> (Duration, BTreeMap<String, Used>) {
+        let mut by_name: BTreeMap<String, Used> = BTreeMap::new();
         for (tid, (name, used)) in &self.threads {
-            let earlier = before.threads.get(tid).map_or(Duration::ZERO, |(_, earlier)| *earlier);
-            *by_name.entry(name.clone()).or_default() += used.saturating_sub(earlier);
+            let earlier = before.threads.get(tid).map_or_else(Used::default, |(_, earlier)| *earlier);
+            by_name.entry(name.clone()).or_default().add(used.since(earlier));
         }
         (self.total.saturating_sub(before.total), by_name)
     }
+}
+
+fn sleeps(status: &str) -> u64 {
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Threads of one pool differ in a number at the end.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cpu_time::ProcessTime;
 use dstack_testkit::cluster::Cluster;
 
-use crate::cpu::Usage;
+use crate::cpu::{Usage, Used};
 use crate::stages::{self, Means, Stages};
 
 /// What a series used.
@@ -16,7 +16,7 @@ pub struct Cost {
     /// By node, in the order of seats.
     pub nodes: Vec<Duration>,
     /// Of the nodes, by thread name.
-    pub threads: BTreeMap<String, Duration>,
+    pub threads: BTreeMap<String, Used>,
     /// The process with the emulated machines.
     pub device: Duration,
     /// This process.
@@ -30,6 +30,12 @@ impl Cost {
     #[must_use]
     pub fn cluster(&self) -> Duration {
         self.nodes.iter().sum()
+    }
+
+    /// How often a thread of a node went to sleep.
+    #[must_use]
+    pub fn sleeps(&self) -> u64 {
+        self.threads.values().map(|used| used.sleeps).sum()
     }
 }
 
@@ -54,13 +60,13 @@ impl Meter {
     pub fn stop(&self, cluster: &mut Cluster) -> Cost {
         let clients = self.clients.elapsed();
         let (after, device, stages) = readings(cluster);
-        let mut threads: BTreeMap<String, Duration> = BTreeMap::new();
+        let mut threads: BTreeMap<String, Used> = BTreeMap::new();
         let mut nodes = Vec::new();
         for (after, before) in after.iter().zip(&self.nodes) {
             let (total, by_name) = after.since(before);
             nodes.push(total);
-            for (name, time) in by_name {
-                *threads.entry(name).or_default() += time;
+            for (name, used) in by_name {
+                threads.entry(name).or_default().add(used);
             }
         }
         let device = device.since(&self.device).0;
