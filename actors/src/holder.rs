@@ -4,11 +4,9 @@
 //! Source: threshold.md §2.2 "Holder".
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use actix::{Addr, MailboxError};
 use dstack_attest::VerifiedIdentity;
 use dstack_policy::Permit;
 use dstack_protocol::limits::HOLDER_WAIT_MS_MAX;
@@ -20,9 +18,8 @@ use dstack_release::clearance::Clearance;
 use dstack_release::session::check_evidence_hash;
 
 use crate::authority::OwnAuthority;
-use crate::mailbox::of_mailbox;
 use crate::metrics;
-use crate::policy::{self, Clear, Policy, Precheck};
+use crate::policy::Policy;
 use crate::ports::{Log, Now, read};
 use crate::share_holder::{OwnPartial, ShareHolderPool};
 use crate::verifier::VerifierPool;
@@ -70,7 +67,7 @@ pub struct Holder {
     log: Arc<dyn Log>,
     now: Now,
     verifier: VerifierPool,
-    policy: Addr<Policy>,
+    policy: Arc<Policy>,
     shares: ShareHolderPool,
     authority: Option<OwnAuthority>,
     pending: Mutex<Bounded<Pending>>,
@@ -80,7 +77,7 @@ pub struct Holder {
 impl Holder {
     /// A holder with nothing asked.
     #[must_use]
-    pub fn new(log: Arc<dyn Log>, now: Now, verifier: VerifierPool, policy: Addr<Policy>, shares: ShareHolderPool) -> Self {
+    pub fn new(log: Arc<dyn Log>, now: Now, verifier: VerifierPool, policy: Arc<Policy>, shares: ShareHolderPool) -> Self {
         Self {
             log,
             now,
@@ -174,31 +171,24 @@ impl Holder {
     /// The first rule broken.
     pub async fn judge(&self, ask: Arc<Ask>, from: NodeIndex, identity: &Option<Arc<VerifiedIdentity>>) -> Result<AttributedAsk, Refusal> {
         let request = Arc::clone(&ask);
-        self.permitted(&request.request, identity, |permit| {
-            self.policy.send(Precheck { ask: Arc::clone(&ask), from, identity: identity.clone(), permit })
-        })
-        .await
+        self.permitted(&request.request, identity, |permit| self.policy.precheck(Arc::clone(&ask), from, identity.as_deref(), permit)).await
     }
 
     /// Judges with what is leased; where the judgement wants the authority's word and has none, asks for it and judges again. So nobody
     /// is asked about a guest that any other rule refuses, and a lease that is in use costs no wait.
-    async fn permitted<T, F>(
+    async fn permitted<T>(
         &self,
         request: &RelReq,
         identity: &Option<Arc<VerifiedIdentity>>,
-        judge: impl Fn(Option<Permit>) -> F,
-    ) -> Result<T, Refusal>
-    where
-        F: Future<Output = Result<Result<T, Refusal>, MailboxError>>,
-    {
-        let of_policy = |error| of_mailbox(policy::NAME, error);
-        let (Some(authority), Some(identity)) = (&self.authority, identity) else { return judge(None).await.map_err(of_policy)? };
-        match judge(authority.leased(request, identity)).await.map_err(of_policy)? {
+        judge: impl Fn(Option<&Permit>) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let (Some(authority), Some(identity)) = (&self.authority, identity) else { return judge(None) };
+        match judge(authority.leased(request, identity).as_ref()) {
             Err(refusal) if refusal.code == RefusalCode::AuthorityMissing => {}
             judged => return judged,
         }
         let permit = authority.permit(request, identity).await?;
-        judge(Some(permit)).await.map_err(of_policy)?
+        judge(Some(&permit))
     }
 
     /// Keeps a request that was judged here until its `go`.
@@ -234,9 +224,8 @@ impl Holder {
             return Err(Refusal::new(RefusalCode::IntentUnknown, "an ask before its go", "none").retry_after(50));
         };
         self.applied(go.pos).await?;
-        let asked = attributed.clone();
-        let clear = |permit| self.policy.send(Clear { attributed: attributed.clone(), go, identity: identity.clone(), permit });
-        self.permitted(&asked.ask().request, &identity, clear).await
+        let clear = |permit: Option<&Permit>| self.policy.clear(&attributed, &go, identity.as_deref(), permit);
+        self.permitted(&attributed.ask().request, &identity, clear).await
     }
 
     async fn applied(&self, pos: u64) -> Result<(), Refusal> {

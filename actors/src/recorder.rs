@@ -1,13 +1,12 @@
-//! The actor that commits intents: collects while one proposal is in flight, proposes them together.
+//! Commits intents: collects while one proposal is in flight, proposes them together.
 //!
 //! Owns: the batch and who waits for which intent. Never: answers before this node has applied the entry. Source: architecture.md §6;
-//! dependencies.md §3.4 (group commit).
+//! dependencies.md §3.4 (group commit); ADR 0031.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture};
 use dstack_protocol::command::{Command, CommandAnswer};
 use dstack_protocol::limits::INTENT_BATCH_MAX;
 use dstack_protocol::receipt::Receipt;
@@ -24,21 +23,12 @@ use crate::ports::{Log, read};
 pub const NAME: &str = "recorder";
 /// Intents that may wait beside the batch in flight.
 pub const QUEUE_MAX: usize = 4096;
-const CAPACITY: usize = 4096;
 /// How long a proposal may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long this node may lag behind the leader before the request is refused.
 const APPLY_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a receipt may lag behind the state: one flush, on a busy disk.
 const POST_PATIENCE: Duration = Duration::from_millis(500);
-
-/// An intent to commit.
-#[derive(Message)]
-#[rtype(result = "Result<Receipt, Refusal>")]
-pub struct Record {
-    /// The intent.
-    pub intent: Intent,
-}
 
 struct Waiting {
     intent: Intent,
@@ -48,11 +38,21 @@ struct Waiting {
 /// Makes a receipt from the audit log where the board has none: after a restart.
 pub type Rebuild = Arc<dyn Fn(&Intent) -> Option<Receipt> + Send + Sync>;
 
-/// See the module text.
+/// See the module text. Clones share the batch.
+#[derive(Clone)]
 pub struct Recorder {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     log: Arc<dyn Log>,
     board: Arc<Board>,
     rebuild: Rebuild,
+    batch: Mutex<Batch>,
+}
+
+#[derive(Default)]
+struct Batch {
     queue: VecDeque<Waiting>,
     in_flight: bool,
 }
@@ -61,29 +61,78 @@ impl Recorder {
     /// A recorder with nothing to do.
     #[must_use]
     pub fn new(log: Arc<dyn Log>, board: Arc<Board>, rebuild: Rebuild) -> Self {
-        Self { log, board, rebuild, queue: VecDeque::new(), in_flight: false }
+        Self { shared: Arc::new(Shared { log, board, rebuild, batch: Mutex::default() }) }
     }
 
-    fn propose_next(&mut self, context: &mut Context<Self>) {
-        if self.in_flight || self.queue.is_empty() {
+    /// Queues `intent` at once, and gives its receipt when it is committed and applied here. Inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`RefusalCode::Overloaded`] when full, what the log refuses, or that the outcome is unknown.
+    pub fn record(&self, intent: Intent) -> impl Future<Output = Result<Receipt, Refusal>> + Send + use<> {
+        let (reply, answer) = oneshot::channel();
+        let begin = {
+            let mut batch = self.shared.batch();
+            if batch.queue.len() >= QUEUE_MAX {
+                // Nobody listens yet, so this cannot fail.
+                let _ = reply.send(Err(full(NAME)));
+                false
+            } else {
+                batch.queue.push_back(Waiting { intent, reply });
+                !std::mem::replace(&mut batch.in_flight, true)
+            }
+        };
+        if begin {
+            // On its own: it proposes for all who wait, whoever of them leaves.
+            tokio::spawn(propose(Arc::clone(&self.shared)));
+        }
+        async move { answer.await.unwrap_or_else(|_| Err(crate::mailbox::gone(NAME))) }
+    }
+
+    /// What it holds, for tests.
+    #[must_use]
+    pub fn observed(&self) -> Observed {
+        let batch = self.shared.batch();
+        Observed { queued: batch.queue.len(), in_flight: batch.in_flight }
+    }
+}
+
+/// Snapshot of a recorder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// Intents waiting.
+    pub queued: usize,
+    /// Whether a proposal is in flight.
+    pub in_flight: bool,
+}
+
+/// Proposes batch after batch until nobody waits.
+async fn propose(shared: Arc<Shared>) {
+    loop {
+        let batch: Vec<Waiting> = {
+            let mut batch = shared.batch();
+            let count = batch.queue.len().min(INTENT_BATCH_MAX);
+            batch.in_flight = count > 0;
+            batch.queue.drain(..count).collect()
+        };
+        if batch.is_empty() {
             return;
         }
-        let count = self.queue.len().min(INTENT_BATCH_MAX);
-        let batch: Vec<Waiting> = self.queue.drain(..count).collect();
-        self.in_flight = true;
         metrics::batch(batch.len());
         let began = Instant::now();
         let command = Command::Intents(batch.iter().map(|waiting| waiting.intent.clone()).collect());
-        let proposal = self.log.propose(command, PATIENCE);
-        context.spawn(proposal.into_actor(self).map(move |answer, this, context| {
-            metrics::stage("record", began.elapsed());
-            this.in_flight = false;
-            this.answer(batch, answer, context);
-            this.propose_next(context);
-        }));
+        let answer = shared.log.propose(command, PATIENCE).await;
+        metrics::stage("record", began.elapsed());
+        shared.answer(batch, answer);
+    }
+}
+
+impl Shared {
+    fn batch(&self) -> MutexGuard<'_, Batch> {
+        // Whole after every statement, so also where one panicked.
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, batch: Vec<Waiting>, answer: Result<CommandAnswer, Refusal>, context: &mut Context<Self>) {
+    fn answer(self: &Arc<Self>, batch: Vec<Waiting>, answer: Result<CommandAnswer, Refusal>) {
         let answer = match answer {
             Ok(answer) if answer.outcomes.len() == batch.len() => answer,
             Ok(answer) => {
@@ -94,10 +143,13 @@ impl Recorder {
             }
             Err(refusal) => return batch.into_iter().for_each(|waiting| reply(waiting, Err(refusal.clone()))),
         };
-        let mut accepted = Vec::new();
+        let mut lagging = Vec::new();
         for (waiting, outcome) in batch.into_iter().zip(answer.outcomes) {
             match RefusalCode::from_number(outcome.code) {
-                None if outcome.code == 0 => accepted.push((waiting, outcome.pos)),
+                None if outcome.code == 0 => match self.board.receipt(&waiting.intent.id()) {
+                    Some(receipt) => reply(waiting, Ok(receipt)),
+                    None => lagging.push((waiting, outcome.pos)),
+                },
                 code => {
                     let code = code.unwrap_or(RefusalCode::Internal);
                     let refusal = Refusal::new(code, "an intent that the log accepts", format!("rejected at position {}", outcome.pos));
@@ -105,17 +157,16 @@ impl Recorder {
                 }
             }
         }
-        if accepted.is_empty() {
+        if lagging.is_empty() {
             return;
         }
-        let (log, board, rebuild) = (Arc::clone(&self.log), Arc::clone(&self.board), Arc::clone(&self.rebuild));
-        let wait = async move {
-            for (waiting, pos) in accepted {
-                let receipt = receipt_of(&*log, &board, &rebuild, &waiting.intent, pos).await;
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            for (waiting, pos) in lagging {
+                let receipt = receipt_of(&*shared.log, &shared.board, &shared.rebuild, &waiting.intent, pos).await;
                 reply(waiting, receipt);
             }
-        };
-        context.spawn(wait.into_actor(self));
+        });
     }
 }
 
@@ -147,56 +198,4 @@ async fn receipt_of(log: &dyn Log, board: &Board, rebuild: &Rebuild, intent: &In
         return rebuild(intent).ok_or_else(lagging);
     }
     tokio::time::timeout(APPLY_PATIENCE, posted).await.unwrap_or_else(|_| Err(lagging()))
-}
-
-impl Actor for Recorder {
-    type Context = Context<Self>;
-
-    fn started(&mut self, context: &mut Self::Context) {
-        context.set_mailbox_capacity(CAPACITY);
-    }
-}
-
-impl actix::Supervised for Recorder {
-    fn restarting(&mut self, _context: &mut Self::Context) {
-        // Whoever waited learns that the outcome is unknown and retries: the log records an intent once.
-        self.queue.clear();
-        self.in_flight = false;
-    }
-}
-
-impl Handler<Record> for Recorder {
-    type Result = ResponseFuture<Result<Receipt, Refusal>>;
-
-    fn handle(&mut self, message: Record, context: &mut Self::Context) -> Self::Result {
-        if self.queue.len() >= QUEUE_MAX {
-            return Box::pin(std::future::ready(Err(full(NAME))));
-        }
-        let (reply, answer) = oneshot::channel();
-        self.queue.push_back(Waiting { intent: message.intent, reply });
-        self.propose_next(context);
-        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(crate::mailbox::gone(NAME))) })
-    }
-}
-
-/// What the recorder holds, for tests and the admin endpoint.
-#[derive(Message)]
-#[rtype(result = "Observed")]
-pub struct Observe;
-
-/// Snapshot of a recorder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, actix::MessageResponse)]
-pub struct Observed {
-    /// Intents waiting.
-    pub queued: usize,
-    /// Whether a proposal is in flight.
-    pub in_flight: bool,
-}
-
-impl Handler<Observe> for Recorder {
-    type Result = Observed;
-
-    fn handle(&mut self, _message: Observe, _context: &mut Self::Context) -> Self::Result {
-        Observed { queued: self.queue.len(), in_flight: self.in_flight }
-    }
 }

@@ -1,13 +1,12 @@
-//! One actor per request that this node coordinates; its deadline is inside.
+//! One task per request that this node coordinates; its deadline is inside.
 //!
 //! Owns: carrying out the effects of [`Coordination`]. Never: opens a partial; they are sealed to the client.
-//! Source: architecture.md §4, §6.
+//! Source: architecture.md §4, §6; ADR 0031.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorContext, ActorFutureExt, Addr, ArbiterHandle, AsyncContext, Context, WrapFuture};
 use dstack_attest::VerifiedIdentity;
 use dstack_protocol::adopt::AdoptBasis;
 use dstack_protocol::release::{Ask, Go, Intent, Mode, Out};
@@ -15,14 +14,15 @@ use dstack_protocol::rpc::{PATH_PEER_ASK, PATH_PEER_GO, ReleaseAnswer};
 use dstack_protocol::{NodeIndex, Refusal, RefusalCode, RootTag, Seat, UnixMillis, Wire};
 use dstack_release::coordination::{Coordination, Effect, Input, Plan};
 use dstack_release::{AttributedAsk, Pace};
-use tokio::sync::oneshot;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 
 use crate::adoption::Adoption;
 use crate::holder::Holder;
-use crate::mailbox::{Gate, gone, of_mailbox};
+use crate::mailbox::{Gate, gone};
 use crate::metrics;
 use crate::ports::{Log, Now, Peers, read};
-use crate::recorder::{self, Record, Recorder};
+use crate::recorder::Recorder;
 use crate::share_holder::OwnPartial;
 
 /// Name in refusals and metrics.
@@ -43,11 +43,9 @@ pub struct Coordinator {
     /// This node's own holder.
     pub holder: Arc<Holder>,
     /// Commits intents.
-    pub recorder: Addr<Recorder>,
+    pub recorder: Recorder,
     /// Own clock.
     pub now: Now,
-    /// Where request actors run.
-    pub arbiter: ArbiterHandle,
     /// Releases at once.
     pub gate: Gate,
     /// How long other holders took lately.
@@ -130,26 +128,18 @@ impl Coordinator {
         }
         let (plan, seats) = self.plan(attributed.ask(), exclude)?;
         let intent = attributed.intent();
-        let (reply, answer) = oneshot::channel();
         let request = Request { intent_id: intent.id(), intent, attributed, evidence, is_new, identity, seats, opener };
-        let (shared, started) = (self.clone(), (self.now)());
-        let spawned = self.arbiter.spawn_fn(move || {
-            let release = Release {
-                shared,
-                request: Arc::new(request),
-                plan: Some(plan),
-                state: None,
-                reply: Some(reply),
-                own: None,
-                started,
-                began: Instant::now(),
-            };
-            release.start();
-        });
-        if !spawned {
-            return Err(gone(NAME));
-        }
-        answer.await.unwrap_or_else(|_| Err(gone(NAME)))
+        let release = Release {
+            shared: self.clone(),
+            request: Arc::new(request),
+            own: None,
+            started: (self.now)(),
+            began: Instant::now(),
+            under_way: FuturesUnordered::new(),
+            wake_at: BTreeSet::new(),
+        };
+        // A task of its own: a client that leaves ends no request that the log may have recorded.
+        tokio::spawn(release.run(plan)).await.unwrap_or_else(|_| Err(gone(NAME)))
     }
 
     /// Holders of the generation's root, nearest first: this node if it has a share, then by measured latency, then by index.
@@ -174,12 +164,8 @@ impl Coordinator {
             (distance, *index)
         });
         let deadline = (self.now)().plus_ms(u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX));
-        let hedge_after = self.pace().hedge_after();
+        let hedge_after = lock(&self.pace).hedge_after();
         Ok((Plan { threshold, holders, hedge_after, deadline }, seats))
-    }
-
-    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -201,79 +187,103 @@ struct Request {
 struct Release {
     shared: Coordinator,
     request: Arc<Request>,
-    plan: Option<Plan>,
-    state: Option<Coordination>,
-    reply: Option<oneshot::Sender<Result<Gathered, Refusal>>>,
     own: Option<OwnPartial>,
     started: UnixMillis,
     began: Instant,
+    /// What was begun, each with what it comes to.
+    under_way: FuturesUnordered<BoxFuture<'static, Happened>>,
+    /// When time is an input.
+    wake_at: BTreeSet<UnixMillis>,
 }
 
-impl Actor for Release {
-    type Context = Context<Self>;
+/// An input, and what came with it.
+struct Happened {
+    input: Input,
+    own: Option<OwnPartial>,
+}
 
-    fn started(&mut self, context: &mut Self::Context) {
-        context.set_mailbox_capacity(16);
-        let Some(plan) = self.plan.take() else { return context.stop() };
-        let mut effects = Vec::new();
-        self.state = Some(Coordination::begin(plan, &mut effects));
-        self.carry_out(effects, context);
+impl From<Input> for Happened {
+    fn from(input: Input) -> Self {
+        Self { input, own: None }
     }
 }
 
 impl Release {
+    async fn run(mut self, plan: Plan) -> Result<Gathered, Refusal> {
+        let mut effects = Vec::new();
+        let mut state = Coordination::begin(plan, &mut effects);
+        loop {
+            let mut inputs = Vec::new();
+            for effect in std::mem::take(&mut effects) {
+                if let Some(answer) = self.carry_out(effect, &mut inputs) {
+                    return self.finished(answer);
+                }
+            }
+            if inputs.is_empty() {
+                inputs.push(self.next().await);
+            }
+            for input in inputs {
+                let late = input == Input::Tick;
+                state = state.step(self.now(), input, &mut effects);
+                if late {
+                    let hedges = effects.iter().filter(|effect| matches!(effect, Effect::Ask(_))).count();
+                    metrics::hedged(u64::try_from(hedges).unwrap_or(u64::MAX));
+                }
+            }
+        }
+    }
+
     /// The wall clock at the start and what was measured since: a clock that stands still or was set back keeps no request alive.
     fn now(&self) -> UnixMillis {
         self.started.plus_ms(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    fn input(&mut self, input: Input, context: &mut Context<Self>) {
-        let Some(state) = self.state.take() else { return };
-        let (mut effects, late) = (Vec::new(), input == Input::Tick);
-        self.state = Some(state.step(self.now(), input, &mut effects));
-        if late {
-            let hedges = effects.iter().filter(|effect| matches!(effect, Effect::Ask(_))).count();
-            metrics::hedged(u64::try_from(hedges).unwrap_or(u64::MAX));
-        }
-        self.carry_out(effects, context);
-    }
-
-    fn carry_out(&mut self, effects: Vec<Effect>, context: &mut Context<Self>) {
-        for effect in effects {
-            match effect {
-                Effect::Ask(index) => self.send_ask(index, context),
-                Effect::Record => self.record(context),
-                Effect::Go(index, pos) => self.send_go(index, pos, context),
-                Effect::WakeAt(at) => {
-                    let wait = Duration::from_millis(at.since(self.now()));
-                    context.run_later(wait, |this, context| this.input(Input::Tick, context));
-                }
-                Effect::Answer(answer) => {
-                    let own = self.own.take();
-                    self.finish(Ok(Gathered { answer: *answer, own }), context);
-                }
-                Effect::Refuse(refusal) => self.finish(Err(refusal), context),
+    /// Waits for what comes first: something begun, or a time.
+    async fn next(&mut self) -> Input {
+        let now = self.now();
+        // The deadline is always among them.
+        let first = self.wake_at.first().copied().unwrap_or(now);
+        let wait = Duration::from_millis(first.since(now));
+        tokio::select! {
+            biased;
+            Some(Happened { input, own }) = self.under_way.next() => {
+                self.own = own.or(self.own.take());
+                input
+            }
+            () = tokio::time::sleep(wait) => {
+                self.wake_at.pop_first();
+                Input::Tick
             }
         }
     }
 
-    fn finish(&mut self, answer: Result<Gathered, Refusal>, context: &mut Context<Self>) {
-        metrics::stage("partials", self.began.elapsed());
-        if let Some(reply) = self.reply.take() {
-            // The client may have gone; then nobody waits.
-            let _ = reply.send(answer);
+    /// Begins `effect`; what it comes to at once is an input, an end is the answer.
+    fn carry_out(&mut self, effect: Effect, inputs: &mut Vec<Input>) -> Option<Result<Gathered, Refusal>> {
+        match effect {
+            Effect::Ask(index) => inputs.extend(self.send_ask(index)),
+            Effect::Record => self.record(),
+            Effect::Go(index, pos) => self.send_go(index, pos),
+            Effect::WakeAt(at) => {
+                self.wake_at.insert(at);
+            }
+            Effect::Answer(answer) => return Some(Ok(Gathered { answer: *answer, own: self.own.take() })),
+            Effect::Refuse(refusal) => return Some(Err(refusal)),
         }
-        context.stop();
+        None
     }
 
-    fn record(&self, context: &mut Context<Self>) {
-        let recorded = self.shared.recorder.send(Record { intent: self.request.intent.clone() });
-        context.spawn(recorded.into_actor(self).map(|answer, this, context| {
-            let input = match answer.map_err(|error| of_mailbox(recorder::NAME, error)).and_then(|answer| answer) {
-                Ok(receipt) => Input::Recorded(receipt),
-                Err(refusal) => Input::RecordRefused(refusal),
-            };
-            this.input(input, context);
+    fn finished(&self, answer: Result<Gathered, Refusal>) -> Result<Gathered, Refusal> {
+        metrics::stage("partials", self.began.elapsed());
+        answer
+    }
+
+    fn record(&self) {
+        let recorded = self.shared.recorder.record(self.request.intent.clone());
+        self.under_way.push(Box::pin(async move {
+            match recorded.await {
+                Ok(receipt) => Input::Recorded(receipt).into(),
+                Err(refusal) => Input::RecordRefused(refusal).into(),
+            }
         }));
     }
 
@@ -281,12 +291,12 @@ impl Release {
         self.request.seats.get(&index).copied().unwrap_or(Seat(0))
     }
 
-    fn send_ask(&mut self, index: NodeIndex, context: &mut Context<Self>) {
+    fn send_ask(&self, index: NodeIndex) -> Option<Input> {
         let seat = self.seat(index);
         if seat == self.shared.seat {
             // Judged here before anything was recorded.
             self.shared.holder.keep(self.request.attributed.clone(), self.request.identity.clone());
-            return self.input(Input::AskTaken(index), context);
+            return Some(Input::AskTaken(index));
         }
         let (request, peers) = (Arc::clone(&self.request), Arc::clone(&self.shared.peers));
         let asked = async move {
@@ -302,17 +312,17 @@ impl Release {
                 other => other.map(drop),
             }
         };
-        context.spawn(asked.into_actor(self).map(move |answer, this, context| {
-            let input = match answer {
-                Ok(()) => Input::AskTaken(index),
-                Err(refusal) => Input::AskRefused(index, refusal),
-            };
-            this.input(input, context);
+        self.under_way.push(Box::pin(async move {
+            match asked.await {
+                Ok(()) => Input::AskTaken(index).into(),
+                Err(refusal) => Input::AskRefused(index, refusal).into(),
+            }
         }));
+        None
     }
 
     /// This node's own partial, which stays here.
-    fn go_own(&self, index: NodeIndex, go: Go, is_known: bool, context: &mut Context<Self>) {
+    fn go_own(&self, index: NodeIndex, go: Go, is_known: bool) {
         let (holder, request) = (Arc::clone(&self.shared.holder), Arc::clone(&self.request));
         let evaluated = async move {
             match holder.go_own(go, is_known).await {
@@ -323,26 +333,22 @@ impl Release {
             holder.ask(whole, request.attributed.coordinator()).await?;
             holder.go_own(go, is_known).await
         };
-        context.spawn(evaluated.into_actor(self).map(move |answer, this, context| {
-            let input = match answer {
-                Ok(own) => {
-                    this.own = Some(own);
-                    Input::OwnEvaluated(index)
-                }
-                Err(refusal) => Input::PartialRefused(index, refusal),
-            };
-            this.input(input, context);
+        self.under_way.push(Box::pin(async move {
+            match evaluated.await {
+                Ok(own) => Happened { input: Input::OwnEvaluated(index), own: Some(own) },
+                Err(refusal) => Input::PartialRefused(index, refusal).into(),
+            }
         }));
     }
 
-    fn send_go(&self, index: NodeIndex, pos: u64, context: &mut Context<Self>) {
+    fn send_go(&self, index: NodeIndex, pos: u64) {
         let seat = self.seat(index);
         let own = seat == self.shared.seat;
         let go = Go { intent_id: self.request.intent_id, pos };
         if let Opener::ThisNode { is_known, .. } = self.request.opener
             && own
         {
-            return self.go_own(index, go, is_known, context);
+            return self.go_own(index, go, is_known);
         }
         let (holder, peers, began) = (Arc::clone(&self.shared.holder), Arc::clone(&self.shared.peers), Instant::now());
         let request = Arc::clone(&self.request);
@@ -367,11 +373,12 @@ impl Release {
             }
             once().await
         };
-        context.spawn(gone.into_actor(self).map(move |answer, this, context| {
-            let input = match answer {
+        let pace = Arc::clone(&self.shared.pace);
+        self.under_way.push(Box::pin(async move {
+            let input = match gone.await {
                 Ok(out) if out.index == index => {
                     if !own {
-                        this.shared.pace().answered(began.elapsed());
+                        lock(&pace).answered(began.elapsed());
                     }
                     Input::PartialArrived(out)
                 }
@@ -381,7 +388,11 @@ impl Release {
                 }
                 Err(refusal) => Input::PartialRefused(index, refusal),
             };
-            this.input(input, context);
+            input.into()
         }));
     }
+}
+
+fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
+    pace.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,6 @@ mod support;
 use std::sync::Arc;
 
 use dstack_actors::holder::Holder;
-use dstack_actors::policy::Clear;
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_protocol::command::Command;
 use dstack_protocol::governance::{ActionKind, Object};
@@ -226,8 +225,8 @@ fn an_intent_that_differs_from_the_request_gets_nothing() {
             let go = w.commit(&intent);
             assert_eq!(w.refused_go(go).await.code, RefusalCode::IntentUnknown, "its id is not that of an ask");
             assert_eq!(w.refused_go(Go { intent_id: honest.id(), ..go }).await.code, RefusalCode::IntentUnknown, "not committed");
-            let clear = Clear { attributed: signed.clone(), go, identity: identity.clone(), permit: None };
-            assert_eq!(w.node.policy.send(clear).await.unwrap().unwrap_err().code, RefusalCode::IntentMismatch);
+            let cleared = w.node.policy.clear(&signed, &go, identity.as_deref(), None);
+            assert_eq!(cleared.unwrap_err().code, RefusalCode::IntentMismatch);
         }
         let go = w.commit(&honest);
         assert!(w.holder().go(go).await.is_ok());

@@ -6,10 +6,9 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor as _, Addr};
 use dstack_actors::board::Board;
 use dstack_actors::mailbox::FULL_RETRY_MS;
-use dstack_actors::recorder::{Observe, Observed, QUEUE_MAX, Record, Recorder};
+use dstack_actors::recorder::{Observed, QUEUE_MAX, Recorder};
 use dstack_audit::verify_receipt;
 use dstack_protocol::limits::INTENT_BATCH_MAX;
 use dstack_protocol::receipt::Receipt;
@@ -36,23 +35,15 @@ fn intent(cluster: &Cluster, nonce: u32) -> Intent {
     }
 }
 
-async fn record(recorder: &Addr<Recorder>, intent: Intent) -> Result<Receipt, Refusal> {
-    recorder.send(Record { intent }).await.unwrap()
-}
-
-async fn observed(recorder: &Addr<Recorder>) -> Observed {
-    recorder.send(Observe).await.unwrap()
-}
-
 /// Waits until so many intents wait beside a proposal in flight.
-async fn queued(recorder: &Addr<Recorder>, wanted: usize) {
-    while observed(recorder).await != (Observed { queued: wanted, in_flight: true }) {
+async fn queued(recorder: &Recorder, wanted: usize) {
+    while recorder.observed() != (Observed { queued: wanted, in_flight: true }) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-fn start(cluster: &Cluster) -> Addr<Recorder> {
-    recorder(&cluster.log, cluster.log.node(true)).start()
+fn start(cluster: &Cluster) -> Recorder {
+    recorder(&cluster.log, cluster.log.node(true))
 }
 
 #[test]
@@ -61,17 +52,20 @@ fn intents_are_batched_while_a_proposal_is_in_flight() {
         let (cluster, _) = Cluster::with_root(3);
         let recorder = start(&cluster);
         cluster.log.close();
-        let mut all = vec![recorder.send(Record { intent: intent(&cluster, 0) })];
-        assert_eq!(observed(&recorder).await, Observed { queued: 0, in_flight: true });
-        all.extend((1..=5).map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })));
-        assert_eq!(observed(&recorder).await, Observed { queued: 5, in_flight: true });
+        let mut all = vec![recorder.record(intent(&cluster, 0))];
+        queued(&recorder, 0).await;
+        all.extend((1..=5).map(|nonce| recorder.record(intent(&cluster, nonce))));
+        assert_eq!(recorder.observed(), Observed { queued: 5, in_flight: true });
         cluster.log.open();
         for (nonce, answer) in (0..).zip(join_all(all).await) {
-            let receipt = answer.unwrap().unwrap();
+            let receipt = answer.unwrap();
             verify_receipt(&receipt, &intent(&cluster, nonce)).unwrap();
         }
         assert_eq!(cluster.log.batches(), vec![1, 5]);
-        assert_eq!(observed(&recorder).await, Observed { queued: 0, in_flight: false });
+        while recorder.observed().in_flight {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(recorder.observed().queued, 0);
     });
 }
 
@@ -82,14 +76,11 @@ fn a_batch_has_a_bound() {
         let recorder = start(&cluster);
         cluster.log.close();
         let count = u32::try_from(INTENT_BATCH_MAX + 2).unwrap();
-        let all: Vec<_> = (0..count).map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })).collect();
-        // Polled together: before the actor runs, its mailbox takes only a few.
-        let opened = async {
-            queued(&recorder, INTENT_BATCH_MAX + 1).await;
-            cluster.log.open();
-        };
-        let (answers, ()) = futures::join!(join_all(all), opened);
-        assert!(answers.into_iter().all(|answer| answer.unwrap().is_ok()));
+        let mut all = vec![recorder.record(intent(&cluster, 0))];
+        queued(&recorder, 0).await;
+        all.extend((1..count).map(|nonce| recorder.record(intent(&cluster, nonce))));
+        cluster.log.open();
+        assert!(join_all(all).await.into_iter().all(|answer| answer.is_ok()));
         assert_eq!(cluster.log.batches(), vec![1, INTENT_BATCH_MAX, 1]);
     });
 }
@@ -101,10 +92,10 @@ fn duplicates_get_the_same_receipt_and_one_leaf() {
         let recorder = start(&cluster);
         let size = cluster.log.size();
         cluster.log.close();
-        let twice: Vec<_> = [9, 1, 1, 1].map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })).into();
+        let twice: Vec<_> = [9, 1, 1, 1].map(|nonce| recorder.record(intent(&cluster, nonce))).into();
         cluster.log.open();
-        let receipts: Vec<Receipt> = join_all(twice).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
-        let later = record(&recorder, intent(&cluster, 1)).await.unwrap();
+        let receipts: Vec<Receipt> = join_all(twice).await.into_iter().map(Result::unwrap).collect();
+        let later = recorder.record(intent(&cluster, 1)).await.unwrap();
         assert!(receipts[1..].iter().all(|receipt| *receipt == later));
         assert_ne!(receipts[0], later);
         assert_eq!(cluster.log.size(), size + 2);
@@ -118,20 +109,19 @@ fn a_full_queue_refuses_early_and_recovers() {
         let recorder = start(&cluster);
         cluster.log.close();
         let flood = u32::try_from(QUEUE_MAX).unwrap() + 11;
-        let all: Vec<_> = (0..flood).map(|nonce| recorder.send(Record { intent: intent(&cluster, nonce) })).collect();
-        let full = async {
-            queued(&recorder, QUEUE_MAX).await;
-            // Refused at once, although nothing moves.
-            let refusal = record(&recorder, intent(&cluster, 1_000_000)).await.unwrap_err();
-            assert_eq!((refusal.code, refusal.retry_after_ms), (RefusalCode::Overloaded, FULL_RETRY_MS));
-            cluster.log.open();
-        };
-        let (answers, ()) = futures::join!(join_all(all), full);
-        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        let mut all = vec![recorder.record(intent(&cluster, 0))];
+        queued(&recorder, 0).await;
+        all.extend((1..flood).map(|nonce| recorder.record(intent(&cluster, nonce))));
+        assert_eq!(recorder.observed().queued, QUEUE_MAX);
+        // Refused at once, although nothing moves.
+        let refusal = recorder.record(intent(&cluster, 1_000_000)).await.unwrap_err();
+        assert_eq!((refusal.code, refusal.retry_after_ms), (RefusalCode::Overloaded, FULL_RETRY_MS));
+        cluster.log.open();
+        let answers = join_all(all).await;
         let refused: Vec<&Refusal> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
         assert!(refused.iter().all(|refusal| refusal.code == RefusalCode::Overloaded && refusal.retry_after_ms == FULL_RETRY_MS));
         assert_eq!(refused.len(), 10, "one in flight and a full queue are served, the rest refused");
-        record(&recorder, intent(&cluster, 1_000_000)).await.unwrap();
+        recorder.record(intent(&cluster, 1_000_000)).await.unwrap();
     });
 }
 
@@ -143,11 +133,11 @@ fn an_unknown_outcome_is_told_and_a_retry_is_recorded_once() {
         for (nonce, fault, leaves) in [(1, Fault::Unanswered, 1), (2, Fault::Lost, 0)] {
             let size = cluster.log.size();
             cluster.log.fault(fault);
-            let refusal = record(&recorder, intent(&cluster, nonce)).await.unwrap_err();
+            let refusal = recorder.record(intent(&cluster, nonce)).await.unwrap_err();
             assert_eq!(refusal.code, RefusalCode::DeadlineExceeded);
             assert!(refusal.code.retryable());
             assert_eq!(cluster.log.size(), size + leaves, "{fault:?}");
-            let receipt = record(&recorder, intent(&cluster, nonce)).await.unwrap();
+            let receipt = recorder.record(intent(&cluster, nonce)).await.unwrap();
             verify_receipt(&receipt, &intent(&cluster, nonce)).unwrap();
             assert_eq!(receipt.record.pos, size);
             assert_eq!(cluster.log.size(), size + 1, "recorded once: {fault:?}");
@@ -164,9 +154,9 @@ fn a_rejected_intent_does_not_take_its_batch_with_it() {
         let mut unknown = intent(&cluster, 2);
         unknown.app_id = AppId([9; 20]);
         let all: Vec<_> =
-            [intent(&cluster, 0), intent(&cluster, 1), unknown, intent(&cluster, 3)].map(|intent| recorder.send(Record { intent })).into();
+            [intent(&cluster, 0), intent(&cluster, 1), unknown, intent(&cluster, 3)].map(|intent| recorder.record(intent)).into();
         cluster.log.open();
-        let answers: Vec<_> = join_all(all).await.into_iter().map(Result::unwrap).collect();
+        let answers = join_all(all).await;
         let codes: Vec<_> = answers.iter().map(|answer| answer.as_ref().err().map(|refusal| refusal.code)).collect();
         assert_eq!(codes, vec![None, None, Some(RefusalCode::AppUnknown), None]);
     });
@@ -176,11 +166,11 @@ fn a_rejected_intent_does_not_take_its_batch_with_it() {
 fn after_a_restart_receipts_come_from_the_audit_log() {
     run(async {
         let (cluster, _) = Cluster::with_root(3);
-        let before = record(&start(&cluster), intent(&cluster, 1)).await.unwrap();
-        record(&start(&cluster), intent(&cluster, 2)).await.unwrap();
+        let before = start(&cluster).record(intent(&cluster, 1)).await.unwrap();
+        start(&cluster).record(intent(&cluster, 2)).await.unwrap();
         let leaves = Arc::clone(&cluster.log);
         let restarted = Recorder::new(cluster.log.node(true), Arc::new(Board::default()), Arc::new(move |intent| leaves.rebuild(intent)));
-        let again = record(&restarted.start(), intent(&cluster, 1)).await.unwrap();
+        let again = restarted.record(intent(&cluster, 1)).await.unwrap();
         verify_receipt(&again, &intent(&cluster, 1)).unwrap();
         assert_eq!(again.record, before.record);
         assert!(again.size > before.size, "the tree has grown since");
@@ -191,10 +181,10 @@ fn after_a_restart_receipts_come_from_the_audit_log() {
 fn a_node_without_the_leaf_says_that_it_is_behind() {
     run(async {
         let (cluster, _) = Cluster::with_root(3);
-        let amnesiac = Recorder::new(cluster.log.node(true), Arc::new(Board::default()), Arc::new(|_| None)).start();
-        let refusal = record(&amnesiac, intent(&cluster, 1)).await.unwrap_err();
+        let amnesiac = Recorder::new(cluster.log.node(true), Arc::new(Board::default()), Arc::new(|_| None));
+        let refusal = amnesiac.record(intent(&cluster, 1)).await.unwrap_err();
         assert_eq!(refusal.code, RefusalCode::NotYet);
         assert!(refusal.retry_after_ms > 0);
-        record(&start(&cluster), intent(&cluster, 1)).await.unwrap();
+        start(&cluster).record(intent(&cluster, 1)).await.unwrap();
     });
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use actix::{Actor as _, Addr};
 use dstack_actors::adoption::Adoption;
 use dstack_actors::authority::OwnAuthority;
 use dstack_actors::combine::Combine;
@@ -51,8 +50,8 @@ pub struct Node {
     pub adoption: Arc<Adoption>,
     pub log: Arc<NodeLog>,
     pub holder: Arc<Holder>,
-    pub policy: Addr<Policy>,
-    pub recorder: Addr<Recorder>,
+    pub policy: Arc<Policy>,
+    pub recorder: Recorder,
     pub verifier: VerifierPool,
     pub shares: ShareHolderPool,
     pub certs: Arc<Certs>,
@@ -91,10 +90,11 @@ impl Node {
         let standings = Arc::<Standings>::default();
         let noted = Arc::clone(&standings);
         let authority = authority.map(|authority| OwnAuthority::new(authority, now.port()));
-        let policy = Policy { cluster_id: cluster.id, log: Arc::clone(&port), certificates, now: now.port(), standings: noted }.start();
-        let holder = Holder::new(Arc::clone(&port), now.port(), verifier.clone(), policy.clone(), shares.clone()).asking(authority);
+        let policy = Policy { cluster_id: cluster.id, log: Arc::clone(&port), certificates, now: now.port(), standings: noted };
+        let policy = Arc::new(policy);
+        let holder = Holder::new(Arc::clone(&port), now.port(), verifier.clone(), Arc::clone(&policy), shares.clone()).asking(authority);
         let holder = Arc::new(holder);
-        let recorder = recorder(&cluster.log, port).start();
+        let recorder = recorder(&cluster.log, port);
         let adoption = Adoption {
             cluster_id: cluster.id,
             seat: Seat(seat),
@@ -120,7 +120,6 @@ impl Node {
             holder: Arc::clone(&self.holder),
             recorder: self.recorder.clone(),
             now: self.now.port(),
-            arbiter: actix::Arbiter::current(),
             gate: Gate::new("release", releases),
             pace: Arc::default(),
             adoption: Arc::clone(&self.adoption),

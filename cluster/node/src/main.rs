@@ -97,11 +97,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     harden(Hardening { lock_memory: false, inspectable: software });
     let catalogue = catalogue().context("metrics")?;
     let metrics = Metrics::install(&catalogue).context("metrics")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(runtime_threads()).enable_all().build().context("runtime")?;
     let handle = runtime.handle().clone();
     // Actors need an actix system around them; everything else runs on the multi-thread runtime.
     let system = actix::System::with_tokio_rt(move || runtime);
     system.block_on(node::run(config, metrics, handle))
+}
+
+/// One for every two cores (ADR 0031): more only wake each other to look for work. What computes for long has pools of its own.
+fn runtime_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 /// Every metric of this binary.

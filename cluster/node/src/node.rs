@@ -466,18 +466,16 @@ fn assemble(
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let verifier = VerifierPool::start(threads, 256, trust.client_evidence(), Arc::clone(now));
     let shares = ShareHolderPool::start(threads, 1024, cluster_id);
-    let requests = Arbiter::new();
-    let records = Arbiter::new();
-    let policy = {
-        let (log, heads, now, standings) = (Arc::clone(log), Arc::clone(&heads), Arc::clone(now), Arc::clone(&trust.standings));
-        Supervisor::start_in_arbiter(&records.handle(), move |_| Policy { cluster_id, log, certificates: heads, now, standings })
+    let policy = Policy {
+        cluster_id,
+        log: Arc::clone(log),
+        certificates: Arc::clone(&heads) as _,
+        now: Arc::clone(now),
+        standings: Arc::clone(&trust.standings),
     };
-    let recorder = {
-        let (log, board, rebuild) = (Arc::clone(log), Arc::clone(board), receipts::rebuild(Arc::clone(log), audit.clone()));
-        Supervisor::start_in_arbiter(&records.handle(), move |_| Recorder::new(log, board, rebuild))
-    };
+    let recorder = Recorder::new(Arc::clone(log), Arc::clone(board), receipts::rebuild(Arc::clone(log), audit.clone()));
     let claims = claim::judge(cluster_id, Arc::clone(log), verifier.clone(), authority.clone());
-    let holder = Holder::new(Arc::clone(log), Arc::clone(now), verifier, policy, shares.clone()).asking(authority);
+    let holder = Holder::new(Arc::clone(log), Arc::clone(now), verifier, Arc::new(policy), shares.clone()).asking(authority);
     let holder = Arc::new(holder);
     let files: Arc<dyn ShareFiles> = Arc::new(SealedShares::new(config.data_dir.join("shares"), identity.sealing.clone()));
     let setups = Setups::new(Arc::clone(&dyn_peers), peers.runtime().clone());
@@ -518,7 +516,6 @@ fn assemble(
         holder: Arc::clone(&holder),
         recorder,
         now: Arc::clone(now),
-        arbiter: requests.handle(),
         gate: Gate::new(dstack_actors::release::NAME, config.releases_max),
         pace: Arc::default(),
         adoption: Arc::new(Adoption { cluster_id, seat: config.seat, node_key: Arc::clone(&identity.node_key), log: Arc::clone(log) }),
