@@ -12,7 +12,7 @@
 //!
 //! Not noticed here: all files, anchor included, put back to an older state together; the other nodes tell that (architecture.md §7).
 //!
-//! The anchor is written after the engine's flush, before anyone is told, and synced when the writer is idle or after
+//! The anchor is written after the engine's flush, before anyone is told, and synced when the writer has been idle for a moment or after
 //! `SYNC_ANCHOR_EVERY` commits: a killed process never loses it, a power cut may take it back by so much, which only narrows what a
 //! *simultaneous* damage to the engine's newest commit would show.
 //! Source: architecture.md §8, dependencies.md §0 (sled row) and §5.

@@ -13,6 +13,7 @@ mod view;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use self::view::{Noted, View};
 use crate::engine::Page;
@@ -169,7 +170,7 @@ impl Worker {
             }
             let answers = self.write(&group.changes);
             self.answer(group, answers);
-            match self.requests.try_recv() {
+            match self.requests.recv_timeout(ANCHOR_PAUSE) {
                 Ok(request) => next = Some(request),
                 // Idle: the anchor may lag no longer (sealed.rs). A failure shows at the next write.
                 Err(_) => {
@@ -242,6 +243,9 @@ impl Group {
     }
 }
 
+/// Without a change for so long, the writer is idle: a client that asks again and again leaves shorter pauses, and its commits share a
+/// sync of the anchor.
+const ANCHOR_PAUSE: Duration = Duration::from_millis(50);
 /// Most changes in one flush.
 const GROUP_CHANGES_MAX: usize = 256;
 /// Payload after which a flush takes no further change.
