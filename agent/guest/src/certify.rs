@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -122,6 +123,8 @@ pub struct KmsAuthority {
     pub authority: Mutex<Option<Arc<KnownRoot>>>,
     /// The client certificate in use, with its age.
     pub identity: tokio::sync::Mutex<Option<(UnixMillis, Arc<CertifiedIdentity>)>>,
+    /// Place of the server that answered last: it is asked first, so that one that fails costs one try.
+    pub last_good: AtomicUsize,
 }
 
 /// What a KMS says of itself.
@@ -137,7 +140,8 @@ impl KmsAuthority {
     /// A KMS of which the root is known, or will be learned from its first answer.
     #[must_use]
     pub fn new(urls: Vec<NodeUrl>, route: Route, root_spki: Option<Vec<u8>>, known: Option<KnownRoot>) -> Self {
-        Self { urls, route, root_spki, authority: Mutex::new(known.map(Arc::new)), identity: tokio::sync::Mutex::new(None) }
+        let authority = Mutex::new(known.map(Arc::new));
+        Self { urls, route, root_spki, authority, identity: tokio::sync::Mutex::new(None), last_good: AtomicUsize::new(0) }
     }
 
     fn known(&self) -> Option<Arc<KnownRoot>> {
@@ -260,11 +264,15 @@ async fn by_kms(guest: &Arc<Guest>, kms: &KmsAuthority, pair: &KeyPair, config: 
     let signature = pair.sign(&csr)?;
     let request = SignCertRequest { api_version: request.api_version(), csr, signature, vm_config: guest.vm_config.clone() };
     let mut outcome = Err(CertifyError::NoAuthority { reason: "no address of a KMS is set: dstack_urls" });
-    for url in &kms.urls {
+    let first = kms.last_good.load(Ordering::Relaxed);
+    for (place, url) in kms.urls.iter().enumerate().cycle().skip(first).take(kms.urls.len()) {
         outcome = signed(guest, kms, url, &request, &public_key).await;
         match &outcome {
             // A refusal is the same at every server.
-            Ok(_) | Err(CertifyError::Kms(RpcCallError::Refused { status: 400..=499, .. })) => break,
+            Ok(_) | Err(CertifyError::Kms(RpcCallError::Refused { status: 400..=499, .. })) => {
+                kms.last_good.store(place, Ordering::Relaxed);
+                break;
+            }
             Err(error) => tracing::warn!(node = %url, reason = %error, "no certificate from this node"),
         }
     }

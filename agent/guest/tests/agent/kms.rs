@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -25,6 +26,7 @@ use rustls::server::WebPkiClientVerifier;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::Running;
 use crate::local::{Local, write};
 
 /// What is wrong with the server, if anything.
@@ -186,6 +188,38 @@ async fn a_kms_certifies_keys_of_the_guest() {
         assert_eq!(*proven.report_data(), ratls_certificate(public_key));
         let (_, info) = local.guest("Info", &json!({}));
         assert_eq!(proven.app_id().unwrap().to_string(), info["app_id"]);
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_fails_is_passed_by_from_then_on() {
+    let local = Local::new(true);
+    let server = server(&local, Flaw::None).await;
+    // It takes connections, and is gone before anything is said.
+    let failing = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = failing.local_addr().unwrap();
+    let tried = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&tried);
+    std::thread::spawn(move || {
+        for stream in failing.incoming() {
+            counted.fetch_add(1, Ordering::SeqCst);
+            drop(stream);
+        }
+    });
+    tokio::task::spawn_blocking(move || {
+        let keys: serde_json::Value = serde_json::from_slice(&std::fs::read(local.path(".appkeys.json")).unwrap()).unwrap();
+        let good = keys["key_provider"]["Kms"]["url"].as_str().unwrap().trim_end_matches("/prpc");
+        let mut command = local.command(&Local::compose(&json!({})));
+        command.env("DSTACK_AGENT__DSTACK_URLS", format!("[\"https://{address}\", \"{good}\"]"));
+        let _agent = local.wait(Running(Some(command.spawn().unwrap())));
+        for certified in 1..=3 {
+            let (status, answer) = local.guest("GetTlsKey", &json!({ "subject": "x" }));
+            assert_eq!(status, 200, "{answer}");
+            assert_eq!(server.evidence.lock().unwrap().len(), certified);
+            assert_eq!(tried.load(Ordering::SeqCst), 1, "asked once, then passed by");
+        }
     })
     .await
     .unwrap();
