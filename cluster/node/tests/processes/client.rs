@@ -126,7 +126,7 @@ fn one_failing_node_costs_one_retry() {
     let mut order: Vec<u16> = (1..=3).filter(|seat| *seat != leader).collect();
     order.push(leader);
     let urls: Vec<String> = order.iter().map(|seat| cluster.node(*seat).url()).collect();
-    let client = web.client_with(&urls.join(","), settings(Duration::from_secs(4)));
+    let client = web.client_with(&urls.join(","), settings(Duration::from_secs(8)));
     assert_eq!(released(&client), keys);
     cluster.node(order[0]).pause().unwrap();
     assert_eq!(released(&client), keys);
