@@ -362,7 +362,8 @@ mod tests {
         let config = raw(&both).unwrap();
         let dstack = config.dstack.clone().unwrap();
         assert_eq!(dstack.admin.unwrap().listen.to_string(), "127.0.0.1:8001");
-        assert_eq!(dstack.onboard.unwrap().listen, dstack.listen);
+        let onboard = dstack.onboard.unwrap();
+        assert_eq!((onboard.listen, onboard.wait.as_secs()), (dstack.listen, 40));
         assert!(!format!("{config:?}").contains("hunter2"));
         let open = raw(&format!("{section}\n[dstack.admin]\ninsecure_no_auth=true")).unwrap();
         assert!(open.dstack.unwrap().admin.unwrap().credentials.is_none());
@@ -394,6 +395,8 @@ mod tests {
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.admin]\nauth_token='t'\nlisten='127.0.0.1:3'", "dstack.admin.listen"),
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]\nlisten='127.0.0.1:2'", "dstack.onboard.listen"),
             ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]", "listen"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]\nlisten='127.0.0.1:3'\nwait_s=0", "dstack.onboard.wait_s"),
+            ("[dstack]\nlisten='127.0.0.1:3'\nhosts=['a']\n[dstack.onboard]\nlisten='127.0.0.1:3'\nwait_s=51", "dstack.onboard.wait_s"),
             ("[authority]\nurl='http://auth-api:8000'", "authority.url"),
             ("[authority]\nurl='http://127.0.0.1:8000'\nlease_s=0", "authority.lease_s"),
             ("[authority]\nurl='http://127.0.0.1:8000'\nlease_s=301", "authority.lease_s"),

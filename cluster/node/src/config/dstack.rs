@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use dstack_protocol::limits::ISSUING_HOSTS_MAX;
@@ -16,6 +17,8 @@ use crate::dstack::admin::credentials::Credentials;
 
 /// Longest name of a site, bytes.
 const SITE_NAME_BYTES_MAX: usize = 256;
+/// How long a call of onboarding may wait, seconds: less than its listener gives a request.
+const WAIT_S: std::ops::RangeInclusive<u64> = 1..=50;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +56,13 @@ struct RawOnboard {
     listen: SocketAddr,
     #[serde(default)]
     site_name: String,
+    #[serde(default = "default_wait_s")]
+    wait_s: u64,
+}
+
+/// Clients of upstream's libraries wait 60 s.
+fn default_wait_s() -> u64 {
+    40
 }
 
 /// Text that nobody prints.
@@ -102,6 +112,8 @@ pub(crate) struct OnboardConfig {
     pub(crate) listen: SocketAddr,
     /// What `GetAttestationInfo` tells as `site_name`.
     pub(crate) site_name: String,
+    /// How long `Bootstrap` and `Onboard` wait before they say what they wait for.
+    pub(crate) wait: Duration,
 }
 
 /// The keys of the section that are secret, and the variables by which upstream's deployments set them.
@@ -159,10 +171,13 @@ impl AdminConfig {
 
 impl OnboardConfig {
     fn checked(raw: RawOnboard) -> anyhow::Result<Self> {
-        let RawOnboard { listen, site_name } = raw;
+        let RawOnboard { listen, site_name, wait_s } = raw;
         if site_name.len() > SITE_NAME_BYTES_MAX {
             bail!("dstack.onboard.site_name: at most {SITE_NAME_BYTES_MAX} bytes, got {}", site_name.len());
         }
-        Ok(Self { listen, site_name })
+        if !WAIT_S.contains(&wait_s) {
+            bail!("dstack.onboard.wait_s: {} to {} seconds, got {wait_s}", WAIT_S.start(), WAIT_S.end());
+        }
+        Ok(Self { listen, site_name, wait: Duration::from_secs(wait_s) })
     }
 }

@@ -15,6 +15,7 @@ mod genesis;
 mod keyless;
 mod memory;
 mod onboard;
+mod onboard_waits;
 mod releases;
 mod rogue;
 mod signing;

@@ -22,9 +22,7 @@ use super::source::Source;
 const BOOTSTRAPPED: &str = "KMS has already been bootstrapped";
 const ONBOARDED: &str = "KMS has already been onboarded";
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long a call waits; clients of upstream's libraries wait 60 s.
-const PATIENCE: Duration = Duration::from_secs(40);
-/// How long a node that would refuse itself waits to be let in all the same.
+/// How long a node that would refuse itself waits to be let in all the same, at most.
 const PATIENCE_REFUSED: Duration = Duration::from_secs(10);
 /// What `GetAttestationInfo` told is told again for so long: each new answer costs the platform a quote.
 const ATTESTED_FOR: Duration = Duration::from_secs(30);
@@ -54,7 +52,7 @@ impl Onboarding {
             }
         }
         self.consent.give(By::Bootstrap).await.map_err(unwritten)?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.config.wait;
         loop {
             if let Some(made) = self.info.current() {
                 answered.bootstrap = true;
@@ -137,14 +135,14 @@ impl Onboarding {
                 return Ok(keys.clone());
             }
             let waited = began.elapsed();
-            if waited >= PATIENCE_REFUSED && own.is_none() {
+            if waited >= PATIENCE_REFUSED.min(self.config.wait) && own.is_none() {
                 own = Some(Own::of(&self.services).await?);
             }
             // By the state that this node has; another node's may allow more, and then it is let in.
             let remedy = own.as_ref().and_then(Own::remedy).filter(|_| progress == Progress::NoLog);
             match remedy {
                 Some(remedy) => return Err(RpcError::refused(format!("boot denied: {remedy}"))),
-                None if waited >= PATIENCE => return Err(later(format!("{}; then call Onboard again", progress.words()))),
+                None if waited >= self.config.wait => return Err(later(format!("{}; then call Onboard again", progress.words()))),
                 None => tokio::time::sleep(LOOK_EVERY).await,
             }
         }

@@ -1,6 +1,7 @@
 //! Strangers at a node's listener for dstack's guests, over sockets: wrong requests by fields and by bytes, TLS that is none. Owns: the
 //! cluster that they are sent to, and what has to hold afterwards: the node lives, serves, and has not grown.
 
+mod certificates;
 mod conversations;
 mod hello;
 mod http2;
@@ -33,7 +34,8 @@ struct Target {
 
 impl Target {
     fn start() -> Self {
-        let mut cluster = Cluster::start(&ClusterSpec { dstack: true, ..ClusterSpec::default() }).unwrap();
+        let guests = ["web", "other"].map(|name| (name.to_owned(), MachineKind::Tdx)).to_vec();
+        let mut cluster = Cluster::start(&ClusterSpec { dstack: true, guests, ..ClusterSpec::default() }).unwrap();
         let app = registered(&cluster, "web", MachineKind::Tdx);
         let guest = Workload::boot(&cluster, "web", &app);
         let address = cluster.dstack_urls()[0].trim_start_matches("https://").parse().unwrap();
