@@ -247,10 +247,10 @@ fn client_certificates_whose_time_or_key_is_another() {
         ..CertificateConfig::default()
     });
 
-    let dated = |years: std::ops::Range<i32>, make: &dyn Fn(&mut CertificateParams)| {
+    let dated = |[begin, end]: [i32; 2], make: &dyn Fn(&mut CertificateParams)| {
         let mut params = CertificateParams::default();
-        params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
-        params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+        params.not_before = rcgen::date_time_ymd(begin, 1, 1);
+        params.not_after = rcgen::date_time_ymd(end, 1, 1);
         make(&mut params);
         params.self_signed(&key).unwrap().der().clone()
     };
@@ -270,12 +270,12 @@ fn client_certificates_whose_time_or_key_is_another() {
             "under the temp CA, expired, with its CA",
             of(vec![under_temp_ca(&ca, &key, &evidence, now_s - 20 * YEAR_S), ca.der().to_vec().into()]),
         ),
-        ("self-signed, expired", of(vec![dated(2010..2020, &with_evidence)])),
-        ("self-signed, of the future", of(vec![dated(2100..2110, &with_evidence)])),
-        ("self-signed, over before it began", of(vec![dated(2040..2020, &with_evidence)])),
+        ("self-signed, expired", of(vec![dated([2010, 2020], &with_evidence)])),
+        ("self-signed, of the future", of(vec![dated([2100, 2110], &with_evidence)])),
+        ("self-signed, over before it began", of(vec![dated([2040, 2020], &with_evidence)])),
         ("an app's, expired", of(ends)),
         ("an app's, of the future", of(begins)),
-        ("a CA without evidence, expired, as leaf", of(vec![dated(2010..2020, &is_ca), valid.clone()])),
+        ("a CA without evidence, expired, as leaf", of(vec![dated([2010, 2020], &is_ca), valid.clone()])),
         // A replay by somebody else: the certificate is public, its key is not.
         ("another's, with a key of one's own", signing(vec![valid.clone()], &thief)),
     ];
@@ -288,8 +288,8 @@ fn client_certificates_whose_time_or_key_is_another() {
         for (what, above) in [
             ("alone", vec![]),
             ("its CA", vec![ca.der().to_vec().into()]),
-            ("an expired CA", vec![dated(2010..2020, &is_ca)]),
-            ("a CA of the future", vec![dated(2100..2110, &is_ca)]),
+            ("an expired CA", vec![dated([2010, 2020], &is_ca)]),
+            ("a CA of the future", vec![dated([2100, 2110], &is_ca)]),
             ("noise", vec![CertificateDer::from(vec![0xff; 300])]),
         ] {
             let shown = of([vec![valid.clone()], above].concat());
