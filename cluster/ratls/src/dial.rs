@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -69,7 +69,7 @@ pub(crate) fn classify(address: SocketAddr, error: &io::Error) -> PeerError {
         return PeerError::Unreachable { address, reason: error.to_string() };
     };
     match tls {
-        rustls::Error::AlertReceived(alert) => PeerError::RefusedByPeer { address, reason: format!("tls alert {alert:?}") },
+        rustls::Error::AlertReceived(alert) => PeerError::RefusedByPeer { address, reason: meaning(*alert) },
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => match other.0.downcast_ref::<JudgeError>() {
             Some(error) => PeerError::Untrusted { address, error: error.clone() },
             None => PeerError::Protocol { address, reason: tls.to_string() },
@@ -78,6 +78,19 @@ pub(crate) fn classify(address: SocketAddr, error: &io::Error) -> PeerError {
             PeerError::Untrusted { address, error: JudgeError::Certificate { reason: "handshake signature or encoding" } }
         }
         other => PeerError::Protocol { address, reason: other.to_string() },
+    }
+}
+
+/// An alert has room for no reason: where it is about our certificate, this is what to look at.
+fn meaning(alert: AlertDescription) -> String {
+    use AlertDescription::{BadCertificate, CertificateExpired, CertificateRevoked, CertificateUnknown, UnknownCA, UnsupportedCertificate};
+    let of_ours = [BadCertificate, CertificateExpired, CertificateRevoked, CertificateUnknown, UnknownCA, UnsupportedCertificate];
+    match of_ours.contains(&alert) {
+        true => format!(
+            "tls alert {alert:?}: it does not accept our certificate, for its evidence does not hold there, or its beacon is not known there; \
+             that node's log says which, `dstack evidence verify` what does not hold"
+        ),
+        false => format!("tls alert {alert:?}"),
     }
 }
 

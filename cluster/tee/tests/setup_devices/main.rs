@@ -304,7 +304,7 @@ fn a_machine_of_google_cloud_gets_its_keys_from_a_cluster_by_both_protocols() {
     let changed = Machine::with_firmware(setting.roots(), &setting.authority, [other_host, version, separator]).unwrap();
     let impatient = [&trust[..], &["--patience-s", "3"]].concat();
     for (machine, document, urls, more, why) in [
-        (&stranger, &setting.native, setting.native_urls(), &impatient[..], "tls alert CertificateUnknown"),
+        (&stranger, &setting.native, setting.native_urls(), &impatient[..], "its evidence does not hold there"),
         (&changed, &setting.legacy, setting.cluster.dstack_urls(), &[], "a firmware that is not listed"),
     ] {
         let (guest, output) = boot(machine, document, &urls, more);
