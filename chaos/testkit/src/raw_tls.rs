@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned, SupportedProtocolVersion};
@@ -50,13 +50,16 @@ pub fn socket(address: SocketAddr) -> Result<TcpStream> {
     Ok(socket)
 }
 
-/// A configuration. `alpn`: in order of preference. Its ClientHello is short: tests try every byte of it.
+/// A configuration. `alpn`: in order of preference.
 ///
 /// # Errors
 /// The provider does not know these versions.
-pub fn config(versions: &[&'static SupportedProtocolVersion], shown: Option<Shown>, alpn: &[&[u8]]) -> Result<ClientConfig> {
-    let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
+pub fn config(
+    provider: CryptoProvider,
+    versions: &[&'static SupportedProtocolVersion],
+    shown: Option<Shown>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions).map_err(Error::other)?;
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Believes));
     let mut config = match shown {
@@ -68,13 +71,15 @@ pub fn config(versions: &[&'static SupportedProtocolVersion], shown: Option<Show
     Ok(config)
 }
 
-/// The client's side of a connection that has not begun.
+/// The client's side of a connection that has not begun. Its ClientHello is short, without the hybrid group: tests try every byte of it.
 ///
 /// # Errors
 /// As of [`config`].
 pub fn client(versions: &[&'static SupportedProtocolVersion], shown: Option<Shown>, alpn: &[&[u8]]) -> Result<ClientConnection> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
     let name = ServerName::try_from("kms.test").map_err(Error::other)?;
-    ClientConnection::new(Arc::new(config(versions, shown, alpn)?), name).map_err(Error::other)
+    ClientConnection::new(Arc::new(config(provider, versions, shown, alpn)?), name).map_err(Error::other)
 }
 
 /// A connection after its handshake, as far as the client can tell.

@@ -58,7 +58,7 @@ pub async fn connect(
     alpn: &[u8],
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let shown = certificate.map(|RawCertificate { chain, key }| Shown::new(chain, &key).unwrap());
-    let config = config(&[version], shown, &[alpn])?;
+    let config = config(aws_lc_rs::default_provider(), &[version], shown, &[alpn])?;
     let stream = TcpStream::connect(address).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("node").unwrap(), stream).await
 }
