@@ -1,17 +1,19 @@
 //! Commits intents: collects while one proposal is in flight, proposes them together.
 //!
-//! Owns: the batch and who waits for which intent. Never: answers before this node has applied the entry. Source: architecture.md §6;
-//! dependencies.md §3.4 (group commit); ADR 0031.
+//! Owns: the batch and who waits for which intent; this node's word for those that it combines itself (ADR 0032). Never: answers before
+//! this node has applied the entry. Source: architecture.md §6; dependencies.md §3.4 (group commit); ADR 0031.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dstack_protocol::command::{Command, CommandAnswer};
+use dstack_protocol::coordinated::Coordinated;
 use dstack_protocol::limits::INTENT_BATCH_MAX;
 use dstack_protocol::receipt::Receipt;
-use dstack_protocol::release::Intent;
-use dstack_protocol::{Refusal, RefusalCode};
+use dstack_protocol::release::{Intent, Mode};
+use dstack_protocol::{ClusterId, Refusal, RefusalCode};
+use dstack_threshold::message::NodeKey;
 use tokio::sync::oneshot;
 
 use crate::board::Board;
@@ -38,6 +40,28 @@ struct Waiting {
 /// Makes a receipt from the audit log where the board has none: after a restart.
 pub type Rebuild = Arc<dyn Fn(&Intent) -> Option<Receipt> + Send + Sync>;
 
+/// Signs for this node.
+#[derive(Clone)]
+pub struct Author {
+    /// Cluster.
+    pub cluster_id: ClusterId,
+    /// The key that the log knows this node by.
+    pub node_key: Arc<NodeKey>,
+}
+
+impl Author {
+    /// The command that records these intents. Those of modes L and E name this node: it combines them.
+    #[must_use]
+    pub fn command(&self, intents: Vec<Intent>) -> Command {
+        let Some(coordinator) = intents.iter().find(|intent| intent.mode != Mode::Client).map(|intent| intent.coordinator) else {
+            return Command::Intents(intents);
+        };
+        let mut batch = Coordinated { coordinator, sig: [0; 64], intents };
+        batch.sig = self.node_key.sign(&batch.word().signed_bytes(&self.cluster_id));
+        Command::Coordinated(batch)
+    }
+}
+
 /// See the module text. Clones share the batch.
 #[derive(Clone)]
 pub struct Recorder {
@@ -45,6 +69,7 @@ pub struct Recorder {
 }
 
 struct Shared {
+    author: Author,
     log: Arc<dyn Log>,
     board: Arc<Board>,
     rebuild: Rebuild,
@@ -60,8 +85,8 @@ struct Batch {
 impl Recorder {
     /// A recorder with nothing to do.
     #[must_use]
-    pub fn new(log: Arc<dyn Log>, board: Arc<Board>, rebuild: Rebuild) -> Self {
-        Self { shared: Arc::new(Shared { log, board, rebuild, batch: Mutex::default() }) }
+    pub fn new(author: Author, log: Arc<dyn Log>, board: Arc<Board>, rebuild: Rebuild) -> Self {
+        Self { shared: Arc::new(Shared { author, log, board, rebuild, batch: Mutex::default() }) }
     }
 
     /// Queues `intent` at once, and gives its receipt when it is committed and applied here. Inside a tokio runtime.
@@ -119,7 +144,7 @@ async fn propose(shared: Arc<Shared>) {
         }
         metrics::batch(batch.len());
         let began = Instant::now();
-        let command = Command::Intents(batch.iter().map(|waiting| waiting.intent.clone()).collect());
+        let command = shared.author.command(batch.iter().map(|waiting| waiting.intent.clone()).collect());
         let answer = shared.log.propose(command, PATIENCE).await;
         metrics::stage("record", began.elapsed());
         shared.answer(batch, answer);

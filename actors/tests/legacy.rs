@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use dstack_actors::combine::{Combine, ServedKey, Wanted};
 use dstack_actors::ports::Peers;
-use dstack_protocol::command::Command;
 use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::policy::{AppPolicy, Rate};
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, RelReq, Wish};
@@ -75,7 +74,7 @@ impl World {
     }
 
     fn commit(&self, intent: &Intent) -> Result<Go, (RefusalCode, u32)> {
-        let outcome = self.cluster.log.apply(&Command::Intents(vec![intent.clone()])).outcomes[0];
+        let outcome = self.cluster.log.apply(&self.cluster.recorded(intent)).outcomes[0];
         match RefusalCode::from_number(outcome.code) {
             Some(code) => Err((code, outcome.retry_after_ms)),
             None => Ok(Go { intent_id: intent.id(), pos: outcome.pos }),
@@ -131,7 +130,7 @@ fn a_silent_peer_costs_one_delay_and_a_liar_is_replaced() {
         let peers = InProcess::measured(w.peers(&[(2, Manner::Silent)]), &[(2, 1), (3, 5)]);
         assert_eq!(bytes(&w.served(1, peers).await.unwrap()), honest);
         assert!(began.elapsed() < HEDGE_AFTER_FIRST + Duration::from_secs(2));
-        assert_eq!(w.cluster.log.size(), size + 1);
+        assert_eq!(w.cluster.log.size(), size + 2);
 
         // Sealed well, proven well, for a key of its own; and bytes that do not open at all.
         let liar = Node::start(&w.cluster, 2, renamed(&w.shares[2], NodeIndex(2)));
@@ -140,7 +139,7 @@ fn a_silent_peer_costs_one_delay_and_a_liar_is_replaced() {
             let size = w.cluster.log.size();
             let peers = InProcess::measured(w.peers(&[(2, manner)]), &[(2, 1), (3, 5)]);
             assert_eq!(bytes(&w.served(1, peers.clone()).await.unwrap()), honest);
-            assert_eq!(w.cluster.log.size(), size + 1, "the same request again: recorded once");
+            assert_eq!(w.cluster.log.size(), size + 2, "the same request again: recorded once");
             let told = peers.reached(PATH_PEER_GO);
             assert!(told.contains(&Seat(2)) && told.contains(&Seat(3)), "{told:?}");
         }
@@ -164,7 +163,7 @@ fn known_outputs_are_compared_and_a_liar_is_named_one_round_later() {
             let peers = InProcess::measured(w.peers(&[]), &[(near, 1), (5 - near, 5)]);
             combine.coordinator = w.nodes[0].coordinator(peers.clone(), 8);
             assert_eq!(bytes(&served(&combine).await), first);
-            assert_eq!(w.cluster.log.size(), size + 1);
+            assert_eq!(w.cluster.log.size(), size + 2, "the intent, behind this node's word");
             assert!(peers.reached(PATH_PEER_GO).contains(&Seat(near)));
         }
         // Whoever lies is asked once without and once with proofs, then another in its place.
@@ -175,7 +174,7 @@ fn known_outputs_are_compared_and_a_liar_is_named_one_round_later() {
             let peers = InProcess::measured(w.peers(&[(2, manner)]), &[(2, 1), (3, 500)]);
             combine.coordinator = w.nodes[0].coordinator(peers.clone(), 8);
             assert_eq!(bytes(&served(&combine).await), first);
-            assert_eq!(w.cluster.log.size(), size + 1, "the same request: recorded once");
+            assert_eq!(w.cluster.log.size(), size + 2, "the same request: recorded once");
             let told = peers.reached(PATH_PEER_GO);
             let to = |seat| told.iter().filter(|reached| **reached == Seat(seat)).count();
             // Twice or more, but where the machine was so busy that seat 3 was asked in its place before it answered.

@@ -10,10 +10,11 @@ use dstack_actors::board::Board;
 use dstack_actors::mailbox::FULL_RETRY_MS;
 use dstack_actors::recorder::{Observed, QUEUE_MAX, Recorder};
 use dstack_audit::verify_receipt;
+use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::limits::INTENT_BATCH_MAX;
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::{Intent, KeyClass, Mode};
-use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode};
+use dstack_protocol::{AppId, Generation, NodeIndex, Refusal, RefusalCode, Wire as _};
 use futures::future::join_all;
 use support::cluster::{APP, Cluster};
 use support::holders::recorder;
@@ -43,7 +44,7 @@ async fn queued(recorder: &Recorder, wanted: usize) {
 }
 
 fn start(cluster: &Cluster) -> Recorder {
-    recorder(&cluster.log, cluster.log.node(true))
+    recorder(&cluster.log, cluster.log.node(true), cluster.author(1))
 }
 
 #[test]
@@ -169,7 +170,12 @@ fn after_a_restart_receipts_come_from_the_audit_log() {
         let before = start(&cluster).record(intent(&cluster, 1)).await.unwrap();
         start(&cluster).record(intent(&cluster, 2)).await.unwrap();
         let leaves = Arc::clone(&cluster.log);
-        let restarted = Recorder::new(cluster.log.node(true), Arc::new(Board::default()), Arc::new(move |intent| leaves.rebuild(intent)));
+        let restarted = Recorder::new(
+            cluster.author(1),
+            cluster.log.node(true),
+            Arc::new(Board::default()),
+            Arc::new(move |intent| leaves.rebuild(intent)),
+        );
         let again = restarted.record(intent(&cluster, 1)).await.unwrap();
         verify_receipt(&again, &intent(&cluster, 1)).unwrap();
         assert_eq!(again.record, before.record);
@@ -181,10 +187,33 @@ fn after_a_restart_receipts_come_from_the_audit_log() {
 fn a_node_without_the_leaf_says_that_it_is_behind() {
     run(async {
         let (cluster, _) = Cluster::with_root(3);
-        let amnesiac = Recorder::new(cluster.log.node(true), Arc::new(Board::default()), Arc::new(|_| None));
+        let amnesiac = Recorder::new(cluster.author(1), cluster.log.node(true), Arc::new(Board::default()), Arc::new(|_| None));
         let refusal = amnesiac.record(intent(&cluster, 1)).await.unwrap_err();
         assert_eq!(refusal.code, RefusalCode::NotYet);
         assert!(refusal.retry_after_ms > 0);
         start(&cluster).record(intent(&cluster, 1)).await.unwrap();
+    });
+}
+
+#[test]
+fn what_this_node_combines_is_recorded_under_its_signature() {
+    run(async {
+        let (cluster, _) = Cluster::with_root(3);
+        assert_eq!(cluster.govern(ActionKind::SetAppPolicy, Object::App(APP), Cluster::legacy_policy().encode()), None);
+        let recorder = start(&cluster);
+        cluster.log.close();
+        let of_node = |nonce: u32, node: u16| Intent { mode: Mode::Legacy, coordinator: NodeIndex(node), ..intent(&cluster, nonce) };
+        let mut all = vec![recorder.record(intent(&cluster, 0))];
+        // One batch: clients' and its own, and one in another's name, which its key cannot speak for.
+        let waiting = [intent(&cluster, 1), of_node(2, 1), of_node(3, 2), of_node(4, 1)];
+        all.extend(waiting.iter().map(|intent| recorder.record(intent.clone())));
+        cluster.log.open();
+        let answers: Vec<_> = join_all(all).await;
+        let codes: Vec<_> = answers.iter().map(|answer| answer.as_ref().err().map(|refusal| refusal.code)).collect();
+        assert_eq!(codes, [None, None, None, Some(RefusalCode::NotTheCoordinator), None]);
+        assert_eq!(cluster.log.batches(), vec![1, 4]);
+        for (intent, answer) in waiting.iter().zip(&answers[1..]).filter(|(_, answer)| answer.is_ok()) {
+            verify_receipt(answer.as_ref().unwrap(), intent).unwrap();
+        }
     });
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use dstack_actors::ports::{Evidence, Judge};
+use dstack_actors::recorder::Author;
 use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifyContext, verify, verify_legacy};
 use dstack_protocol::binding;
 use dstack_protocol::ceremony::{AdmitBody, JoinBody, MessageKind, Open, Step, StepKind, What, body_digest};
@@ -13,7 +14,7 @@ use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, Sea
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Object};
 use dstack_protocol::log::{BeaconBody, Reading};
 use dstack_protocol::policy::{AppPolicy, PathRule, Rate};
-use dstack_protocol::release::{KeyClass, RelReq};
+use dstack_protocol::release::{Intent, KeyClass, RelReq};
 use dstack_protocol::{
     AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, Refusal, RefusalCode, RootTag, Seat, TcbStatus, UnixMillis, Wire,
 };
@@ -220,6 +221,16 @@ impl Cluster {
         let complete = run();
         assert_eq!(self.log.code(&Command::Step(Step { kind: StepKind::Switched, join_id })), None);
         participants.into_iter().map(|participant| participant.finish(&complete).unwrap().into_prf_share().unwrap()).collect()
+    }
+
+    /// Signs for a node's recorder.
+    pub fn author(&self, seat: u16) -> Author {
+        Author { cluster_id: self.id, node_key: Arc::clone(&self.keys[usize::from(seat) - 1]) }
+    }
+
+    /// The command by which the node that an intent names records it.
+    pub fn recorded(&self, intent: &Intent) -> Command {
+        self.author(intent.coordinator.0.max(1)).command(vec![intent.clone()])
     }
 
     /// Proposes an action that all operators approve.

@@ -10,7 +10,7 @@ use dstack_actors::holder::Holder;
 use dstack_actors::mailbox::Gate;
 use dstack_actors::policy::Policy;
 use dstack_actors::ports::{Certificates, Judge, Log, Peers};
-use dstack_actors::recorder::Recorder;
+use dstack_actors::recorder::{Author, Recorder};
 use dstack_actors::release::Coordinator;
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::standings::Standings;
@@ -94,7 +94,7 @@ impl Node {
         let policy = Arc::new(policy);
         let holder = Holder::new(Arc::clone(&port), now.port(), verifier.clone(), Arc::clone(&policy), shares.clone()).asking(authority);
         let holder = Arc::new(holder);
-        let recorder = recorder(&cluster.log, port);
+        let recorder = recorder(&cluster.log, port, cluster.author(seat));
         let adoption = Adoption {
             cluster_id: cluster.id,
             seat: Seat(seat),
@@ -128,7 +128,7 @@ impl Node {
 }
 
 /// A recorder that waits on the log's board and rebuilds from its leaves.
-pub fn recorder(shared: &Arc<SharedLog>, port: Arc<dyn Log>) -> Recorder {
+pub fn recorder(shared: &Arc<SharedLog>, port: Arc<dyn Log>, author: Author) -> Recorder {
     let leaves = Arc::clone(shared);
-    Recorder::new(port, Arc::clone(&shared.board), Arc::new(move |intent| leaves.rebuild(intent)))
+    Recorder::new(author, port, Arc::clone(&shared.board), Arc::new(move |intent| leaves.rebuild(intent)))
 }

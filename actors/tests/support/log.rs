@@ -9,6 +9,7 @@ use dstack_actors::board::Board;
 use dstack_actors::ports::{Later, Log};
 use dstack_audit::{MemoryTree, make_receipt};
 use dstack_protocol::command::{Command, CommandAnswer};
+use dstack_protocol::coordinated::Coordinated;
 use dstack_protocol::log::{Head, Record};
 use dstack_protocol::receipt::Receipt;
 use dstack_protocol::release::Intent;
@@ -160,7 +161,7 @@ fn unknown() -> Refusal {
 impl Log for NodeLog {
     fn propose(&self, command: Command, patience: Duration) -> Later<Result<CommandAnswer, Refusal>> {
         let shared = Arc::clone(&self.shared);
-        if let Command::Intents(batch) = &command {
+        if let Command::Intents(batch) | Command::Coordinated(Coordinated { intents: batch, .. }) = &command {
             shared.batches.lock().unwrap().push(batch.len());
         }
         let mut open = shared.open.subscribe();

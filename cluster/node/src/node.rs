@@ -17,7 +17,7 @@ use dstack_actors::holder::Holder;
 use dstack_actors::mailbox::Gate;
 use dstack_actors::policy::Policy;
 use dstack_actors::ports::{Evidence, Log, Now, Peers, read};
-use dstack_actors::recorder::Recorder;
+use dstack_actors::recorder::{Author, Recorder};
 use dstack_actors::release::Coordinator;
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::signing::pairwise::Setups;
@@ -473,7 +473,8 @@ fn assemble(
         now: Arc::clone(now),
         standings: Arc::clone(&trust.standings),
     };
-    let recorder = Recorder::new(Arc::clone(log), Arc::clone(board), receipts::rebuild(Arc::clone(log), audit.clone()));
+    let author = Author { cluster_id, node_key: Arc::clone(&identity.node_key) };
+    let recorder = Recorder::new(author, Arc::clone(log), Arc::clone(board), receipts::rebuild(Arc::clone(log), audit.clone()));
     let claims = claim::judge(cluster_id, Arc::clone(log), verifier.clone(), authority.clone());
     let holder = Holder::new(Arc::clone(log), Arc::clone(now), verifier, Arc::new(policy), shares.clone()).asking(authority);
     let holder = Arc::new(holder);

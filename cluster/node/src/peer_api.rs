@@ -14,16 +14,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use dstack_actors::ports::read;
 use dstack_protocol::collateral::Wants;
-use dstack_protocol::command::Command;
 use dstack_protocol::limits::FRAME_BYTES_MAX;
 use dstack_protocol::log::SignedHead;
-use dstack_protocol::release::{Ask, Go, Intent, Mode};
+use dstack_protocol::release::{Ask, Go};
 use dstack_protocol::rpc::{
     ClockAsk, PATH_PEER_ASK, PATH_PEER_CERTIFICATE, PATH_PEER_CLOCK, PATH_PEER_GO, PATH_PEER_HEAD, PATH_PEER_MONO, PATH_PEER_SIGN_COMMIT,
     PATH_PEER_SIGN_PAIR, PATH_PEER_SIGN_PAIR_DONE, PATH_PEER_SIGN_ROUND, PATH_PEER_SIGN_RUN, PATH_PEER_SIGN_SETUP, PATH_PEER_SIGN_SHARE,
     PATH_PEER_WANTS,
 };
-use dstack_protocol::{NodeIndex, Refusal, RefusalCode, Wire};
+use dstack_protocol::{Refusal, RefusalCode, Wire};
 use dstack_raft::peers;
 use dstack_ratls::NodePeer;
 
@@ -34,9 +33,7 @@ use crate::timelocks::encode_mono;
 /// Routes of node connections, Raft's among them.
 pub(crate) fn router(services: Arc<Services>) -> Router {
     let speaking = Arc::clone(&services);
-    let proposing = Arc::clone(&services);
-    let may_propose = Arc::new(move |peer: &NodePeer, command: &[u8]| proposes(&proposing, peer, command));
-    let raft = peers::router(services.raft.clone(), Arc::new(move |peer| speaks(&speaking, peer)), may_propose);
+    let raft = peers::router(services.raft.clone(), Arc::new(move |peer| speaks(&speaking, peer)));
     Router::new()
         .route(PATH_PEER_ASK, post(ask))
         .route(PATH_PEER_GO, post(go))
@@ -66,19 +63,6 @@ fn speaks(services: &Services, peer: &NodePeer) -> bool {
         state.members.is_empty() || state.seats.get(&peer.hello.seat).is_some_and(|row| row.node_key == peer.hello.node_key)
     });
     known.unwrap_or(true)
-}
-
-/// An intent of modes L and E names the node whose quota it takes from, and is not signed: it comes over that node's own connection or
-/// not at all. A leader that lies can still name another; it can refuse that node's intents altogether, too (threshold.md §9).
-fn proposes(services: &Services, peer: &NodePeer, command: &[u8]) -> bool {
-    let Ok(Command::Intents(batch)) = Command::decode(command) else { return true };
-    let (seat, key) = (peer.hello.seat, peer.hello.node_key);
-    let own = read(&*services.log, |state| state.seats.get(&seat).filter(|row| row.node_key == key).map(|row| row.index));
-    in_own_name(&batch, own.ok().flatten())
-}
-
-fn in_own_name(batch: &[Intent], own: Option<NodeIndex>) -> bool {
-    batch.iter().all(|intent| intent.mode == Mode::Client || Some(intent.coordinator) == own)
 }
 
 /// Refuses peers whose platform is not that of their seat.
@@ -154,32 +138,4 @@ async fn mono(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
 async fn wants(State(services): State<Arc<Services>>, body: Bytes) -> Answer {
     services.noted.add(Wants::decode(&body)?);
     Ok(Encoded(Vec::new()))
-}
-
-#[cfg(test)]
-mod tests {
-    use dstack_protocol::{AppId, Generation};
-
-    use super::*;
-
-    #[test]
-    fn a_node_spends_its_own_quota_and_no_others() {
-        let intent = |mode, coordinator| Intent {
-            req_hash: [1; 32],
-            evidence_hash: [2; 32],
-            generation: Generation(0),
-            mode,
-            coordinator: NodeIndex(coordinator),
-            beacon_pos: 5,
-            app_id: AppId([3; 20]),
-            wishes: Vec::new(),
-        };
-        let own = Some(NodeIndex(2));
-        assert!(in_own_name(&[intent(Mode::Client, 0), intent(Mode::Legacy, 2), intent(Mode::Env, 2)], own));
-        for foreign in [intent(Mode::Legacy, 3), intent(Mode::Env, 1), intent(Mode::Legacy, 0)] {
-            assert!(!in_own_name(&[intent(Mode::Legacy, 2), foreign.clone()], own));
-            assert!(!in_own_name(&[foreign], None), "a key that the log does not know");
-        }
-        assert!(in_own_name(&[intent(Mode::Client, 0)], None), "a client's own session signs it");
-    }
 }

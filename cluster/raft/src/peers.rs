@@ -25,7 +25,6 @@ use crate::{
     contract::{AppliedObserver, Machine},
     guard::Refused,
     handle::RaftHandle,
-    rpc,
     transport::{RpcKind, Transport, TransportError},
 };
 
@@ -152,32 +151,28 @@ impl Transport for Peers {
 /// no state: then it knows nobody and takes the log from whom its configuration names.
 pub type Speaks = Arc<dyn Fn(&NodePeer) -> bool + Send + Sync>;
 
-/// Whether a peer may hand in that command: one that names a node by its word alone comes from that node.
-pub type Proposes = Arc<dyn Fn(&NodePeer, &[u8]) -> bool + Send + Sync>;
-
 /// The routes that answer the other seats; to be merged into the router of node connections. Peers that `speaks` refuses may only
-/// propose: what they propose, `proposes` and the machine judge.
-pub fn router<M: Machine, O: AppliedObserver<M>, T: Transport>(handle: RaftHandle<M, O, T>, speaks: Speaks, proposes: Proposes) -> Router {
+/// propose: what they propose, the machine judges.
+pub fn router<M: Machine, O: AppliedObserver<M>, T: Transport>(handle: RaftHandle<M, O, T>, speaks: Speaks) -> Router {
     Router::new()
         .route(&format!("{PATH}/{{kind}}"), post(answer::<M, O, T>))
         .layer(DefaultBodyLimit::max(FRAME_BYTES_MAX))
-        .with_state(Served { handle, speaks, proposes })
+        .with_state(Served { handle, speaks })
 }
 
 struct Served<M: Machine, O: AppliedObserver<M>, T: Transport> {
     handle: RaftHandle<M, O, T>,
     speaks: Speaks,
-    proposes: Proposes,
 }
 
 impl<M: Machine, O: AppliedObserver<M>, T: Transport> Clone for Served<M, O, T> {
     fn clone(&self) -> Self {
-        Self { handle: self.handle.clone(), speaks: Arc::clone(&self.speaks), proposes: Arc::clone(&self.proposes) }
+        Self { handle: self.handle.clone(), speaks: Arc::clone(&self.speaks) }
     }
 }
 
 async fn answer<M: Machine, O: AppliedObserver<M>, T: Transport>(
-    State(Served { handle, speaks, proposes }): State<Served<M, O, T>>,
+    State(Served { handle, speaks }): State<Served<M, O, T>>,
     Extension(peer): Extension<NodePeer>,
     Path(kind): Path<String>,
     body: Bytes,
@@ -191,9 +186,6 @@ async fn answer<M: Machine, O: AppliedObserver<M>, T: Transport>(
     };
     if kind != RpcKind::Propose && !speaks(&peer) {
         return (StatusCode::FORBIDDEN, "raft.not-admitted\nthis node key is not admitted for its seat").into_response();
-    }
-    if kind == RpcKind::Propose && rpc::decode::<rpc::ProposeRequest<'_>>(&body).is_ok_and(|request| !proposes(&peer, request.command)) {
-        return (StatusCode::FORBIDDEN, "raft.not-the-proposer\na command in the name of another node").into_response();
     }
     match handle.handle(kind, peer.hello.seat, &body).await {
         Ok(bytes) => bytes.into_response(),

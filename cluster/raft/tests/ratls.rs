@@ -153,11 +153,7 @@ impl World {
             limits: Limits::default(),
             judge_threads: 1,
             hello: hello(seat),
-            node_router: peers::router(
-                raft.clone(),
-                Arc::new(|peer| peer.hello.node_key == node_key(peer.hello.seat.0).node_key()),
-                Arc::new(|_, _| true),
-            ),
+            node_router: peers::router(raft.clone(), Arc::new(|peer| peer.hello.node_key == node_key(peer.hello.seat.0).node_key())),
             client_router: axum::Router::new(),
         };
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), setup).await.unwrap();

@@ -2,13 +2,14 @@
 //! Owns: the rules that a log must keep by itself. Never: re-decides policy or evidence; what a refusal code means is not its business.
 //! Source: threshold.md §2.6. It walks the log once and keeps the frontier, recent beacons and recent intents only.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use dstack_protocol::coordinated::CoordinatorWord;
 use dstack_protocol::genesis::Genesis;
 use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, INTENT_ROW_MS_MAX};
 use dstack_protocol::log::{BeaconBody, Head, HeadCert, Record, RecordKind, body_hash};
-use dstack_protocol::release::Intent;
-use dstack_protocol::{ClusterId, Epoch, UnixMillis, Wire};
+use dstack_protocol::release::{Intent, Mode};
+use dstack_protocol::{ClusterId, Epoch, NodeIndex, UnixMillis, Wire};
 
 use crate::error::AuditError;
 use crate::fork::Fork;
@@ -34,6 +35,8 @@ pub struct LogReport {
     pub kinds: BTreeMap<&'static str, (u64, u64)>,
     /// Intents of each mode by name: applied, rejected; those whose body was at hand.
     pub intents: BTreeMap<&'static str, (u64, u64)>,
+    /// Applied intents of modes L and E by the node that combined them, each under that node's own signature.
+    pub combined: BTreeMap<NodeIndex, u64>,
     /// Records whose body was not at hand; their hash stands in the record, their content was not judged.
     pub bodies_missing: u64,
     /// Certificates that were verified.
@@ -56,10 +59,21 @@ pub struct LogVerifier {
     intents_by_time: VecDeque<(UnixMillis, [u8; 32])>,
     kinds: BTreeMap<&'static str, (u64, u64)>,
     modes: BTreeMap<&'static str, (u64, u64)>,
+    word: Word,
+    combined: BTreeMap<NodeIndex, u64>,
     bodies_missing: u64,
     admissions_missing: bool,
     judged: u64,
     certified_size: u64,
+}
+
+/// Who speaks for the intents of modes L and E that follow.
+#[derive(Debug)]
+enum Word {
+    Nobody,
+    /// A node, whose word was compacted.
+    Missing,
+    Of(NodeIndex, BTreeSet<[u8; 32]>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +120,8 @@ impl LogVerifier {
             intents_by_time: VecDeque::new(),
             kinds: BTreeMap::new(),
             modes: BTreeMap::new(),
+            word: Word::Nobody,
+            combined: BTreeMap::new(),
             bodies_missing: 0,
             admissions_missing: false,
             judged: 0,
@@ -144,12 +160,16 @@ impl LogVerifier {
         }
         self.log_time = log_time;
         self.epoch = record.epoch;
+        if record.kind != RecordKind::Intent {
+            self.word = Word::Nobody;
+        }
         match (record.kind, body) {
             (RecordKind::Genesis, body) => self.genesis(pos, applied, body)?,
             (RecordKind::Admission, Some(body)) if applied => self.history(pos)?.admission(pos, body)?,
             (RecordKind::Admission, None) => self.admissions_missing |= applied,
             (RecordKind::Intent, Some(body)) if applied => self.intent(pos, body)?,
             (RecordKind::Intent, Some(body)) => self.refused_intent(body),
+            (RecordKind::Coordinator, body) => self.coordinator(pos, body)?,
             _ => {}
         }
         self.bodies_missing += u64::from(body.is_none());
@@ -185,6 +205,7 @@ impl LogVerifier {
             members_version: history.current().map(SignerSet::members_version),
             kinds: self.kinds,
             intents: self.modes,
+            combined: self.combined,
             bodies_missing: self.bodies_missing,
             certificates: self.judged,
             certified_size: self.certified_size,
@@ -247,10 +268,40 @@ impl LogVerifier {
             return Err(rule("an applied intent names a beacon of at most 120 s of log time"));
         }
         let id = intent.id();
+        self.spoken_for(pos, &intent, &id)?;
         if self.intents.insert(id, self.log_time).is_some() {
             return Err(rule("an intent is recorded once"));
         }
         self.intents_by_time.push_back((self.log_time, id));
+        Ok(())
+    }
+
+    /// ADR 0032: a node signs that it combines the intents of modes L and E that follow in the same entry.
+    fn coordinator(&mut self, pos: u64, body: Option<&[u8]>) -> Result<(), AuditError> {
+        let Some(body) = body else {
+            self.word = Word::Missing;
+            return Ok(());
+        };
+        let word = CoordinatorWord::decode(body).map_err(|source| AuditError::Undecodable { pos, source })?;
+        if !self.admissions_missing {
+            let signed = word.signed_bytes(&self.cluster_id);
+            self.history(pos)?.verify(word.coordinator, &signed, &word.sig)?;
+        }
+        self.word = Word::Of(word.coordinator, word.intent_ids.into_iter().collect());
+        Ok(())
+    }
+
+    fn spoken_for(&mut self, pos: u64, intent: &Intent, id: &[u8; 32]) -> Result<(), AuditError> {
+        let by_itself = match &self.word {
+            _ if intent.mode == Mode::Client => return Ok(()),
+            Word::Nobody => false,
+            Word::Missing => true,
+            Word::Of(index, ids) => *index == intent.coordinator && ids.contains(id),
+        };
+        if !by_itself {
+            return Err(AuditError::LogRule { pos, rule: "an applied intent of modes L and E stands behind its coordinator's signature" });
+        }
+        *self.combined.entry(intent.coordinator).or_default() += 1;
         Ok(())
     }
 

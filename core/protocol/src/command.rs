@@ -6,6 +6,7 @@ use crate::adopt::Adopt;
 use crate::ceremony::{Message, Open, Step};
 use crate::codec::{DecodeError, Reader, Wire, Writer};
 use crate::collateral::Pin;
+use crate::coordinated::{Coordinated, read_intents, write_intents};
 use crate::env::EnvAttempt;
 use crate::governance::Entry;
 use crate::limits::{COLLATERAL_BYTES_MAX, COMMAND_BYTES_MAX, GENESIS_BYTES_MAX, INTENT_BATCH_MAX};
@@ -25,7 +26,7 @@ pub enum Command {
     },
     /// Moves log time.
     Beacon(BeaconBody),
-    /// Release intents, one leaf each.
+    /// Release intents of mode C, one leaf each.
     Intents(Vec<Intent>),
     /// Admission or ceremony message.
     Ceremony(Message),
@@ -47,6 +48,8 @@ pub enum Command {
     Env(EnvAttempt),
     /// Takes an app into the state that only the authority knows.
     Adopt(Adopt),
+    /// Release intents, some of them combined by the node that proposes and signs them.
+    Coordinated(Coordinated),
 }
 
 impl Wire for Command {
@@ -58,10 +61,7 @@ impl Wire for Command {
             Self::Genesis { genesis, collateral } => w.u8(1).lp4(genesis).lp4(collateral),
             Self::Beacon(body) => w.u8(2).value(body),
             Self::Intents(intents) => {
-                w.u8(3).count2(intents.len());
-                for intent in intents {
-                    w.lp(&intent.encode());
-                }
+                write_intents(w.u8(3), intents);
                 w
             }
             Self::Ceremony(message) => w.u8(4).value(message),
@@ -74,6 +74,7 @@ impl Wire for Command {
             Self::Signed(signed) => w.u8(11).value(signed),
             Self::Env(attempt) => w.u8(12).value(attempt),
             Self::Adopt(adopt) => w.u8(13).value(adopt),
+            Self::Coordinated(batch) => w.u8(14).value(batch),
         };
     }
 
@@ -85,13 +86,7 @@ impl Wire for Command {
                 collateral: r.lp4("collateral", COLLATERAL_BYTES_MAX)?.to_vec(),
             }),
             2 => BeaconBody::read(r).map(Self::Beacon),
-            3 => {
-                let count = usize::from(r.u16("intents")?);
-                if count == 0 || count > INTENT_BATCH_MAX {
-                    return Err(DecodeError::TooLong { field: "intents", max: INTENT_BATCH_MAX, got: count });
-                }
-                r.list("intents", count, 2, |r| Intent::decode(r.lp("intent", Intent::BYTES_MAX)?)).map(Self::Intents)
-            }
+            3 => read_intents(r).map(Self::Intents),
             4 => Message::read(r).map(Self::Ceremony),
             5 => Open::read(r).map(Self::Open),
             6 => Step::read(r).map(Self::Step),
@@ -102,6 +97,7 @@ impl Wire for Command {
             11 => Signed::read(r).map(Self::Signed),
             12 => EnvAttempt::read(r).map(Self::Env),
             13 => Adopt::read(r).map(Self::Adopt),
+            14 => Coordinated::read(r).map(Self::Coordinated),
             _ => Err(DecodeError::Field { field: "command", reason: "unknown command" }),
         }
     }

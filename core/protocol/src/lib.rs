@@ -10,6 +10,7 @@ pub mod ceremony;
 pub mod codec;
 pub mod collateral;
 pub mod command;
+pub mod coordinated;
 pub mod env;
 pub mod genesis;
 pub mod governance;

@@ -32,11 +32,13 @@ pub enum RecordKind {
     Checkpoint = 11,
     /// An app adopted under the delegation.
     Adoption = 12,
+    /// A node's word that it combines the intents that follow.
+    Coordinator = 13,
 }
 
 impl RecordKind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Genesis,
         Self::Beacon,
         Self::Intent,
@@ -49,6 +51,7 @@ impl RecordKind {
         Self::ChainView,
         Self::Checkpoint,
         Self::Adoption,
+        Self::Coordinator,
     ];
 
     /// Stable name.
@@ -67,6 +70,7 @@ impl RecordKind {
             Self::ChainView => "chain-view",
             Self::Checkpoint => "checkpoint",
             Self::Adoption => "adoption",
+            Self::Coordinator => "coordinator",
         }
     }
 

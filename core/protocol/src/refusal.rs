@@ -62,7 +62,7 @@ codes! {
     14 BadSignature "BAD_SIGNATURE" false "each request is signed by the session's key" "sign req_hash with the key of the client certificate";
     15 NoCert "NO_CERT" true "a beacon counts only with a head certificate" "retry; if it lasts, fewer than a quorum of nodes sign heads";
     16 NotASession "NOT_A_SESSION" false "mode C is asked with a session certificate" "connect with a certificate of CN DKMS-V1-SESSION that carries evidence";
-    17 NotTheCoordinator "NOT_THE_COORDINATOR" false "modes L and E are asked, over its node connection, by the node that combines" "nothing: a node asked in the name of another, or a client asked in a mode of nodes";
+    17 NotTheCoordinator "NOT_THE_COORDINATOR" false "modes L and E are asked over its connection, and recorded under its signature, by the node that combines" "nothing: a node spoke in the name of another, or a client asked in a mode of nodes";
     18 BindingMismatch "BINDING_MISMATCH" false "evidence of mode L commits to the guest's TLS key as dstack's does" "make evidence over SHA-512(\"ratls-cert:\" ‖ SPKI)";
     20 EvidenceInvalid "EVIDENCE_INVALID" false "evidence verifies under the collateral of the log" "see the class in `got` and `dstack evidence verify`";
     21 NeedEvidence "NEED_EVIDENCE" true "a holder judges evidence itself" "send the evidence with the ask";

@@ -141,6 +141,7 @@ fn print(report: &LogReport, certificates: usize, torn_bytes: u64, as_json: bool
             "members_version": report.members_version, "certificates": report.certificates, "certified_size": report.certified_size,
             "bodies_missing": report.bodies_missing, "torn_tail_bytes": torn_bytes, "kinds": table(&report.kinds),
             "intents": table(&report.intents),
+            "combined": report.combined.iter().map(|(node, count)| (node.to_string(), json!(count))).collect::<serde_json::Map<_, _>>(),
         });
         return format!("{object}\n");
     }
@@ -152,6 +153,9 @@ fn print(report: &LogReport, certificates: usize, torn_bytes: u64, as_json: bool
     }
     for (mode, (applied, rejected)) in &report.intents {
         out += &format!("    mode {mode:<8} {applied} applied, {rejected} rejected\n");
+    }
+    for (node, count) in &report.combined {
+        out += &format!("    node {node:<8} combined {count} itself, under its signature\n");
     }
     let alone = report.size.saturating_sub(report.certified_size);
     if alone > 0 {

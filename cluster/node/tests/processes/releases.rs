@@ -149,12 +149,21 @@ fn a_retried_request_is_recorded_once() {
 
 /// Intents of mode C in a node's log: applied and rejected. The cluster makes intents of its own, for the env keys of registered apps.
 pub(crate) fn intents(cluster: &mut Cluster, seat: u16) -> (u64, u64) {
-    let data = cluster.node(seat).data_dir();
-    let mut command = cluster.dstack().unwrap();
-    command.args(["audit", "verify", "--json", "--data"]).arg(&data).arg("--genesis").arg(cluster.genesis());
-    let report: serde_json::Value = serde_json::from_str(&run(&mut command).unwrap()).unwrap();
+    let report = audited(cluster, seat);
     let count = |outcome: &str| report["intents"]["client"][outcome].as_u64().unwrap_or(0);
     (count("applied"), count("rejected"))
+}
+
+/// What `dstack audit verify` says of a node's log, which it accepts.
+pub(crate) fn audited(cluster: &mut Cluster, seat: u16) -> serde_json::Value {
+    let data = cluster.node(seat).data_dir();
+    // While a batch is being written its end may look torn.
+    let verified = until("the log to verify", FORMING, || {
+        let mut command = cluster.dstack()?;
+        command.args(["audit", "verify", "--json", "--data"]).arg(&data).arg("--genesis").arg(cluster.genesis());
+        run(&mut command)
+    });
+    serde_json::from_str(&verified.unwrap()).unwrap()
 }
 
 /// `dstack audit verify` accepts the log of every node, also while it runs.

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use dstack_protocol::codec::Reader;
 use dstack_protocol::command::{Command, CommandAnswer};
+use dstack_protocol::coordinated::Coordinated;
 use dstack_protocol::log::{BeaconBody, Reading, SignedHead};
-use dstack_protocol::release::{Ask, Go, Intent, Out};
+use dstack_protocol::release::{Ask, Go, Intent, Mode, Out};
 use dstack_protocol::rpc::{ClockAsk, PATH_BEACON};
 use dstack_protocol::{ClusterId, NodeIndex, RefusalCode, UnixMillis, Wire as _};
 use dstack_testkit::cluster::{Cluster, ClusterError, ClusterSpec, FORMING, MachineKind, until};
 use tokio::runtime::Runtime;
 
 use crate::memory::exporting_node;
+use crate::releases::audited;
 use crate::workload::{Session, Workload, check_values, get, refusal, registered, runtime};
 
 /// Seat, and in a cluster as it formed also index, of the liar.
@@ -57,9 +59,21 @@ impl Rogue {
 
     /// Position of an intent that it commits.
     fn commit(&mut self, intent: &Intent) -> u64 {
-        let command = Command::Intents(vec![intent.clone()]);
+        self.propose(&Command::Intents(vec![intent.clone()])).1
+    }
+
+    /// What became of the first leaf, and its position.
+    fn propose(&mut self, command: &Command) -> (Option<RefusalCode>, u64) {
         let answer = self.told(&format!("propose {}", hex::encode(command.encode()))).unwrap();
-        CommandAnswer::decode(&answer).unwrap().outcomes[0].pos
+        let outcome = CommandAnswer::decode(&answer).unwrap().outcomes[0];
+        (RefusalCode::from_number(outcome.code), outcome.pos)
+    }
+
+    /// That intent in the name of a node, under the liar's own key.
+    fn in_the_name_of(&mut self, coordinator: u16, intent: Intent) -> Command {
+        let mut batch = Coordinated { coordinator: NodeIndex(coordinator), sig: [0; 64], intents: vec![intent] };
+        batch.sig = self.sign(&batch.word().signed_bytes(&self.cluster_id));
+        Command::Coordinated(batch)
     }
 
     fn sign(&mut self, message: &[u8]) -> [u8; 64] {
@@ -108,6 +122,7 @@ fn a_node_that_lies_gets_nothing_and_is_named() {
     let mut rogue = Rogue::connect(&socket, web.pin.cluster_id);
 
     lying_coordinator(&mut cluster, &runtime, &web, &mut rogue);
+    in_anothers_name(&mut cluster, &runtime, &web, &mut rogue);
     assert_eq!(check_values(&runtime.block_on(web.keys(&cluster.kms_urls()))), keys);
     wrong_partial(&mut cluster, &runtime, &web, &mut rogue, &keys);
     self_declared_leader(&mut cluster, &runtime, &web, &mut rogue);
@@ -146,6 +161,38 @@ fn lying_coordinator(cluster: &mut Cluster, runtime: &Runtime, web: &Workload, r
         rogue.refused_go(holder, Go { intent_id: honest.id(), pos: pos + 1000 }, RefusalCode::NotYet);
         // Only what is on record is answered, and the liar cannot open it.
         assert_eq!(rogue.go(holder, Go { intent_id: honest.id(), pos }).unwrap().index, NodeIndex(holder));
+    }
+}
+
+/// It records that another node combined keys: no node takes that into its state, whoever leads. What it signs itself names itself.
+fn in_anothers_name(cluster: &mut Cluster, runtime: &Runtime, web: &Workload, rogue: &mut Rogue) {
+    let address = cluster.node(1).address;
+    let honest = ask(&runtime.block_on(web.session(address))).request.intent(NodeIndex(0));
+    let combined = |req: u8, node: u16| Intent { req_hash: [req; 32], mode: Mode::Legacy, coordinator: NodeIndex(node), ..honest.clone() };
+    let before = audited(cluster, 1);
+    let foreign =
+        [Command::Intents(vec![combined(1, 1)]), rogue.in_the_name_of(1, combined(2, 1)), rogue.in_the_name_of(LIAR, combined(3, 1))];
+    for lie in &foreign {
+        assert_eq!(rogue.propose(lie).0, Some(RefusalCode::NotTheCoordinator), "{lie:?}");
+    }
+    let own = rogue.in_the_name_of(LIAR, combined(4, LIAR));
+    let (refused, pos) = rogue.propose(&own);
+    assert_eq!(refused, None);
+    // Recorded, so it may have had keys for all that the log knows; it had none: no holder was asked, and none would answer.
+    for holder in [1, 2] {
+        rogue.refused_go(holder, Go { intent_id: combined(4, LIAR).id(), pos }, RefusalCode::IntentUnknown);
+    }
+    for seat in [1, 2] {
+        until("the node to apply it", FORMING, || {
+            let size = cluster.node(seat).status()?["state"]["size"].as_u64();
+            if size > Some(pos) { Ok(()) } else { Err(unexpected(format!("{size:?}"))) }
+        })
+        .unwrap();
+        let after = audited(cluster, seat);
+        let of = |report: &serde_json::Value, node: u16| report["combined"][node.to_string()].as_u64().unwrap_or(0);
+        assert_eq!(of(&after, LIAR), of(&before, LIAR) + 1, "{after}");
+        assert_eq!([of(&after, 1), of(&after, 2)], [of(&before, 1), of(&before, 2)], "{after}");
+        assert_eq!(after["intents"]["legacy"], serde_json::json!({"applied": 1, "rejected": 3}), "{after}");
     }
 }
 

@@ -1,20 +1,22 @@
 //! Intents: the record that a release is about to happen.
 //!
-//! Owns: resolving an intent against the state at its position; deduplication; rates and quotas; first sightings of evidence in mode L.
-//! Never: judges evidence. Source: threshold.md §2.2 "Intent", §2.4.
+//! Owns: resolving an intent against the state at its position; who speaks for those of modes L and E; deduplication; rates and quotas;
+//! first sightings of evidence in mode L. Never: judges evidence. Source: threshold.md §2.2 "Intent", §2.4, §2.5; ADR 0032.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dstack_policy::rate;
 use dstack_protocol::codec::sha256;
+use dstack_protocol::coordinated::CoordinatorWord;
 use dstack_protocol::governance::Object;
 use dstack_protocol::limits::{BEACON_FRESH_MS_MAX, SIGHTING_KEEP_MS, SIGHTING_MS_MAX, SIGHTINGS_MAX, SIGHTINGS_OF_APP_MAX};
 use dstack_protocol::policy::{AppPolicy, Rate};
 use dstack_protocol::release::{Intent, KeyClass, Mode};
 use dstack_protocol::state::{BucketRow, IntentRow, State};
-use dstack_protocol::{AppId, RefusalCode, RootTag, UnixMillis, Wire, env};
+use dstack_protocol::{AppId, ClusterId, NodeIndex, RefusalCode, RootTag, UnixMillis, Wire, env};
 
 use super::frontier;
+use super::view::verifies;
 
 /// What an intent of a batch is.
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +33,14 @@ pub(super) struct Judged {
     pub(super) body: Vec<u8>,
 }
 
-/// Judges a batch in order. Tokens of the rate limit are taken here.
-pub(super) fn judge(state: &mut State, batch: &[Intent]) -> Vec<Judged> {
+/// Who signed for the intents of modes L and E in a batch: a node with a seat, by its own key, or nobody.
+pub(super) fn signer(state: &State, cluster_id: &ClusterId, word: &CoordinatorWord) -> Option<NodeIndex> {
+    let row = state.seats.values().find(|row| row.index == word.coordinator)?;
+    verifies(&row.node_key, &word.signed_bytes(cluster_id), &word.sig).then_some(row.index)
+}
+
+/// Judges a batch in order. Tokens of the rate limit are taken here. `by`: who signed for those of modes L and E.
+pub(super) fn judge(state: &mut State, batch: &[Intent], by: Option<NodeIndex>) -> Vec<Judged> {
     let mut seen = BTreeSet::new();
     let mut out = Vec::with_capacity(batch.len());
     for intent in batch {
@@ -40,7 +48,7 @@ pub(super) fn judge(state: &mut State, batch: &[Intent]) -> Vec<Judged> {
         let kind = if state.intents.contains_key(&id) || seen.contains(&id) {
             Kind::Duplicate(id)
         } else {
-            let verdict = resolve(state, intent);
+            let verdict = resolve(state, intent, by);
             if verdict.is_ok() {
                 seen.insert(id);
             }
@@ -51,7 +59,7 @@ pub(super) fn judge(state: &mut State, batch: &[Intent]) -> Vec<Judged> {
     out
 }
 
-fn resolve(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> {
+fn resolve(state: &mut State, intent: &Intent, by: Option<NodeIndex>) -> Result<(), (RefusalCode, u32)> {
     let refuse = |code| Err((code, 0));
     if !state.roots.contains_key(&(intent.generation, RootTag::Prf)) {
         return refuse(RefusalCode::UnknownGeneration);
@@ -70,6 +78,10 @@ fn resolve(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)>
     };
     if state.log_time.since(beacon.log_time) > BEACON_FRESH_MS_MAX {
         return refuse(RefusalCode::BeaconStale);
+    }
+    // In modes L and E it says whose quota it spends and who may have had the keys: only that node may say it.
+    if intent.mode != Mode::Client && by != Some(intent.coordinator) {
+        return refuse(RefusalCode::NotTheCoordinator);
     }
     match intent.mode {
         Mode::Client => take_of_app(state, intent),
@@ -108,13 +120,10 @@ fn limited(wait_ms: u64) -> (RefusalCode, u32) {
     (RefusalCode::RateLimited, u32::try_from(wait_ms).unwrap_or(u32::MAX))
 }
 
-/// Mode L (threshold.md §2.4): a seated coordinator, evidence that the log first saw at most 24 h before, quotas of node and app.
+/// Mode L (threshold.md §2.4): evidence that the log first saw at most 24 h before, quotas of node and app.
 /// Nothing is taken and nothing noted of an intent that is refused.
 fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> {
     let log_time = state.log_time;
-    if !state.seats.values().any(|row| row.index == intent.coordinator) {
-        return Err((RefusalCode::NotAdmitted, 0));
-    }
     let of_app = state.sightings.get(&intent.app_id);
     // A row that is over and not swept yet counts as none.
     let known = of_app.and_then(|seen| seen.get(&intent.evidence_hash)).copied().filter(|first| !is_over(*first, log_time));

@@ -24,6 +24,7 @@ use dstack_attest::TrustRoots;
 use dstack_audit::{Frontier, make_receipt};
 use dstack_policy::governance as quorum;
 use dstack_protocol::command::{Command, CommandAnswer, Outcome};
+use dstack_protocol::coordinated::CoordinatorWord;
 use dstack_protocol::genesis::{Genesis, collateral_id};
 use dstack_protocol::governance::Entry;
 use dstack_protocol::limits::CHECKPOINT_EVERY_LEAVES;
@@ -241,7 +242,12 @@ impl KmsMachine {
         let cluster_id = self.birth.cluster_id;
         let mut effects = Vec::new();
         let (leaves, outcomes) = match command {
-            Command::Intents(batch) => self.record_intents(state, batch, &mut effects),
+            Command::Intents(batch) => record_intents(state, None, batch, &mut effects),
+            Command::Coordinated(batch) => {
+                let word = batch.word();
+                let by = intents::signer(state, &cluster_id, &word).map(|index| (index, word));
+                record_intents(state, by, batch.intents, &mut effects)
+            }
             other => {
                 let (kind, body) = named(&other);
                 // Leaf of the first ask, where a signature is asked for again.
@@ -267,7 +273,7 @@ impl KmsMachine {
                         retry_after_ms = wait_ms;
                         code
                     }),
-                    Command::Checkpoint | Command::Intents(_) => Ok(()),
+                    Command::Checkpoint | Command::Intents(_) | Command::Coordinated(_) => Ok(()),
                 };
                 let (leaves, mut outcomes, _) = append(state, vec![Draft { kind, outcome, body }]);
                 if let [answered] = outcomes.as_mut_slice() {
@@ -295,58 +301,62 @@ impl KmsMachine {
         }
         Applied { response: answer(state, outcomes), leaves, effects }
     }
+}
 
-    fn record_intents(
-        &self,
-        state: &mut State,
-        batch: Vec<dstack_protocol::release::Intent>,
-        effects: &mut Vec<Effect>,
-    ) -> (Vec<Leaf>, Vec<Outcome>) {
-        let judged = intents::judge(state, &batch);
-        let drafts = judged
-            .iter()
-            .filter_map(|verdict| match verdict.kind {
-                intents::Kind::Duplicate(_) => None,
-                intents::Kind::New(outcome) => {
-                    Some(Draft { kind: RecordKind::Intent, outcome: outcome.map_err(|(code, _)| code), body: verdict.body.clone() })
-                }
-            })
-            .collect();
-        let (leaves, fresh, nodes) = append(state, drafts);
-        let mut receipts = Vec::new();
-        let mut fresh = fresh.into_iter();
-        let size = state.size;
-        let mut outcomes = Vec::with_capacity(judged.len());
-        for (verdict, intent) in judged.into_iter().zip(batch) {
-            let outcome = match verdict.kind {
-                intents::Kind::Duplicate(id) => {
-                    let pos = state.intents.get(&id).map_or(0, |row| row.pos);
-                    Outcome { pos, code: 0, retry_after_ms: 0 }
-                }
-                intents::Kind::New(result) => {
-                    let Some(mut outcome) = fresh.next() else { continue };
-                    if let Err((code, retry_after_ms)) = result {
-                        outcome.retry_after_ms = retry_after_ms;
-                        effects.push(Effect::Rejected { kind: RecordKind::Intent, code });
-                    } else {
-                        intents::insert(state, &intent, outcome.pos);
-                        let record = leaves.iter().find(|leaf| leaf.pos == outcome.pos).map(|leaf| Record::decode(&leaf.record));
-                        if let Some(Ok(record)) = record
-                            && let Ok(receipt) = make_receipt(intent, record, &nodes, size)
-                        {
-                            receipts.push(receipt);
-                        }
+/// Records a batch. `by`: who signed for its intents of modes L and E, whose word stands before the first of them that is accepted.
+fn record_intents(
+    state: &mut State,
+    by: Option<(NodeIndex, CoordinatorWord)>,
+    batch: Vec<dstack_protocol::release::Intent>,
+    effects: &mut Vec<Effect>,
+) -> (Vec<Leaf>, Vec<Outcome>) {
+    let judged = intents::judge(state, &batch, by.as_ref().map(|(index, _)| *index));
+    let is_combined = judged.iter().zip(&batch).any(|(verdict, intent)| {
+        intent.mode != dstack_protocol::release::Mode::Client && matches!(verdict.kind, intents::Kind::New(Ok(())))
+    });
+    let word = by.filter(|_| is_combined).map(|(_, word)| Draft { kind: RecordKind::Coordinator, outcome: Ok(()), body: word.encode() });
+    let words = usize::from(word.is_some());
+    let of_intents = judged.iter().filter_map(|verdict| match verdict.kind {
+        intents::Kind::Duplicate(_) => None,
+        intents::Kind::New(outcome) => {
+            Some(Draft { kind: RecordKind::Intent, outcome: outcome.map_err(|(code, _)| code), body: verdict.body.clone() })
+        }
+    });
+    let drafts = word.into_iter().chain(of_intents).collect();
+    let (leaves, fresh, nodes) = append(state, drafts);
+    let mut receipts = Vec::new();
+    let mut fresh = fresh.into_iter().skip(words);
+    let size = state.size;
+    let mut outcomes = Vec::with_capacity(judged.len());
+    for (verdict, intent) in judged.into_iter().zip(batch) {
+        let outcome = match verdict.kind {
+            intents::Kind::Duplicate(id) => {
+                let pos = state.intents.get(&id).map_or(0, |row| row.pos);
+                Outcome { pos, code: 0, retry_after_ms: 0 }
+            }
+            intents::Kind::New(result) => {
+                let Some(mut outcome) = fresh.next() else { continue };
+                if let Err((code, retry_after_ms)) = result {
+                    outcome.retry_after_ms = retry_after_ms;
+                    effects.push(Effect::Rejected { kind: RecordKind::Intent, code });
+                } else {
+                    intents::insert(state, &intent, outcome.pos);
+                    let record = leaves.iter().find(|leaf| leaf.pos == outcome.pos).map(|leaf| Record::decode(&leaf.record));
+                    if let Some(Ok(record)) = record
+                        && let Ok(receipt) = make_receipt(intent, record, &nodes, size)
+                    {
+                        receipts.push(receipt);
                     }
-                    outcome
                 }
-            };
-            outcomes.push(outcome);
-        }
-        if !receipts.is_empty() {
-            effects.push(Effect::IntentsRecorded(receipts));
-        }
-        (leaves, outcomes)
+                outcome
+            }
+        };
+        outcomes.push(outcome);
     }
+    if !receipts.is_empty() {
+        effects.push(Effect::IntentsRecorded(receipts));
+    }
+    (leaves, outcomes)
 }
 
 /// Kind and body of a single-leaf command's record (threshold.md §2.6).
@@ -355,7 +365,7 @@ fn named(command: &Command) -> (RecordKind, Vec<u8>) {
     match command {
         Command::Genesis { genesis, .. } => (RecordKind::Genesis, genesis.clone()),
         Command::Beacon(body) => (RecordKind::Beacon, body.encode()),
-        Command::Intents(_) => (RecordKind::Intent, Vec::new()),
+        Command::Intents(_) | Command::Coordinated(_) => (RecordKind::Intent, Vec::new()),
         Command::Ceremony(message) => {
             let kind = match message.kind {
                 MessageKind::Admit | MessageKind::Vouch => RecordKind::Admission,

@@ -1,17 +1,20 @@
 //! The machine driven as three nodes would: genesis, admissions, beacons, key generation, policy, intents, snapshots.
 
 mod adopt;
+mod coordinated;
 mod env;
 mod sign;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dstack_audit::{VouchedHead, verify_log, verify_receipt};
 use dstack_protocol::ceremony::{AdmitBody, JoinBody, Message, MessageKind, Open, Step, StepKind, What, body_digest};
 use dstack_protocol::command::{Command, CommandAnswer};
+use dstack_protocol::coordinated::Coordinated;
 use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, SeatGrant, collateral_id};
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Object};
-use dstack_protocol::log::{BeaconBody, Reading};
+use dstack_protocol::log::{BeaconBody, Reading, Record, RecordKind, body_hash};
 use dstack_protocol::policy::{AppPolicy, Rate};
 use dstack_protocol::release::{Intent, KeyClass, Mode};
 use dstack_protocol::{AppId, ClusterId, Epoch, Generation, NodeIndex, Platform, RefusalCode, RootTag, Seat, TcbStatus, UnixMillis, Wire};
@@ -269,6 +272,23 @@ impl World {
         }
     }
 
+    /// The batch as node `by` (from 0) signs it in the name of `coordinator`.
+    fn spoken(&self, by: usize, coordinator: u16, intents: Vec<Intent>) -> Coordinated {
+        let mut batch = Coordinated { coordinator: NodeIndex(coordinator), sig: [0; 64], intents };
+        batch.sig = self.nodes[by].sign(&batch.word().signed_bytes(&self.cluster_id)).to_bytes();
+        batch
+    }
+
+    /// The command by which the node that the first intent names records them.
+    fn recorded(&self, intents: Vec<Intent>) -> Command {
+        let coordinator = intents[0].coordinator.0;
+        if coordinator == 0 {
+            return Command::Intents(intents);
+        }
+        let key = usize::from(coordinator - 1).min(2);
+        Command::Coordinated(self.spoken(key, coordinator, intents))
+    }
+
     /// A formed cluster with a root and one app.
     fn formed(rate: Rate) -> Self {
         let mut w = Self::new();
@@ -483,7 +503,8 @@ fn legacy(w: &World, number: u32, coordinator: u16, evidence: u8) -> Intent {
 }
 
 fn outcome(w: &mut World, intent: Intent) -> (Option<RefusalCode>, u32) {
-    let outcome = w.apply(&Command::Intents(vec![intent])).outcomes[0];
+    let command = w.recorded(vec![intent]);
+    let outcome = w.apply(&command).outcomes[0];
     (RefusalCode::from_number(outcome.code), outcome.retry_after_ms)
 }
 
@@ -493,8 +514,8 @@ fn a_serving_node_spends_thirty_seconds_worth_and_waits_for_log_time() {
     let burst = Rate::LEGACY_NODE.burst;
     let numbers: Vec<u32> = (0..burst).collect();
     for batch in numbers.chunks(256) {
-        let intents = batch.iter().map(|number| legacy(&w, *number, 1, 7)).collect();
-        assert!(w.apply(&Command::Intents(intents)).outcomes.iter().all(|outcome| outcome.code == 0));
+        let command = w.recorded(batch.iter().map(|number| legacy(&w, *number, 1, 7)).collect());
+        assert!(w.apply(&command).outcomes.iter().all(|outcome| outcome.code == 0));
     }
     let next = legacy(&w, burst, 1, 7);
     assert_eq!(outcome(&mut w, next), (Some(RefusalCode::RateLimited), 2), "a token comes in 5/3 ms");
@@ -517,7 +538,7 @@ fn first_sightings_are_noted_by_accepted_intents_and_kept_for_400_days() {
         w.machine.state().unwrap().sightings.get(&APP).into_iter().flatten().map(|(hash, at)| (hash[0], at.0 - T0)).collect()
     };
     let stranger = legacy(&w, 0, 9, 1);
-    assert_eq!(outcome(&mut w, stranger).0, Some(RefusalCode::NotAdmitted), "no node of that index");
+    assert_eq!(outcome(&mut w, stranger).0, Some(RefusalCode::NotTheCoordinator), "no node of that index");
     for number in [1, 2] {
         let intent = legacy(&w, number, 1, 1);
         assert_eq!(outcome(&mut w, intent).0, None);

@@ -13,6 +13,7 @@ use dstack_protocol::ceremony::{
     AdmitBody, ComplainBody, DealBody, DealtShare, JoinBody, Message, MessageKind, Open, ReadyBody, Step, StepKind, What,
 };
 use dstack_protocol::command::{Command, CommandAnswer, Outcome};
+use dstack_protocol::coordinated::{Coordinated, CoordinatorWord};
 use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, GenesisCertificate, SeatGrant};
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Mono, Object, OperatorsBody};
 use dstack_protocol::hello::Hello;
@@ -313,8 +314,21 @@ impl Variants for Command {
             9 => Self::Sign(Make::make(s)),
             10 => Self::Signed(Make::make(s)),
             11 => Self::Env(Make::make(s)),
-            _ => Self::Adopt(Make::make(s)),
+            12 => Self::Adopt(Make::make(s)),
+            _ => Self::Coordinated(Make::make(s)),
         }
+    }
+}
+
+impl Make for Coordinated {
+    fn make(s: &mut Source<'_>) -> Self {
+        Self { coordinator: Make::make(s), sig: Make::make(s), intents: s.list(1, 3) }
+    }
+}
+
+impl Make for CoordinatorWord {
+    fn make(s: &mut Source<'_>) -> Self {
+        Self { coordinator: Make::make(s), intent_ids: s.list(1, 4), sig: Make::make(s) }
     }
 }
 

@@ -3,6 +3,7 @@
 use dstack_protocol::ceremony::{AdmitBody, ComplainBody, DealBody, JoinBody, Message, Open, ReadyBody, Step};
 use dstack_protocol::collateral::{Pin, PinRequest};
 use dstack_protocol::command::{Command, CommandAnswer};
+use dstack_protocol::coordinated::CoordinatorWord;
 use dstack_protocol::env::{EnvAttempt, EnvPubBody};
 use dstack_protocol::genesis::{Genesis, GenesisCertificate};
 use dstack_protocol::governance::{Action, Entry, OperatorsBody};
@@ -45,6 +46,7 @@ wire!(
     Step,
     Command,
     CommandAnswer,
+    CoordinatorWord,
     Pin,
     PinRequest,
     Genesis,
@@ -182,6 +184,7 @@ pub(crate) fn layouts() -> Vec<Layout> {
         layout::<Open>("open"),
         layout::<Step>("step"),
         layout::<CommandAnswer>("command-answer"),
+        layout::<CoordinatorWord>("coordinator-word"),
         layout::<Pin>("collateral-pin"),
         layout::<PinRequest>("collateral-pin-request"),
         layout::<Genesis>("genesis"),
@@ -220,7 +223,8 @@ pub(crate) fn layouts() -> Vec<Layout> {
     all.extend(variants!(Command:
         0 "command-genesis", 1 "command-beacon", 2 "command-intents", 3 "command-ceremony", 4 "command-open", 5 "command-step",
         6 "command-governance", 7 "command-checkpoint", 8 "command-collateral",
-        9 "command-sign", 10 "command-signed", 11 "command-env", 12 "command-adopt"));
+        9 "command-sign", 10 "command-signed", 11 "command-env", 12 "command-adopt",
+        13 "command-coordinated"));
     all.extend(variants!(SignObject:
         0 "sign-object-root-ca", 1 "sign-object-app-ca", 2 "sign-object-issuing-ca", 3 "sign-object-generation",
         4 "sign-object-app-key", 5 "sign-object-env-key", 6 "sign-object-env-key-at"));

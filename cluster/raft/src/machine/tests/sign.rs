@@ -63,7 +63,8 @@ impl Roots {
         intent.mode = Mode::Legacy;
         intent.coordinator = NodeIndex(node as u16 + 1);
         intent.wishes = classes.iter().map(|class| (*class, [0; 32])).collect();
-        assert_eq!(self.w.code(&Command::Intents(vec![intent.clone()])), None);
+        let command = self.w.recorded(vec![intent.clone()]);
+        assert_eq!(self.w.code(&command), None);
         Basis::Release { intent_id: intent.id() }
     }
 

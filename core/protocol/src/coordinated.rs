@@ -1,0 +1,111 @@
+//! Intents that a node combines itself (modes L and E), in that node's own word (ADR 0032).
+//!
+//! Owns: the layouts. Never: verifies the signature (`apply` does). Source: threshold.md §2.2, §2.4, §2.5.
+
+use crate::codec::{DecodeError, Reader, Wire, Writer};
+use crate::ids::{ClusterId, NodeIndex};
+use crate::limits::{COMMAND_BYTES_MAX, INTENT_BATCH_MAX};
+use crate::release::{Intent, Mode};
+
+/// A batch of intents of which some are of modes L and E: one signature for all of these.
+///
+/// `"DKMS-V1-COORDINATED" ‖ version(1)=1 ‖ i(2) ‖ sig(64) ‖ count(2) ‖ { lp(Intent) }*`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coordinated {
+    /// Who combines, and signs.
+    pub coordinator: NodeIndex,
+    /// Ed25519 by its node key over [`CoordinatorWord::signed_bytes`].
+    pub sig: [u8; 64],
+    /// The batch; those of mode C stand for themselves.
+    pub intents: Vec<Intent>,
+}
+
+impl Coordinated {
+    /// What is signed of it, as the log keeps it.
+    #[must_use]
+    pub fn word(&self) -> CoordinatorWord {
+        let named = self.intents.iter().filter(|intent| intent.mode != Mode::Client);
+        CoordinatorWord { coordinator: self.coordinator, intent_ids: named.map(Intent::id).collect(), sig: self.sig }
+    }
+}
+
+/// Writes `count(2) ‖ { lp(Intent) }*`.
+pub(crate) fn write_intents(w: &mut Writer, intents: &[Intent]) {
+    w.count2(intents.len());
+    for intent in intents {
+        w.lp(&intent.encode());
+    }
+}
+
+/// Reads `count(2) ‖ { lp(Intent) }*`, 1 to 256 of them.
+pub(crate) fn read_intents(r: &mut Reader<'_>) -> Result<Vec<Intent>, DecodeError> {
+    let count = counted("intents", r)?;
+    r.list("intents", count, 2, |r| Intent::decode(r.lp("intent", Intent::BYTES_MAX)?))
+}
+
+fn counted(field: &'static str, r: &mut Reader<'_>) -> Result<usize, DecodeError> {
+    let count = usize::from(r.u16(field)?);
+    if count == 0 || count > INTENT_BATCH_MAX {
+        return Err(DecodeError::TooLong { field, max: INTENT_BATCH_MAX, got: count });
+    }
+    Ok(count)
+}
+
+impl Wire for Coordinated {
+    const BYTES_MAX: usize = COMMAND_BYTES_MAX;
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-COORDINATED").u16(self.coordinator.0).raw(&self.sig);
+        write_intents(w, &self.intents);
+    }
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-COORDINATED")?;
+        Ok(Self { coordinator: NodeIndex::read("i", r)?, sig: r.array("sig")?, intents: read_intents(r)? })
+    }
+}
+
+/// A node's word that it combines these intents: body of the record before theirs.
+///
+/// `"DKMS-V1-COORD" ‖ version(1)=1 ‖ i(2) ‖ count(2) ‖ { intent_id(32) }* ‖ sig(64)`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoordinatorWord {
+    /// Who combines.
+    pub coordinator: NodeIndex,
+    /// Its intents of modes L and E in that entry, refused ones and repetitions too.
+    pub intent_ids: Vec<[u8; 32]>,
+    /// Ed25519 by its node key.
+    pub sig: [u8; 64],
+}
+
+impl CoordinatorWord {
+    /// `"DKMS-V1-COORDMSG" ‖ cluster_id(32) ‖ i(2) ‖ count(2) ‖ { intent_id(32) }*`.
+    #[must_use]
+    pub fn signed_bytes(&self, cluster_id: &ClusterId) -> Vec<u8> {
+        let mut w = Writer::labelled("DKMS-V1-COORDMSG");
+        w.raw(&cluster_id.0);
+        self.write_named(&mut w);
+        w.into_bytes()
+    }
+
+    fn write_named(&self, w: &mut Writer) {
+        w.u16(self.coordinator.0).count2(self.intent_ids.len());
+        for id in &self.intent_ids {
+            w.raw(id);
+        }
+    }
+}
+
+impl Wire for CoordinatorWord {
+    const BYTES_MAX: usize = 128 + 32 * INTENT_BATCH_MAX;
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-COORD");
+        self.write_named(w);
+        w.raw(&self.sig);
+    }
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-COORD")?;
+        let coordinator = NodeIndex::read("i", r)?;
+        let count = counted("intent_ids", r)?;
+        let intent_ids = r.list("intent_ids", count, 32, |r| r.array("intent_id"))?;
+        Ok(Self { coordinator, intent_ids, sig: r.array("sig")? })
+    }
+}
