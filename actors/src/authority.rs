@@ -1,12 +1,13 @@
 //! This node's own webhook authority: what it says of a guest, asked by this node for itself.
 //!
-//! Owns: asking off the threads that serve, the renewal of leases, what is known of its health. Never: another node's word for its own; a
+//! Owns: asking off the threads that serve, one question at a time about a guest, the renewal of leases, what is known of its health. Never: another node's word for its own; a
 //! yes where there is none. Source: ADR 0024; KMS API reference §4, §9.
 //!
 //! A yes is believed for its lease. In the last quarter of it a request that finds it renews it beside itself, so that what is in use never
-//! waits for the network; a no ends the lease at once.
+//! waits for the network; a no ends the lease at once. Requests that come while a question about the same guest is out wait for its answer,
+//! whatever that is: a yes, a no, or why there is none.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use dstack_authority::{About, Allowed, Authority, AuthorityError, BootInfo, Subj
 use dstack_policy::{Permit, judged_at_boot};
 use dstack_protocol::release::RelReq;
 use dstack_protocol::{Refusal, RefusalCode, UnixMillis};
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::metrics;
@@ -22,6 +24,8 @@ use crate::ports::Now;
 
 /// What it says of itself is kept for this long.
 const ABOUT_KEPT_MS: u64 = 30_000;
+/// Guests asked about at once; each has one question, however many requests wait for it.
+const ASKING_MAX: usize = 1024;
 /// How often its health is looked at when nothing else asks.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -41,9 +45,24 @@ pub struct OwnAuthority(Arc<Inner>);
 struct Inner {
     authority: Authority,
     now: Now,
-    renewing: Mutex<HashSet<BootInfo>>,
+    asking: Mutex<HashMap<BootInfo, Asking>>,
     health: Mutex<Health>,
     about: Mutex<Option<(UnixMillis, About)>>,
+}
+
+/// What comes of a question that is out; `None` until then.
+type Asking = watch::Receiver<Option<Result<Allowed, Refusal>>>;
+
+/// A question that is out: gone with this, also when its thread ends in a panic.
+struct Out {
+    authority: OwnAuthority,
+    info: BootInfo,
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        lock(&self.authority.0.asking).remove(&self.info);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,8 +98,8 @@ impl OwnAuthority {
     /// Around a client.
     #[must_use]
     pub fn new(authority: Authority, now: Now) -> Self {
-        let (renewing, health, about) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { authority, now, renewing, health, about }))
+        let (asking, health, about) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { authority, now, asking, health, about }))
     }
 
     /// The permit of a yes in its lease. Waits for nothing.
@@ -91,7 +110,8 @@ impl OwnAuthority {
         let allowed = self.0.authority.leased(Subject::App, &question.info, now)?;
         metrics::authority("lease");
         if allowed.until.since(now) < self.0.authority.lease_ms() / 4 {
-            self.renew(question.info.clone());
+            // Beside this request, which nobody waits for.
+            let _renewed = self.question(question.info.clone(), Authority::ask_now);
         }
         Some(question.permit())
     }
@@ -156,26 +176,39 @@ impl OwnAuthority {
     }
 
     async fn ask(&self, info: BootInfo) -> Result<Allowed, Refusal> {
-        let this = self.clone();
-        tokio::task::spawn_blocking(move || this.ask_blocking(&info)).await.map_err(|error| internal(&error))?
+        let mut asking = self.question(info, Authority::ask)?;
+        let answer = asking.wait_for(Option::is_some).await.map_err(|_| internal(&"its thread ended"))?;
+        answer.clone().unwrap_or_else(|| Err(internal(&"no answer")))
     }
 
-    fn ask_blocking(&self, info: &BootInfo) -> Result<Allowed, Refusal> {
-        let asked = self.0.authority.ask(Subject::App, info, (self.0.now)());
-        self.count(&asked);
-        asked.map_err(refusal_of)
-    }
-
-    /// Renews a lease on a thread of its own, once at a time for each guest.
-    fn renew(&self, info: BootInfo) {
-        if !lock(&self.0.renewing).insert(info.clone()) {
-            return;
+    /// The question about a guest that is out, or a new one on a thread of its own. It goes on when whoever began it does not wait any more.
+    fn question(
+        &self,
+        info: BootInfo,
+        ask: fn(&Authority, Subject, &BootInfo, UnixMillis) -> Result<Allowed, AuthorityError>,
+    ) -> Result<Asking, Refusal> {
+        let mut all = lock(&self.0.asking);
+        if let Some(asking) = all.get(&info) {
+            metrics::authority("shared");
+            return Ok(asking.clone());
         }
-        let this = self.clone();
+        if all.len() >= ASKING_MAX {
+            let expected = format!("questions about at most {ASKING_MAX} guests at once");
+            return Err(Refusal::new(RefusalCode::AuthorityUnavailable, expected, "more").retry_after(1000));
+        }
+        let (answer, asking) = watch::channel(None);
+        all.insert(info.clone(), asking.clone());
+        drop(all);
+        let out = Out { authority: self.clone(), info };
         tokio::task::spawn_blocking(move || {
-            this.count(&this.0.authority.ask_now(Subject::App, &info, (this.0.now)()));
-            lock(&this.0.renewing).remove(&info);
+            let this = &out.authority;
+            let asked = ask(&this.0.authority, Subject::App, &out.info, (this.0.now)());
+            this.count(&asked);
+            // Whoever comes from here on asks anew, or finds the lease.
+            drop(out);
+            answer.send_replace(Some(asked.map_err(refusal_of)));
         });
+        Ok(asking)
     }
 
     fn count(&self, asked: &Result<Allowed, AuthorityError>) {
@@ -198,7 +231,7 @@ impl OwnAuthority {
     }
 }
 
-fn internal(error: &tokio::task::JoinError) -> Refusal {
+fn internal(error: &dyn std::fmt::Display) -> Refusal {
     Refusal::new(RefusalCode::Internal, "a question to the authority", error.to_string())
 }
 

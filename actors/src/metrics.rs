@@ -33,7 +33,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "kms_actors_authority_total",
         "counter",
         "outcome",
-        "What this node's authority said: yes, no, lease where a yes was still believed, error where no answer of the protocol came. Alarm on error.",
+        "What this node's authority said: yes, no, lease where a yes was still believed, shared where the guest was asked about already, error where no answer of the protocol came. Alarm on error.",
     ),
     ("kms_actors_releases_running", "gauge", "", "Releases under way here."),
     ("kms_actors_signatures_total", "counter", "root outcome", "Signatures coordinated here; outcome is ok or the refusal's code."),

@@ -16,9 +16,10 @@ use dstack_authority::{Authority, BootInfo, Settings};
 use dstack_protocol::adopt::AdoptBasis;
 use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::policy::AppPolicy;
-use dstack_protocol::release::{KeyClass, Wish};
+use dstack_protocol::release::{KeyClass, Mode, RelReq, Wish};
 use dstack_protocol::{Generation, Platform, Refusal, RefusalCode, Wire as _};
 use dstack_testkit::auth_simple::{AuthSimple, Lists};
+use futures::future::join_all;
 use support::client::{AppKey, Client};
 use support::cluster::{APP, Cluster, copy};
 use support::holders::Node;
@@ -281,5 +282,53 @@ fn a_claim_to_a_key_is_judged_with_the_signers_own_authority() {
         assert_eq!(verdict(w.nodes[0].holder.authority().cloned()).await, Ok(()));
         w.forget_app(&[2]);
         assert_eq!(verdict(w.nodes[1].holder.authority().cloned()).await, Err(RefusalCode::AuthorityDenied));
+    });
+}
+
+#[test]
+fn requests_about_a_guest_that_come_while_it_is_asked_about_share_the_answer() {
+    run(async {
+        let w = World::registered();
+        let (own, server) = (w.nodes[0].holder.authority().unwrap(), &w.authorities[0]);
+        let identity = identity(&w.cluster, &w.guest.evidence);
+        let (request, _) = w.guest.request(&w.cluster, w.disk());
+        let (of_certificates, _) = w.guest.request(&w.cluster, vec![Wish::new(KeyClass::P256, vec![]).unwrap()]);
+        let of_certificates = RelReq { mode: Mode::Legacy, ..of_certificates };
+        let came = |wanted: usize| support::until("the question", move || (server.came() == wanted).then_some(()));
+
+        // Twenty at once, of which the first gives up; and one about the guest as it booted, which is another question.
+        server.hold(true);
+        let mut all: Vec<_> = (0..20).map(|_| Box::pin(own.permit(&request, &identity))).collect();
+        let mut other = Box::pin(own.permit(&of_certificates, &identity));
+        for waiting in all.iter_mut().chain([&mut other]) {
+            assert!(futures::poll!(waiting).is_pending());
+        }
+        drop(all.remove(0));
+        came(2).await;
+        server.hold(false);
+        assert!(join_all(all).await.iter().all(Result::is_ok));
+        other.await.unwrap();
+        assert_eq!((server.came(), server.asked().len()), (2, 2));
+        own.permit(&request, &identity).await.unwrap();
+        assert_eq!(server.came(), 2, "a lease");
+
+        // A fault is shared as well, and kept for nobody who comes later; so is a no.
+        w.past_the_lease();
+        for (status, code) in [(Some(500), RefusalCode::AuthorityUnavailable), (None, RefusalCode::AuthorityDenied)] {
+            let before = server.came();
+            server.fail(status);
+            w.forget_app(&[1]);
+            server.hold(true);
+            let mut all: Vec<_> = (0..5).map(|_| Box::pin(own.permit(&request, &identity))).collect();
+            for waiting in &mut all {
+                assert!(futures::poll!(waiting).is_pending());
+            }
+            came(before + 1).await;
+            server.hold(false);
+            let answers: Vec<_> = join_all(all).await.into_iter().map(|answer| answer.unwrap_err().code).collect();
+            assert_eq!((answers, server.came()), (vec![code; 5], before + 1));
+            assert_eq!(own.permit(&request, &identity).await.unwrap_err().code, code);
+            assert_eq!(server.came(), before + 2, "asked anew");
+        }
     });
 }

@@ -204,6 +204,7 @@ fn what_this_node_combines_is_recorded_under_its_signature() {
         cluster.log.close();
         let of_node = |nonce: u32, node: u16| Intent { mode: Mode::Legacy, coordinator: NodeIndex(node), ..intent(&cluster, nonce) };
         let mut all = vec![recorder.record(intent(&cluster, 0))];
+        queued(&recorder, 0).await;
         // One batch: clients' and its own, and one in another's name, which its key cannot speak for.
         let waiting = [intent(&cluster, 1), of_node(2, 1), of_node(3, 2), of_node(4, 1)];
         all.extend(waiting.iter().map(|intent| recorder.record(intent.clone())));

@@ -1,11 +1,11 @@
 //! A webhook authority for tests: decides as upstream's `auth-simple` does, from lists that a test changes while it runs.
-//! Owns: its questions, the order of its checks, its reasons and texts; a fault on demand. Never: listens on anything but loopback.
+//! Owns: its questions, the order of its checks, its reasons and texts; a fault or silence on demand. Never: listens on anything but loopback.
 //! Source: KMS API reference §9; on-chain reference §9 (`auth-simple`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -70,13 +70,20 @@ struct Content {
     /// Answers every question with this status instead.
     status: Option<u16>,
     asked: Vec<Value>,
+    /// Questions that came, answered or not.
+    came: usize,
+    /// Answers nothing while this is set.
+    held: bool,
 }
+
+/// What the server's threads share; the condition is told when `held` ends.
+type Shared = (Mutex<Content>, Condvar);
 
 /// A running server; ends when dropped.
 #[derive(Debug)]
 pub struct AuthSimple {
     listening: Listening,
-    content: Arc<Mutex<Content>>,
+    shared: Arc<Shared>,
 }
 
 impl AuthSimple {
@@ -85,9 +92,9 @@ impl AuthSimple {
     /// # Errors
     /// [`TestkitError::File`]: the port is taken.
     pub fn start(port: u16, lists: Lists) -> Result<Self, TestkitError> {
-        let content = Arc::new(Mutex::new(Content { lists, ..Content::default() }));
-        let shared = Arc::clone(&content);
-        Ok(Self { listening: Listening::start("auth-simple listener", port, move |stream| answer(stream, &shared))?, content })
+        let shared = Arc::new((Mutex::new(Content { lists, ..Content::default() }), Condvar::new()));
+        let content = Arc::clone(&shared);
+        Ok(Self { listening: Listening::start("auth-simple listener", port, move |stream| answer(stream, &content))?, shared })
     }
 
     /// Its port.
@@ -104,30 +111,52 @@ impl AuthSimple {
 
     /// Changes what it decides by.
     pub fn change(&self, change: impl FnOnce(&mut Lists)) {
-        change(&mut lock(&self.content).lists);
+        change(&mut lock(&self.shared.0).lists);
     }
 
     /// Answers every question with this status from now on, or rightly again.
     pub fn fail(&self, status: Option<u16>) {
-        lock(&self.content).status = status;
+        lock(&self.shared.0).status = status;
+    }
+
+    /// Takes questions and answers none from now on, or answers all that wait.
+    pub fn hold(&self, held: bool) {
+        lock(&self.shared.0).held = held;
+        self.shared.1.notify_all();
+    }
+
+    /// Questions that came so far, those not answered yet among them.
+    #[must_use]
+    pub fn came(&self) -> usize {
+        lock(&self.shared.0).came
     }
 
     /// What it was asked so far: the bodies.
     #[must_use]
     pub fn asked(&self) -> Vec<Value> {
-        lock(&self.content).asked.clone()
+        lock(&self.shared.0).asked.clone()
     }
 
     /// What it decides by, to start another one alike.
     #[must_use]
     pub fn lists(&self) -> Lists {
-        lock(&self.content).lists.clone()
+        lock(&self.shared.0).lists.clone()
     }
 }
 
-fn answer(mut stream: TcpStream, content: &Mutex<Content>) {
+impl Drop for AuthSimple {
+    fn drop(&mut self) {
+        self.hold(false);
+    }
+}
+
+fn answer(mut stream: TcpStream, (content, released): &Shared) {
     let Some((line, body)) = request(&mut stream) else { return };
-    let (status, reply) = reply(&mut lock(content), &line, &body);
+    let mut content = lock(content);
+    content.came += 1;
+    let mut content = released.wait_while(content, |content| content.held).unwrap_or_else(PoisonError::into_inner);
+    let (status, reply) = reply(&mut content, &line, &body);
+    drop(content);
     let reply = reply.to_string();
     let head =
         format!("HTTP/1.1 {status} Test\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", reply.len());

@@ -38,7 +38,7 @@ pub(crate) struct Measure {
     /// Replace the file to write if it is there.
     #[arg(long)]
     force: bool,
-    /// Pin from `cluster init`: becomes the measured member `dstack_kms`.
+    /// Pin from `cluster init`: becomes the measured member `dstack_kms`, the public keys of roots `ca` and `id` included.
     #[arg(long)]
     pin: Option<PathBuf>,
     /// Name of the app; without it the name of the folder or file.
@@ -196,9 +196,10 @@ struct Pin {
     cluster_id: String,
     pk_prf: String,
     generation: u32,
-    /// Public keys of roots `ca` and `id`: not measured, since a guest needs to trust `pk_prf` alone.
+    /// Public key of root `ca`, where the pin has it: what a guest holds the root's certificate against.
     #[serde(default)]
     ca_pub: Option<String>,
+    /// Public key of root `id`: who signs app keys.
     #[serde(default)]
     id_pub: Option<String>,
 }
@@ -210,9 +211,8 @@ impl Pin {
         for value in [&pin.cluster_id, &pin.pk_prf] {
             args::hash(value).map_err(&bad)?;
         }
-        for (name, key) in [("ca_pub", &pin.ca_pub), ("id_pub", &pin.id_pub)] {
-            // Read by others; a pin that is damaged there is damaged.
-            if key.as_ref().is_some_and(|key| !matches!(key.len(), 64 | 66) || hex::decode(key).is_err()) {
+        for (name, key, lengths) in [("ca_pub", &pin.ca_pub, [64, 66].as_slice()), ("id_pub", &pin.id_pub, &[66])] {
+            if key.as_ref().is_some_and(|key| !lengths.contains(&key.len()) || hex::decode(key).is_err()) {
                 return Err(bad(format!("{name} is no public key")));
             }
         }
@@ -222,9 +222,16 @@ impl Pin {
         Ok(pin)
     }
 
-    /// What is measured: the cluster and its root, in lower case so that one pin has one hash.
+    /// What is measured: the cluster and the public keys of its roots, in lower case so that one pin has one hash.
     fn measured(&self) -> Value {
-        json!({"cluster_id": self.cluster_id.to_lowercase(), "pk_prf": self.pk_prf.to_lowercase()})
+        let members = [
+            ("cluster_id", Some(&self.cluster_id)),
+            ("pk_prf", Some(&self.pk_prf)),
+            ("ca_pub", self.ca_pub.as_ref()),
+            ("id_pub", self.id_pub.as_ref()),
+        ];
+        let named = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), Value::from(value?.to_lowercase()))));
+        Value::Object(named.collect())
     }
 }
 

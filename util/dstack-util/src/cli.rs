@@ -387,6 +387,15 @@ pub struct Setup {
     /// The container engine's configuration, which gets the host's mirror
     #[arg(long, default_value = "/etc/docker/daemon.json")]
     pub engine_config: PathBuf,
+    /// dstack listener of the KMS that certifies this guest for a gateway, https://host:port, instead of the one that gave the keys
+    #[arg(long = "dstack-url", value_delimiter = ',')]
+    pub dstack_urls: Vec<String>,
+    /// Configuration of the interface to the gateway, mode 0600, where app-compose.json enables one
+    #[arg(long, default_value = crate::gateway::CONFIG)]
+    pub wireguard_config: PathBuf,
+    /// Key of that interface, mode 0600; made once a boot
+    #[arg(long, default_value = crate::gateway::KEY)]
+    pub wireguard_key: PathBuf,
     /// Log filter on standard error
     #[arg(long, default_value = "info")]
     pub log: String,

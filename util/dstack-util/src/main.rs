@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use dstack_client::Trust;
+use dstack_client::{NodeUrl, Trust};
 use dstack_runtime::clock::{Clock as _, SystemClock};
 use dstack_runtime::hardening::{Hardening, harden};
 use dstack_runtime::telemetry::{LogFormat, init_logging};
@@ -151,6 +151,9 @@ fn set_up(arguments: Setup) -> anyhow::Result<()> {
         os_release: arguments.os_release,
         kernel_command_line: arguments.kernel_command_line,
         engine_config: arguments.engine_config,
+        dstack_urls: nodes_of(&arguments.dstack_urls)?,
+        wireguard_config: arguments.wireguard_config,
+        wireguard_key: arguments.wireguard_key,
     };
     let clock = SystemClock::new();
     let now: dstack_ratls::Now = Arc::new(move || clock.now());
@@ -158,7 +161,14 @@ fn set_up(arguments: Setup) -> anyhow::Result<()> {
     println!("app_id={}", hex::encode(done.identity.app_id));
     println!("instance_id={}", hex::encode(&done.identity.instance_id));
     println!("key_provider={}", done.provider.name());
+    if done.gateway != Refreshed::Disabled {
+        println!("gateway={}", options.wireguard_config.display());
+    }
     Ok(())
+}
+
+fn nodes_of(urls: &[String]) -> anyhow::Result<Vec<NodeUrl>> {
+    urls.iter().map(|url| url.parse()).collect::<Result<_, _>>().context("--dstack-url")
 }
 
 fn gateway_refresh(arguments: &GatewayRefresh) -> anyhow::Result<()> {
@@ -171,7 +181,7 @@ fn gateway_refresh(arguments: &GatewayRefresh) -> anyhow::Result<()> {
         let machine = Machine::open(tee.as_deref(), Some(&events)).map_err(|error| error.to_string())?;
         machine.device().evidence(report_data).map_err(|error| error.to_string())
     });
-    let dstack_urls = arguments.dstack_urls.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>().context("--dstack-url")?;
+    let dstack_urls = nodes_of(&arguments.dstack_urls)?;
     let clock = SystemClock::new();
     let now: dstack_ratls::Now = Arc::new(move || clock.now());
     let refresh = Refresh {

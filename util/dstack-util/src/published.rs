@@ -41,8 +41,11 @@ impl Published {
         };
         let (signature, root) = tokio::join!(signature, asked("root CA certificate", by, || client.root_ca()));
         let root = root.flatten();
-        if root.is_none() {
-            tracing::info!("no root CA certificate in the keys file: the pin has no ca_pub, or the cluster none");
+        if client.pin().ca_pub.is_none() {
+            tracing::warn!(
+                "ca_cert stays empty: `dstack_kms` of the compose file has no ca_pub to hold the root's certificate against; \
+                 make the file anew with `dstack app measure --pin` (its hash changes)"
+            );
         }
         Self {
             k256_signature: signature.map(|bytes| bytes.to_vec()).unwrap_or_default(),

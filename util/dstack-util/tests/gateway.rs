@@ -1,4 +1,4 @@
-//! `gateway-refresh` against a gateway with mutual TLS: which gateway is believed, what the KMS is asked to sign, what is written, what a
+//! `gateway-refresh`, and `setup` of a guest with a gateway, against a gateway with mutual TLS: which gateway is believed, what the KMS is asked to sign, what is written, what a
 //! hostile answer does.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, unreachable_pub, dead_code, reason = "tests")]
 
@@ -249,6 +249,72 @@ async fn a_guest_registers_with_the_gateway_that_its_kms_names() {
         let local = json!({ "disk_crypt_key": "", "k256_key": "", "gateway_app_id": "any", "key_provider": { "None": { "key": "" } } });
         guest.write(".appkeys.json", &local);
         guest.fails(&["a gateway needs a certificate by a KMS"]);
+    })
+    .await
+    .unwrap();
+}
+
+/// What the host gives to a boot with a gateway, and how it ends.
+fn booted(guest: &Guest, boot: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dstack-util"));
+    command.args(["setup", "--tee", &guest.device, "--patience-s", "0", "--kernel-command-line", "/nonexistent"]);
+    command.arg("--engine-config").arg(guest.path("daemon.json")).arg("--host-shared").arg(guest.path("share"));
+    command.arg("--work-dir").arg(guest.path(boot)).arg("--wireguard-config").arg(guest.path("wg/dstack-wg0.conf"));
+    command.arg("--wireguard-key").arg(guest.path("run/wireguard.key")).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_registers_as_its_last_step_and_fails_without_a_gateway() {
+    let mut world = World::new().unwrap();
+    let device = world.tdx("guest").unwrap();
+    let kms = Kms::new();
+    let node = kms.node(&world, "kms:rpc").await;
+    tokio::task::spawn_blocking(move || {
+        let guest = Guest { world, device };
+        fs::create_dir(guest.path("share")).unwrap();
+        let share = |name: &str, content: &Value| fs::write(guest.path("share").join(name), content.to_string()).unwrap();
+        let compose = |enabled: bool| {
+            json!({ "manifest_version": 2, "name": "a", "runner": "docker-compose", "secure_time": false, "key_provider": "kms", "gateway_enabled": enabled })
+        };
+        let gateway = Gateway::new(&kms, Some(GATEWAY));
+        let config = |gateways: Value| share(".sys-config.json", &json!({ "kms_urls": [format!("{}/prpc", node.url)], "gateway_urls": gateways }));
+        let wireguard = guest.path("wg/dstack-wg0.conf");
+
+        // refused by the gateway: the boot has failed, in its last step, and nothing is written
+        share("app-compose.json", &compose(true));
+        config(json!([gateway.url]));
+        gateway.answers(400, json!({ "error": "App not allowed" }));
+        let output = booted(&guest, "one");
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        for words in ["setup step 11 (environment, agent and gateway)", "no gateway registers this guest", "App not allowed"] {
+            assert!(said(&output).contains(words), "{words:?} in {}", said(&output));
+        }
+        assert!(!wireguard.exists());
+        let first = gateway.requests();
+        assert_eq!(first.len(), 1);
+
+        // a second run of the same boot: the same keys, the same key of the interface, and now it is registered
+        gateway.answers(200, registered());
+        let output = booted(&guest, "one");
+        assert!(output.status.success(), "{}", said(&output));
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(printed.contains(&format!("gateway={}\n", wireguard.display())), "{printed}");
+        assert_eq!(node.seen.identities.lock().unwrap().len(), 1, "keys are asked for once a boot");
+        let second = gateway.requests();
+        assert_eq!(second[0].1, first[0].1);
+        let text = fs::read_to_string(&wireguard).unwrap();
+        assert!(text.contains("Address = 10.4.1.7/32"), "{text}");
+
+        // the host names none; a document that wants none asks none
+        config(json!([]));
+        let output = booted(&guest, "one");
+        assert_eq!((output.status.code(), said(&output).contains("names none (gateway_urls)")), (Some(1), true), "{}", said(&output));
+        share("app-compose.json", &compose(false));
+        config(json!([gateway.url]));
+        let output = booted(&guest, "two");
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("gateway"));
+        assert!(gateway.requests().is_empty());
     })
     .await
     .unwrap();

@@ -284,7 +284,7 @@ fn a_hostile_host_is_told_which_step_refuses() {
     guest.fails("f", &[], &["setup step 4 (measured events)", "app_id", "40 hex digits"]);
     fs::remove_file(guest.path("share/.instance_info")).unwrap();
     guest.share(".encrypted-env", "junk");
-    guest.fails("g", &[], &["setup step 11 (environment and agent)", "60 are needed"]);
+    guest.fails("g", &[], &["setup step 11 (environment, agent and gateway)", "60 are needed"]);
     fs::remove_file(guest.path("share/.encrypted-env")).unwrap();
     guest.compose(json!({ "key_provider": "none", "requirements": { "platforms": ["dstack-amd-sev-snp"] } }));
     guest.fails("h", &[], &["setup step 2 (requirements)", "dstack-tdx"]);

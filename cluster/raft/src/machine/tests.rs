@@ -1,6 +1,7 @@
 //! The machine driven as three nodes would: genesis, admissions, beacons, key generation, policy, intents, snapshots.
 
 mod adopt;
+mod adopt_property;
 mod coordinated;
 mod env;
 mod sign;

@@ -11,6 +11,7 @@ use super::provider::ProviderError;
 use super::requirements::RequirementError;
 use super::verify_app::VerifyAppError;
 use crate::files::FileError;
+use crate::gateway::GatewayError;
 use crate::machine::MachineError;
 use crate::program::ProgramError;
 
@@ -45,6 +46,8 @@ pub enum Fault {
     Environment(#[from] EnvironmentError),
     #[error(transparent)]
     Agent(#[from] AgentError),
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     #[error(transparent)]
     Pin(#[from] dstack_client::PinError),
     #[error("{0}")]
@@ -83,7 +86,7 @@ impl Step {
             Self::WriteKeys => "write keys",
             Self::Disk => "data disk",
             Self::Notify => "notify host",
-            Self::Environment => "environment and agent",
+            Self::Environment => "environment, agent and gateway",
         }
     }
 }

@@ -10,7 +10,7 @@
 //! | [`provider`] | 5: keys |
 //! | [`verify_app`] | 7: ConfigId, pinned provider |
 //! | [`disk`] | 9: LUKS2, file system, swap |
-//! | [`environment`], [`agent`] | 11: what the app and its services read |
+//! | [`environment`], [`agent`], [`crate::gateway`] | 11: what the app and its services read, the way in to the app |
 //!
 //! A second run in one boot passes over what the first one measured, takes the keys it wrote and finds the disk it opened. Where the host's
 //! files changed in between, it ends: the registers cannot follow.
@@ -33,7 +33,7 @@ use std::sync::Arc;
 use dstack_attest::tdx;
 use dstack_attest::wire::{Attestation, TdxEvent};
 use dstack_attest::{COLLATERAL_BYTES_MAX, TdxCollateral};
-use dstack_client::{Pin, PinError, Route, Settings, Trust};
+use dstack_client::{EvidenceOf, NodeUrl, Pin, PinError, Route, Settings, Trust};
 use dstack_protocol::Platform;
 use dstack_protocol::codec::sha256;
 use dstack_ratls::Now;
@@ -41,6 +41,7 @@ use dstack_secret::{Secret, SecretBytes};
 
 use crate::app_keys::{AppKeys, DOCUMENT_BYTES_MAX};
 use crate::files;
+use crate::gateway::{self, GatewayError, Refresh, Refreshed};
 use crate::host_api::HostUrl;
 use crate::machine::{Machine, events_below};
 use crate::program::Program;
@@ -91,6 +92,12 @@ pub struct Options {
     pub kernel_command_line: PathBuf,
     /// The container engine's configuration.
     pub engine_config: PathBuf,
+    /// dstack listeners that certify this guest for a gateway, instead of the one that the keys came from.
+    pub dstack_urls: Vec<NodeUrl>,
+    /// Configuration of the interface to the gateway.
+    pub wireguard_config: PathBuf,
+    /// Key of that interface.
+    pub wireguard_key: PathBuf,
 }
 
 /// What a boot came to.
@@ -102,6 +109,8 @@ pub struct Done {
     pub provider: ProviderKind,
     /// Whether the keys are those that an earlier run of this boot wrote.
     pub resumed: bool,
+    /// What became of the registration with a gateway.
+    pub gateway: Refreshed,
 }
 
 /// The host's files, read once.
@@ -259,8 +268,25 @@ fn boot(
     let mount_point = options.data_disk.as_ref().map(|_| options.mount_point.as_path());
     agent::write(&options.work_dir, config, mount_point).step(Step::Environment)?;
     agent::registry_mirror(&options.engine_config, &config.docker_registry).step(Step::Environment)?;
+    let gateway = runtime.block_on(register(options, now, &machine)).step(Step::Environment)?;
     notify(shared, runtime, "boot.progress", "done");
-    Ok(Done { identity, provider: provided.kind, resumed })
+    Ok(Done { identity, provider: provided.kind, resumed, gateway })
+}
+
+/// Registers with a gateway where the document enables one: a guest that was to be reached and cannot be has not booted.
+async fn register(options: &Options, now: &Now, machine: &Machine) -> Result<Refreshed, GatewayError> {
+    let device = Arc::clone(machine.device());
+    let refresh = Refresh {
+        work_dir: &options.work_dir,
+        config: &options.wireguard_config,
+        key: &options.wireguard_key,
+        force: false,
+        dstack_urls: &options.dstack_urls,
+        route: &options.route,
+        now,
+        evidence_of: &(Arc::new(move |report_data| device.evidence(report_data).map_err(|error| error.to_string())) as EvidenceOf),
+    };
+    gateway::refresh(&refresh).await
 }
 
 fn open_machine(options: &Options, compose: &Compose) -> Result<Machine, SetupError> {
