@@ -7,7 +7,7 @@ use openraft::{Config, SnapshotPolicy};
 /// Timing of heartbeats and elections, and how much log stays behind a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RaftConfig {
-    /// Between two heartbeats of the leader.
+    /// Between two heartbeats of the leader; also the bound of one append's way to a peer. openraft looks at its timers five times as often.
     pub heartbeat_ms: u64,
     /// Shortest silence after which a follower becomes a candidate.
     pub election_min_ms: u64,
@@ -24,7 +24,7 @@ pub struct RaftConfig {
 impl Default for RaftConfig {
     fn default() -> Self {
         Self {
-            heartbeat_ms: 100,
+            heartbeat_ms: 200,
             election_min_ms: 600,
             election_max_ms: 1200,
             snapshot_chunk_timeout_ms: 10_000,
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn default_is_valid_and_impossible_timing_is_refused() {
         let checked = RaftConfig::default().checked().unwrap();
-        assert_eq!((checked.heartbeat_interval, checked.enable_pre_vote), (100, Some(true)));
+        assert_eq!((checked.heartbeat_interval, checked.enable_pre_vote), (200, Some(true)));
         let late = RaftConfig { heartbeat_ms: 600, ..RaftConfig::default() };
         assert!(matches!(late.checked(), Err(ConfigError::Elections { heartbeat_ms: 600, .. })));
     }
