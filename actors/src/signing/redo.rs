@@ -4,9 +4,9 @@
 //! others; lets a node in again that was named as a cheat; needs a third node. Source: ADR 0029.
 //!
 //! ```text
-//! ask  = "DKMS-V1-PAIRASK" ‖ version(1)=1 ‖ root_tag(1) ‖ inst(32) ‖ nonce_i(32)         i asks j; the answer is nonce_j(32)
+//! i asks j by a `PairAsk`; the answer is nonce_j(32)
 //! name = SHA-256("DKMS-V1-PAIRNAME" ‖ inst(32) ‖ i(2) ‖ j(2) ‖ nonce_i(32) ‖ nonce_j(32))
-//! done = "DKMS-V1-PAIRDONE" ‖ version(1)=1 ‖ root_tag(1) ‖ name(32)                      j answers when it has sealed what came out
+//! i says `PairDone`; j answers when it has sealed what came out
 //! ```
 //! `inst` names the root's key generation. Between the two runs the setup of [`super::pairwise`] under `name`, fresh by both nonces. The
 //! node that asked takes the result into use when the other one has it for good: whoever stops in between has none, and asks anew.
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dstack_protocol::codec::{DecodeError, Reader, Wire, Writer, sha256};
+use dstack_protocol::codec::{Wire as _, sha256};
 use dstack_protocol::genesis::CaAlgorithm;
 use dstack_protocol::rpc::{PATH_PEER_SIGN_PAIR, PATH_PEER_SIGN_PAIR_DONE};
 use dstack_protocol::state::State;
@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use super::pairwise::{Members, Setups};
 use super::signer::Parts;
+use super::wire::{PairAsk, PairDone};
 use crate::metrics;
 use crate::ports::{random, read};
 
@@ -374,43 +375,6 @@ fn name(inst: &[u8; 32], asks: NodeIndex, answers: NodeIndex, nonce: &[u8; 32], 
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `ask` of the module text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct PairAsk {
-    root: RootTag,
-    inst: [u8; 32],
-    nonce: [u8; 32],
-}
-
-impl Wire for PairAsk {
-    const BYTES_MAX: usize = 128;
-    fn write(&self, w: &mut Writer) {
-        w.label_v1("DKMS-V1-PAIRASK").u8(self.root.byte()).raw(&self.inst).raw(&self.nonce);
-    }
-    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        r.label_v1("DKMS-V1-PAIRASK")?;
-        Ok(Self { root: RootTag::read(r)?, inst: r.array("inst")?, nonce: r.array("nonce")? })
-    }
-}
-
-/// `done` of the module text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct PairDone {
-    root: RootTag,
-    name: [u8; 32],
-}
-
-impl Wire for PairDone {
-    const BYTES_MAX: usize = 96;
-    fn write(&self, w: &mut Writer) {
-        w.label_v1("DKMS-V1-PAIRDONE").u8(self.root.byte()).raw(&self.name);
-    }
-    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        r.label_v1("DKMS-V1-PAIRDONE")?;
-        Ok(Self { root: RootTag::read(r)?, name: r.array("name")? })
-    }
 }
 
 #[cfg(test)]

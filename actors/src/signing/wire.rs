@@ -1,4 +1,4 @@
-//! What nodes say to each other about a signing run.
+//! What nodes say to each other about a signing run, and about a pair made anew.
 //!
 //! Owns: the layouts. Never: bytes to be signed: a run is named by the ask in the log, and each signer rebuilds what it is over.
 //!
@@ -6,6 +6,8 @@
 //! run   = "DKMS-V1-SIGNRUN" ‖ version(1)=1 ‖ key ‖ ask_pos(8) ‖ epoch(8) ‖ attempt(4) ‖ count(2) ‖ { i(2) }* ascending ‖ lp4(claim)
 //! share = "DKMS-V1-SIGNSHR" ‖ version(1)=1 ‖ sign_id(32) ‖ lp4(package)
 //! round = "DKMS-V1-SIGNRND" ‖ version(1)=1 ‖ lp4(run) ‖ lp4(message)
+//! ask   = "DKMS-V1-PAIRASK" ‖ version(1)=1 ‖ root_tag(1) ‖ inst(32) ‖ nonce_i(32)
+//! done  = "DKMS-V1-PAIRDONE" ‖ version(1)=1 ‖ root_tag(1) ‖ name(32)
 //! ```
 //! `claim`: the app's own claim (threshold.md §5.1), which an ask names by its hash; empty where the ask rests on something else, and in
 //! a `round`.
@@ -13,7 +15,7 @@
 use dstack_protocol::codec::{DecodeError, Reader, Wire, Writer, ascending};
 use dstack_protocol::limits::{EVIDENCE_BYTES_MAX, NODES_MAX};
 use dstack_protocol::sign::SignKey;
-use dstack_protocol::{Epoch, NodeIndex};
+use dstack_protocol::{Epoch, NodeIndex, RootTag};
 
 const CLAIM_BYTES_MAX: usize = EVIDENCE_BYTES_MAX + 256;
 /// A message of an ECDSA run: the second one is the largest.
@@ -109,6 +111,48 @@ impl Wire for RoundMessage {
     }
 }
 
+/// Asks a holder to make the secrets of a pair anew (ADR 0029).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairAsk {
+    /// Whose pairs.
+    pub root: RootTag,
+    /// Names the root's key generation.
+    pub inst: [u8; 32],
+    /// Of who asks.
+    pub nonce: [u8; 32],
+}
+
+impl Wire for PairAsk {
+    const BYTES_MAX: usize = 128;
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-PAIRASK").u8(self.root.byte()).raw(&self.inst).raw(&self.nonce);
+    }
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-PAIRASK")?;
+        Ok(Self { root: RootTag::read(r)?, inst: r.array("inst")?, nonce: r.array("nonce")? })
+    }
+}
+
+/// Asks whether what came out of that setup is in use and sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairDone {
+    /// Whose pairs.
+    pub root: RootTag,
+    /// The setup.
+    pub name: [u8; 32],
+}
+
+impl Wire for PairDone {
+    const BYTES_MAX: usize = 96;
+    fn write(&self, w: &mut Writer) {
+        w.label_v1("DKMS-V1-PAIRDONE").u8(self.root.byte()).raw(&self.name);
+    }
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.label_v1("DKMS-V1-PAIRDONE")?;
+        Ok(Self { root: RootTag::read(r)?, name: r.array("name")? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use dstack_protocol::{AppId, Generation};
@@ -146,5 +190,20 @@ mod tests {
         for signers in [vec![], vec![NodeIndex(3), NodeIndex(1)], vec![NodeIndex(1), NodeIndex(1)]] {
             assert!(RunAsk::decode(&RunAsk { signers, ..run() }.encode()).is_err());
         }
+    }
+
+    #[test]
+    fn seeds_of_the_fuzzer_are_messages_as_nodes_write_them() {
+        fn judge<F: Wire>(name: &str, selector: u8) {
+            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/sign").join(name);
+            let bytes = std::fs::read(file).unwrap();
+            assert_eq!(bytes[..2], [5, selector], "{name}");
+            assert_eq!(F::decode(&bytes[2..]).unwrap().encode(), bytes[2..], "{name}");
+        }
+        judge::<PairAsk>("pair-ask", 0);
+        judge::<PairDone>("pair-done", 1);
+        judge::<RunAsk>("run-ask", 2);
+        judge::<ShareAsk>("share-ask", 3);
+        judge::<RoundMessage>("round-message", 4);
     }
 }

@@ -1,7 +1,9 @@
 //! Every decoder of `protocol`, the replicated state included: the first byte selects the format. What decodes must encode to the same bytes: one encoding for each value.
 
 use dstack_protocol::Wire;
-use dstack_protocol::{ceremony, command, env, genesis, governance, hello, log, policy, receipt, refusal, release, rpc, sign, state};
+use dstack_protocol::{
+    ceremony, command, coordinated, env, genesis, governance, hello, log, policy, receipt, refusal, release, rpc, sign, state,
+};
 
 /// Calls `judge` for the format with the number `selected`.
 macro_rules! select {
@@ -85,5 +87,6 @@ pub(crate) fn run(data: &[u8]) {
         env::EnvAttempt,
         env::EnvPubBody,
         rpc::NodesAnswer,
+        coordinated::CoordinatorWord,
     );
 }

@@ -1,11 +1,12 @@
-//! Messages of signing runs from foreign bytes: FROST's formats, envelopes of setups and runs, pairwise state at rest; and real messages
-//! of a run with bytes changed, which reach the engine's own decoders and checks. What must hold beyond "no panic": no signature comes
+//! Messages of signing runs from foreign bytes: FROST's formats, envelopes of setups and runs, what nodes say to each other about runs and
+//! about pairs made anew, pairwise state at rest; and real messages of a run with bytes changed, which reach the engine's own decoders and checks. What must hold beyond "no panic": no signature comes
 //! out that does not verify, and what is no message leaves a run as it was.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use dstack_protocol::{ClusterId, Epoch, Generation, NodeIndex, RootTag};
+use dstack_actors::signing::wire;
+use dstack_protocol::{ClusterId, Epoch, Generation, NodeIndex, RootTag, Wire};
 use dstack_secret::{Locked, Secret, SecretBytes};
 use dstack_threshold::group::{Edwards25519, Group, Secp256k1};
 use dstack_threshold::sign::dkls::{Dkls23, Pairwise, Setup, Signing};
@@ -25,7 +26,25 @@ pub(crate) fn run(data: &[u8]) {
         1 => frost_package(data),
         2 => envelopes(data),
         3 => drop(Pairwise::<Secp256k1>::from_secret(&SecretBytes::take(data.to_vec()))),
-        _ => changed_messages(data),
+        4 => changed_messages(data),
+        _ => between_nodes(data),
+    }
+}
+
+/// The second byte selects the format. What decodes encodes to the same bytes: one encoding for each message.
+fn between_nodes(data: &[u8]) {
+    fn judge<F: Wire>(bytes: &[u8]) {
+        if let Ok(message) = F::decode(bytes) {
+            assert_eq!(message.encode(), bytes, "one encoding for each message");
+        }
+    }
+    let Some((selector, data)) = data.split_first() else { return };
+    match selector % 5 {
+        0 => judge::<wire::PairAsk>(data),
+        1 => judge::<wire::PairDone>(data),
+        2 => judge::<wire::RunAsk>(data),
+        3 => judge::<wire::ShareAsk>(data),
+        _ => judge::<wire::RoundMessage>(data),
     }
 }
 
