@@ -1,15 +1,15 @@
-//! Thin supervised actix shells around the cores.
+//! Thin shells around the cores: actix actors where something computes for long or must not leave its threads, tasks elsewhere (ADR 0031).
 //!
 //! Owns: the actors of a node and the ports they reach the rest through. Never: a rule (the cores hold those), a socket, a file.
-//! Every mailbox is bounded and a full one refuses early with a retry hint. Source: architecture.md §6, style.md §6.
+//! Every mailbox and queue is bounded and a full one refuses early with a retry hint. Source: architecture.md §6, style.md §6.
 //!
-//! | actor | core | runs on |
+//! | part | core | runs on |
 //! | --- | --- | --- |
 //! | [`verifier`] | attest | its own threads |
-//! | [`policy`] | release, policy | an arbiter |
+//! | [`policy`] | release, policy | the caller's thread: it has no state |
 //! | [`share_holder`] | threshold | its own threads; the only one that touches a share |
-//! | [`recorder`] | audit | an arbiter; batches intents |
-//! | [`release`] | release | an arbiter, one actor per request |
+//! | [`recorder`] | audit | the node's runtime; one task proposes batch after batch |
+//! | [`release`] | release | the node's runtime, one task per request with its own inputs |
 //! | [`combine`] | threshold, audit | modes L and E: this node is its own client |
 //! | [`ceremony`] | threshold | an arbiter |
 //! | [`signing`] | threshold, certificates | the node's runtime; shares stay with the share holder |
