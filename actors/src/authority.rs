@@ -1,7 +1,7 @@
 //! This node's own webhook authority: what it says of a guest, asked by this node for itself.
 //!
-//! Owns: asking off the threads that serve, one question at a time about a guest, the renewal of leases, what is known of its health. Never: another node's word for its own; a
-//! yes where there is none. Source: ADR 0024; KMS API reference §4, §9.
+//! Owns: asking off the threads that serve, one question at a time about a guest, the renewal of leases, what is known of its health.
+//! Never: another node's word for its own; a yes where there is none. Source: ADR 0024; KMS API reference §4, §9.
 //!
 //! A yes is believed for its lease. In the last quarter of it a request that finds it renews it beside itself, so that what is in use never
 //! waits for the network; a no ends the lease at once. Requests that come while a question about the same guest is out wait for its answer,
