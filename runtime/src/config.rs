@@ -153,8 +153,8 @@ impl Loader {
         self
     }
 
-    /// Takes a variable that is named without our prefix, as another program names it: its text, as it stands, sets the dotted key where
-    /// nothing else does and the section that holds the key is there. The first that is set and not empty wins.
+    /// Takes a variable that is named without our prefix, as another program names it: its text, as it stands, sets the key where nothing
+    /// else does and the section that holds the key, if one does, is there. The first that is set and not empty wins.
     pub fn fallback(mut self, variable: &'static str, key: &'static str) -> Self {
         self.fallbacks.push((variable, key));
         self
@@ -193,10 +193,12 @@ impl Loader {
             origins.insert(key, origin);
         }
         for (variable, key) in &self.fallbacks {
-            let Some((section, leaf)) = key.rsplit_once('.') else { continue };
             let set = self.environment.iter().find(|(name, value)| name == variable && !value.is_empty());
             let unset = lookup(&table, key).is_none_or(|value| value.as_str() == Some(""));
-            let section = lookup_mut(&mut table, section).and_then(Value::as_table_mut);
+            let (section, leaf) = match key.rsplit_once('.') {
+                Some((section, leaf)) => (lookup_mut(&mut table, section).and_then(Value::as_table_mut), leaf),
+                None => (Some(&mut table), *key),
+            };
             if let (Some((_, value)), true, Some(section)) = (set, unset, section) {
                 section.insert(leaf.to_owned(), Value::String(value.clone()));
                 origins.insert((*key).to_owned(), Origin::Environment((*variable).to_owned()));
@@ -387,6 +389,21 @@ mod tests {
             .load::<Raw>()
             .unwrap();
         assert_eq!(loaded.raw.node, RawNode { listen: "7".into(), seat: 3, peers: vec!["a".into(), "b".into()], token: None });
+    }
+
+    #[test]
+    fn another_programs_variable_sets_a_key_without_a_section() {
+        #[derive(Deserialize)]
+        struct Flat {
+            proxy: String,
+        }
+        let of = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            Loader::new().environment_from("KMS", pairs).fallback("A", "proxy").fallback("B", "proxy").load::<Flat>().unwrap().raw.proxy
+        };
+        assert_eq!(of(&[("B", "b"), ("A", "")]), "b");
+        assert_eq!(of(&[("B", "b"), ("A", "a")]), "a");
+        assert_eq!(of(&[("A", "a"), ("KMS__PROXY", "own")]), "own");
     }
 
     #[test]

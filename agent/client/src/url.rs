@@ -71,7 +71,8 @@ impl NodeUrl {
 
     /// Whether it means this machine or its link and no node elsewhere: loopback, link-local, unspecified, multicast, or a number in a
     /// form that only resolvers read (`127.1`). Names are not resolved for this.
-    pub(crate) fn is_local(&self) -> bool {
+    #[must_use]
+    pub fn is_local(&self) -> bool {
         if let Ok(address) = self.host.parse::<IpAddr>() {
             return match address.to_canonical() {
                 IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),

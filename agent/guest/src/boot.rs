@@ -56,14 +56,14 @@ pub async fn start(config: &Config, now: Now) -> anyhow::Result<Guest> {
             let pin = Pin::of_compose(&bytes).with_context(|| format!("no pin in {shown}"))?;
             prepare(state_dir).with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
             let provider = ("kms".to_owned(), pin.cluster_id.to_string());
-            let booted = booted(config, bytes, &provider).await?;
+            let booted = booted(config, bytes, &provider, &sys_config).await?;
             from_cluster(config, now, pin, booted, sys_config).await
         }
         KeySource::File { file, dstack_urls } => {
             let keys = KeysFile::read(file)?;
             let (name, id) = keys.key_provider.name_and_id();
             let provider = (name.to_owned(), id.to_owned());
-            let booted = booted(config, bytes, &provider).await?;
+            let booted = booted(config, bytes, &provider, &sys_config).await?;
             from_file(config, dstack_urls, now, keys, booted, sys_config)
         }
     }
@@ -79,7 +79,7 @@ struct Booted {
     is_software: bool,
 }
 
-async fn booted(config: &Config, compose: Vec<u8>, provider: &(String, String)) -> anyhow::Result<Booted> {
+async fn booted(config: &Config, compose: Vec<u8>, provider: &(String, String), sys_config: &SysConfig) -> anyhow::Result<Booted> {
     let compose = String::from_utf8(compose).context("the compose file is not UTF-8")?;
     let facts: ComposeFacts = serde_json::from_str(&compose).context("the compose file is no app-compose.json")?;
     let boot = Boot {
@@ -91,7 +91,7 @@ async fn booted(config: &Config, compose: Vec<u8>, provider: &(String, String)) 
     let text = config.device.clone();
     // The device blocks.
     let (device, evidence) = tokio::task::spawn_blocking(move || measured(&text, boot)).await.context("the device's thread failed")??;
-    let identity = Identity::of_evidence(&evidence, compose.as_bytes())?;
+    let identity = Identity::of_evidence(&evidence, compose.as_bytes(), sys_config.vm_config.as_deref().unwrap_or_default())?;
     let is_software = device.is_software() || !config.trust.software_roots.is_empty();
     tracing::info!(
         app_id = %identity.app_id,

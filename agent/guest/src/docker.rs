@@ -144,10 +144,12 @@ impl Log {
 }
 
 /// Takes the runtime's frames apart: `channel(1) ‖ 0³ ‖ length(4, big-endian) ‖ data`. A container with a terminal has none: its bytes
-/// come as they are.
+/// come as they are, so it can write whatever looks like frames, empty ones without end among them.
 #[derive(Debug, Default)]
 struct Demux {
     held: Vec<u8>,
+    /// So many of them are taken.
+    taken: usize,
     /// Bytes still to come of a frame, and its channel.
     open: Option<(Channel, usize)>,
     is_plain: bool,
@@ -155,34 +157,45 @@ struct Demux {
 
 impl Demux {
     fn push(&mut self, data: &Bytes) {
+        // Once a push: what is taken piece by piece is not moved each time.
+        self.held.drain(..self.taken.min(self.held.len()));
+        self.taken = 0;
         self.held.extend_from_slice(data);
     }
 
+    fn rest(&self) -> &[u8] {
+        self.held.get(self.taken..).unwrap_or_default()
+    }
+
     fn piece(&mut self, is_over: bool) -> Option<(Channel, Vec<u8>)> {
-        if self.open.is_none() && !self.is_plain {
-            match self.held.first_chunk::<8>() {
-                Some([kind @ (0..=2), 0, 0, 0, length @ ..]) => {
-                    let channel = if *kind == 2 { Channel::Stderr } else { Channel::Stdout };
-                    self.open = Some((channel, usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX)));
-                    self.held.drain(..8);
+        loop {
+            if self.open.is_none() && !self.is_plain {
+                match self.rest().first_chunk::<8>() {
+                    Some([kind @ (0..=2), 0, 0, 0, length @ ..]) => {
+                        let channel = if *kind == 2 { Channel::Stderr } else { Channel::Stdout };
+                        self.open = Some((channel, usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX)));
+                        self.taken = self.taken.saturating_add(8);
+                    }
+                    Some(_) => self.is_plain = true,
+                    None if is_over => self.is_plain = true,
+                    None => return None,
                 }
-                Some(_) => self.is_plain = true,
-                None if is_over => self.is_plain = true,
-                None => return None,
+            }
+            let (channel, want) = self.open.unwrap_or((Channel::Stdout, usize::MAX));
+            let data: Vec<u8> = self.rest().iter().take(want.min(PIECE_BYTES_MAX)).copied().collect();
+            self.taken = self.taken.saturating_add(data.len());
+            if self.open.is_some() {
+                let left = want.saturating_sub(data.len());
+                self.open = (left > 0).then_some((channel, left));
+            }
+            if !data.is_empty() {
+                return Some((channel, data));
+            }
+            // An empty frame: the next may stand behind it.
+            if self.open.is_some() || self.is_plain || self.rest().is_empty() {
+                return None;
             }
         }
-        let (channel, want) = self.open.unwrap_or((Channel::Stdout, usize::MAX));
-        let count = want.min(self.held.len()).min(PIECE_BYTES_MAX);
-        if self.open.is_some() {
-            let left = want.saturating_sub(count);
-            self.open = (left > 0).then_some((channel, left));
-        }
-        let data: Vec<u8> = self.held.drain(..count).collect();
-        if !data.is_empty() {
-            return Some((channel, data));
-        }
-        // An empty frame: the next may stand behind it.
-        if self.open.is_none() && !self.is_plain && !self.held.is_empty() { self.piece(is_over) } else { None }
     }
 }
 
@@ -223,6 +236,14 @@ mod tests {
         }
         assert_eq!(pieces(&[b"plain text of a terminal"]), [(Channel::Stdout, b"plain text of a terminal".to_vec())]);
         assert_eq!(pieces(&[b"hi"]), [(Channel::Stdout, b"hi".to_vec())]);
+    }
+
+    /// What a container with a terminal writes comes as it is: zeros look like the heads of empty frames.
+    #[test]
+    fn a_million_empty_frames_use_up_no_stack() {
+        let mut whole = vec![0; 8 << 20];
+        whole.extend_from_slice(b"\x01\0\0\0\0\0\0\x01x");
+        assert_eq!(pieces(&[&whole]), [(Channel::Stdout, b"x".to_vec())]);
     }
 
     #[test]

@@ -102,12 +102,13 @@ impl std::fmt::Debug for NowSource {
 }
 
 impl Guest {
-    /// Versioned attestation over `report_data`.
+    /// Versioned attestation over `report_data`, nothing stripped. Where the device knows no VmConfig the host's goes into it: a claim,
+    /// which verifiers tie to the registers.
     ///
     /// # Errors
     /// The device's.
     pub async fn evidence(self: &Arc<Self>, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
-        self.on_device(move |guest| guest.device.evidence(report_data)).await
+        self.on_device(move |guest| dstack_tee::with_vm_config(guest.device.whole_evidence(report_data)?, &guest.vm_config)).await
     }
 
     /// Raw quote over `report_data`.

@@ -3,8 +3,9 @@
 //! Source: guest API reference §3.6; attestation reference §7 for the aggregate.
 
 use dstack_attest::AttestError;
-use dstack_attest::eventlog::replay_runtime;
+use dstack_attest::eventlog::{replay_runtime, tpm};
 use dstack_attest::tdx::Quote;
+use dstack_attest::tpm::Bank;
 use dstack_attest::wire::{Attestation, PlatformEvidence, RuntimeEvent, TdxEvent};
 use dstack_protocol::codec::sha256;
 use dstack_protocol::{AppId, Platform};
@@ -33,7 +34,7 @@ pub struct Identity {
     pub os_image_hash: Vec<u8>,
     /// Event `key-provider`: JSON text, may be empty.
     pub key_provider: String,
-    /// dstack's hash over all registers; the image's hash on Nitro.
+    /// dstack's hash over all registers, on Google Cloud over those of the TPM; the image's hash on Nitro.
     pub mr_aggregated: Vec<u8>,
     /// None on platforms without a TD report.
     pub td: Option<TdMeasurements>,
@@ -62,13 +63,16 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// Reads own evidence, made for the compose file with these bytes.
+    /// Reads own evidence, made for the compose file with these bytes. `vm_config`: the host's word, for evidence that carries none.
     ///
     /// # Errors
     /// [`IdentityError`].
-    pub fn of_evidence(evidence: &[u8], compose: &[u8]) -> Result<Self, IdentityError> {
+    pub fn of_evidence(evidence: &[u8], compose: &[u8], vm_config: &str) -> Result<Self, IdentityError> {
         let attestation = Attestation::decode(evidence)?;
-        let Attestation { platform: evidence, runtime_events, config, .. } = attestation;
+        let Attestation { platform: evidence, runtime_events, mut config, .. } = attestation;
+        if config.is_empty() {
+            vm_config.clone_into(&mut config);
+        }
         let payload = |name: &str| event(&runtime_events, name);
         let app_id = payload("app-id").and_then(|bytes| <[u8; 20]>::try_from(bytes).ok()).map(AppId).ok_or(IdentityError::NoApp)?;
         let claimed_image = serde_json::from_str::<serde_json::Value>(&config)
@@ -93,6 +97,10 @@ impl Identity {
                 if owners.iter().any(|byte| *byte != 0) {
                     registers.extend_from_slice(&owners);
                 }
+                if let PlatformEvidence::GcpTdx(_, quoted) = &evidence {
+                    let pcr = |index: u32| quoted.pcr_values.iter().find(|pcr| pcr.index == index).map_or(&[][..], |pcr| &pcr.value);
+                    registers = [pcr(0), pcr(2), &tpm::replay_runtime(&runtime_events, Bank::Sha256)].concat();
+                }
                 (Some(TdMeasurements { mrtd: body.mr_td, rtmr: body.rtmr }), file.to_vec(), sha256(&[&registers]).to_vec())
             }
             // The image is what is measured there; the compose file is in it.
@@ -114,8 +122,9 @@ impl Identity {
     }
 }
 
+/// By name, of those that the boot measured: later ones are the app's (attestation reference §4).
 fn event<'a>(events: &'a [RuntimeEvent], name: &str) -> Option<&'a [u8]> {
-    events.iter().find(|event| event.event == name).map(|event| event.payload.as_slice())
+    events.iter().take_while(|event| event.event != "system-ready").find(|event| event.event == name).map(|event| event.payload.as_slice())
 }
 
 /// The log as `GetQuote` hands it out: boot payloads removed but those of ACPI data (reference §10). Runtime events keep their
@@ -133,6 +142,7 @@ pub fn stripped_log(json: &str) -> Result<String, AttestError> {
 
 #[cfg(test)]
 mod tests {
+    use dstack_attest::wire::{PcrValue, TpmQuote};
     use dstack_tee::software::protocol::HexBytes;
     use dstack_tee::{Boot, Device as _};
     use dstack_testkit::{Machine, SoftwareRoots};
@@ -153,7 +163,7 @@ mod tests {
     fn says_what_verification_proves() {
         let roots = SoftwareRoots::generate(dstack_runtime::clock::Clock::now(&dstack_runtime::clock::SystemClock::new())).unwrap();
         let (machine, evidence) = booted(Machine::tdx("a", &roots).unwrap());
-        let own = Identity::of_evidence(&evidence, COMPOSE).unwrap();
+        let own = Identity::of_evidence(&evidence, COMPOSE, "").unwrap();
         let material = dstack_attest::TrustRoots::none().with_software_root(roots.tdx_root_der()).unwrap();
         let context = dstack_attest::VerifyContext {
             now: dstack_runtime::clock::Clock::now(&dstack_runtime::clock::SystemClock::new()),
@@ -169,16 +179,40 @@ mod tests {
         assert_eq!(own.key_provider.as_bytes(), proven.key_provider());
         let td = own.td.unwrap();
         assert_eq!([td.mrtd.as_slice(), td.rtmr[..3].as_flattened(), &own.compose_hash].concat(), machine.measurement());
-        let refused = Identity::of_evidence(&evidence, b"{}").unwrap_err();
+        let refused = Identity::of_evidence(&evidence, b"{}", "").unwrap_err();
         assert!(matches!(refused, IdentityError::OtherCompose { .. }));
 
         let (machine, evidence) = booted(Machine::nitro("b", &roots).unwrap());
-        let own = Identity::of_evidence(&evidence, COMPOSE).unwrap();
+        let own = Identity::of_evidence(&evidence, COMPOSE, "").unwrap();
         assert_eq!(own.compose_hash, sha256(&[&machine.measurement()]));
         assert_eq!((own.td, own.instance_id), (None, Vec::new()));
         let node = Machine::tdx("c", &roots).unwrap().evidence([0; 64]).unwrap();
-        assert_eq!(Identity::of_evidence(&node, COMPOSE), Err(IdentityError::NoApp));
-        assert!(matches!(Identity::of_evidence(b"\0", COMPOSE), Err(IdentityError::Evidence(_))));
+        assert_eq!(Identity::of_evidence(&node, COMPOSE, ""), Err(IdentityError::NoApp));
+        assert!(matches!(Identity::of_evidence(b"\0", COMPOSE, ""), Err(IdentityError::Evidence(_))));
+    }
+
+    #[test]
+    fn on_google_cloud_the_tpm_counts_and_nowhere_what_comes_after_the_boot() {
+        let roots = SoftwareRoots::generate(dstack_runtime::clock::Clock::now(&dstack_runtime::clock::SystemClock::new())).unwrap();
+        let (_, evidence) = booted(Machine::tdx("a", &roots).unwrap());
+        let plain = Identity::of_evidence(&evidence, COMPOSE, "").unwrap();
+        let mut attestation = Attestation::decode(&evidence).unwrap();
+        let image = format!(r#"{{"os_image_hash":"{}"}}"#, "55".repeat(32));
+        // An event of the app's own under a name of the boot's.
+        let late = RuntimeEvent { event: "os-image-hash".into(), payload: vec![6; 32], ..attestation.runtime_events[0].clone() };
+        attestation.runtime_events.push(late);
+        attestation.config.clear();
+        let own = Identity::of_evidence(&attestation.encode(), COMPOSE, &image).unwrap();
+        assert_eq!((own.os_image_hash, own.vm_config), (vec![0x55; 32], image.clone()));
+
+        let PlatformEvidence::Tdx(td) = attestation.platform.clone() else { panic!("a TD") };
+        let pcr = |index: u32| PcrValue { index, algorithm: "sha256".into(), value: vec![u8::try_from(index).unwrap() + 1; 32] };
+        let quoted = TpmQuote { pcr_values: [0, 2, 14].map(pcr).to_vec(), ..TpmQuote::default() };
+        attestation.platform = PlatformEvidence::GcpTdx(td, quoted);
+        let own = Identity::of_evidence(&attestation.encode(), COMPOSE, &image).unwrap();
+        let pcr14 = tpm::replay_runtime(&attestation.runtime_events, Bank::Sha256);
+        assert_eq!(own.mr_aggregated, sha256(&[&[1; 32], &[3; 32], &pcr14]));
+        assert_eq!((own.platform, own.td), (Platform::GcpTdx, plain.td));
     }
 
     #[test]

@@ -191,15 +191,15 @@ fn seconds(text: &str) -> Option<i64> {
 }
 
 fn shown(wanted: &Wanted, channel: Channel, data: &[u8]) -> Vec<u8> {
-    let data = if wanted.ansi { data.to_vec() } else { without_ansi(data) };
     if wanted.bare {
-        return if wanted.text {
-            String::from_utf8_lossy(&data).into_owned().into_bytes()
-        } else {
-            (STANDARD.encode(&data) + "\n").into_bytes()
+        return match (wanted.text, wanted.ansi) {
+            // Only here people read what is sent; programs get the bytes that were written.
+            (true, false) => String::from_utf8_lossy(&without_ansi(data)).into_owned().into_bytes(),
+            (true, true) => String::from_utf8_lossy(data).into_owned().into_bytes(),
+            (false, _) => (STANDARD.encode(data) + "\n").into_bytes(),
         };
     }
-    let message = if wanted.text { String::from_utf8_lossy(&data).into_owned() } else { STANDARD.encode(&data) };
+    let message = if wanted.text { String::from_utf8_lossy(data).into_owned() } else { STANDARD.encode(data) };
     format!("{{\"channel\":\"{}\",\"message\":{}}}\n", channel.name(), json::string(&message)).into_bytes()
 }
 
@@ -286,10 +286,13 @@ mod tests {
     #[test]
     fn lines_of_every_form() {
         let line = |text, bare, ansi| shown(&Wanted { text, bare, ansi, ..Wanted::default() }, Channel::Stderr, b"\x1b[31mred\x1b[0m\xff");
-        assert_eq!(line(false, false, false), b"{\"channel\":\"stderr\",\"message\":\"cmVk/w==\"}\n");
-        assert_eq!(line(true, false, false), b"{\"channel\":\"stderr\",\"message\":\"red\\ufffd\"}\n");
+        for ansi in [false, true] {
+            assert_eq!(line(false, false, ansi), b"{\"channel\":\"stderr\",\"message\":\"G1szMW1yZWQbWzBt/w==\"}\n");
+            assert_eq!(line(true, false, ansi), b"{\"channel\":\"stderr\",\"message\":\"\\u001b[31mred\\u001b[0m\\ufffd\"}\n");
+            assert_eq!(line(false, true, ansi), b"G1szMW1yZWQbWzBt/w==\n");
+        }
         assert_eq!(line(true, true, false), "red\u{fffd}".as_bytes());
-        assert_eq!(line(false, true, true), b"G1szMW1yZWQbWzBt/w==\n");
+        assert_eq!(line(true, true, true), "\u{1b}[31mred\u{1b}[0m\u{fffd}".as_bytes());
         assert_eq!(without_ansi(b"\x1b[31"), b"");
         assert_eq!(without_ansi(b"a\x1bb"), b"a\x1bb");
     }

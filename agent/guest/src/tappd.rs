@@ -37,9 +37,9 @@ pub(crate) async fn derive_key(guest: &Arc<Guest>, args: DeriveKeyArgs) -> Resul
     Ok(tls_key_response(certify(guest, &scalar, config).await?))
 }
 
-/// `DeriveK256Key`.
+/// `DeriveK256Key`: `GetKey` under other names, its `algorithm` included.
 pub(crate) fn derive_k256_key(guest: &Guest, args: &GetKeyArgs) -> Result<DeriveK256KeyResponse, ApiError> {
-    let derived = derive(app_key(guest)?, &args.path, &args.purpose, Algorithm::Secp256k1)?;
+    let derived = derive(app_key(guest)?, &args.path, &args.purpose, Algorithm::from_name(&args.algorithm)?)?;
     let mut response = DeriveK256KeyResponse::default();
     response.k256_key = derived.key.expose(|key| key.to_vec());
     response.k256_signature_chain = vec![derived.signature.to_vec(), guest.keys.identity_signature()];

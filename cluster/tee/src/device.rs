@@ -25,6 +25,15 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// The device's; see [`TeeError`].
     fn evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError>;
 
+    /// As [`Self::evidence`], nothing stripped: the whole event log with its digests, for those who show it to verifiers. The same
+    /// where there is no event log.
+    ///
+    /// # Errors
+    /// The device's; see [`TeeError`].
+    fn whole_evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
+        self.evidence(report_data)
+    }
+
     /// The raw quote and its log, bound to `report_data`, as dstack's guest API hands them out.
     ///
     /// # Errors
@@ -159,6 +168,22 @@ pub fn open(config: &str) -> Result<Opened, TeeError> {
         #[cfg(not(feature = "nsm"))]
         Kind::Nsm => Err(TeeError::NotBuilt { config: config.to_owned(), feature: "nsm" }),
     }
+}
+
+/// Evidence with this VmConfig where it carries none. Nothing signs a VmConfig: verifiers tie what it claims to the registers.
+///
+/// # Errors
+/// [`TeeError::UndecodableEvidence`].
+pub fn with_vm_config(evidence: Vec<u8>, vm_config: &str) -> Result<Vec<u8>, TeeError> {
+    if vm_config.is_empty() {
+        return Ok(evidence);
+    }
+    let mut attestation = Attestation::decode(&evidence).map_err(TeeError::UndecodableEvidence)?;
+    if !attestation.config.is_empty() {
+        return Ok(evidence);
+    }
+    vm_config.clone_into(&mut attestation.config);
+    Ok(attestation.encode())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub mod tdx;
 #[cfg(feature = "tpm")]
 pub mod tpm;
 
-pub use device::{Description, Device, Opened, Quote, SoftwareTrust, open};
+pub use device::{Description, Device, Opened, Quote, SoftwareTrust, open, with_vm_config};
 pub use error::TeeError;
 #[cfg(feature = "nsm")]
 pub use nsm::NsmDevice;

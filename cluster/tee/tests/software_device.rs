@@ -1,12 +1,12 @@
 //! The client against the testkit's own device: what it hands out is what production code verifies.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use dstack_attest::wire::{EventVersion, RuntimeEvent, TdxEvent};
+use dstack_attest::wire::{Attestation, EventVersion, PlatformEvidence, RuntimeEvent, TdxEvent};
 use dstack_attest::{CollateralBundle, TcbPolicy, TrustRoots, VerifiedIdentity, VerifyContext, verify};
 use dstack_protocol::Platform;
 use dstack_runtime::clock::{Clock, SystemClock};
 use dstack_tee::software::protocol::{HexArray, HexBytes};
-use dstack_tee::{Boot, Device, KeyProvider, SoftwareDevice, TeeError, open};
+use dstack_tee::{Boot, Device, KeyProvider, SoftwareDevice, TeeError, open, with_vm_config};
 use dstack_testkit::device::{Executables, Serving, serve};
 use dstack_testkit::{Host, SoftwareRoots};
 use sha2::{Digest, Sha256};
@@ -56,6 +56,31 @@ fn boot(compose: &[u8]) -> Boot {
 
 fn key(device: &dyn Device, purpose: &[u8]) -> [u8; 32] {
     device.platform_key(purpose).unwrap().unwrap().expose(|key| *key)
+}
+
+#[test]
+fn whole_evidence_has_the_log_with_its_digests_and_verifies() {
+    let machines = Machines::new();
+    for platform in [Platform::Tdx, Platform::Nitro] {
+        let serving = machines.serve(platform);
+        let device = connect(serving.path());
+        device.boot_app(boot(b"{}")).unwrap();
+        let whole = device.whole_evidence([9; 64]).unwrap();
+        assert_eq!(machines.verify(&whole).report_data(), &[9; 64]);
+        if let PlatformEvidence::Tdx(td) = Attestation::decode(&whole).unwrap().platform {
+            assert_eq!(TdxEvent::log_to_json(&td.event_log), device.quote([9; 64]).unwrap().event_log);
+            assert!(td.event_log.len() == 7 && td.event_log.iter().all(|event| event.digest.len() == 48));
+        }
+        let config = |evidence: &[u8]| Attestation::decode(evidence).unwrap().config;
+        assert_eq!(config(&with_vm_config(whole.clone(), "{}").unwrap()), config(&whole), "its own stays");
+        let mut bare = Attestation::decode(&whole).unwrap();
+        bare.config.clear();
+        let given = with_vm_config(bare.encode(), "{}").unwrap();
+        assert_eq!(config(&given), "{}");
+        machines.verify(&given);
+        assert_eq!(with_vm_config(b"none".to_vec(), "").unwrap(), b"none");
+        assert!(matches!(with_vm_config(b"none".to_vec(), "{}"), Err(TeeError::UndecodableEvidence(_))));
+    }
 }
 
 #[test]

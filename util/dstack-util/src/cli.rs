@@ -211,11 +211,17 @@ pub enum Command {
         /// Report data, hex, at most 64 bytes
         #[arg(long)]
         report_data: Option<String>,
+        /// The host's configuration, whose VmConfig goes along where the device has none
+        #[arg(long, default_value = "/dstack/.host-shared/.sys-config.json")]
+        sys_config: PathBuf,
         /// Where it goes; else standard output
         #[arg(short, long)]
         output: Option<PathBuf>,
+        /// Changes nothing; dstack's scripts may give it
+        #[arg(long, hide = true)]
+        debug: bool,
     },
-    /// Make versioned evidence
+    /// Make versioned evidence, whole: with its event log and VmConfig
     Attest {
         /// The device
         #[command(flatten)]
@@ -226,6 +232,9 @@ pub enum Command {
         /// The app that an enclave claims, 40 hex digits
         #[arg(long)]
         app_id: Option<String>,
+        /// The host's configuration, whose VmConfig goes along where the device has none
+        #[arg(long, default_value = "/dstack/.host-shared/.sys-config.json")]
+        sys_config: PathBuf,
         /// Where it goes [default: attestation.bin; with --hex standard output]
         #[arg(short, long)]
         output: Option<PathBuf>,
@@ -434,7 +443,7 @@ pub struct GetKeys {
     /// Keys to fetch [default: disk,env,k256]
     #[arg(long = "key-class", value_delimiter = ',')]
     pub key_classes: Vec<String>,
-    /// Way to the nodes: direct, vsock:3:3128 out of an enclave, or http://host:port [default: direct]
+    /// Way to the nodes: direct, vsock:3:3128 out of an enclave, or http://host:port [default: HTTPS_PROXY but for NO_PROXY, else direct]
     #[arg(long)]
     pub proxy: Option<String>,
     /// DER file of a software root to trust in nodes; never in production

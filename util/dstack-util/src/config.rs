@@ -11,6 +11,7 @@ use dstack_runtime::config::{ConfigError, Loaded, Loader};
 use serde::Deserialize;
 
 use crate::dstack_kms::base_of;
+use crate::system_proxy;
 
 /// Prefix of environment variables.
 pub const ENVIRONMENT_PREFIX: &str = "DSTACK_UTIL";
@@ -42,8 +43,13 @@ pub struct RawConfig {
     patience_s: u64,
     #[serde(default = "default_discover")]
     discover: bool,
-    #[serde(default = "default_proxy")]
-    proxy: String,
+    #[serde(default)]
+    proxy: Option<String>,
+    /// Of the environment: see [`crate::system_proxy`].
+    #[serde(default)]
+    system_proxy: String,
+    #[serde(default)]
+    no_proxy: String,
     #[serde(default)]
     trust: Trust,
 }
@@ -58,10 +64,6 @@ fn default_patience() -> u64 {
 
 fn default_discover() -> bool {
     true
-}
-
-fn default_proxy() -> String {
-    Route::Direct.to_string()
 }
 
 /// Which way to a KMS.
@@ -117,7 +119,10 @@ pub fn settings(patience_s: u64, discover: bool) -> Settings {
 /// # Errors
 /// [`ConfigError`] names the key.
 pub fn load(file: Option<PathBuf>, flags: &[(&str, String)]) -> Result<Loaded<RawConfig>, ConfigError> {
-    let loader = Loader::new().environment(ENVIRONMENT_PREFIX);
+    // A proxy's address may hold a password.
+    let loader = Loader::new().environment(ENVIRONMENT_PREFIX).secret("system_proxy");
+    let loader = system_proxy::VARIABLES.into_iter().fold(loader, |loader, variable| loader.fallback(variable, "system_proxy"));
+    let loader = system_proxy::EXEMPT.into_iter().fold(loader, |loader, variable| loader.fallback(variable, "no_proxy"));
     let loader = flags.iter().fold(loader, |loader, (key, value)| loader.flag(key, value));
     match file {
         Some(file) => loader.file(file).load(),
@@ -160,7 +165,11 @@ impl TryFrom<RawConfig> for Config {
             Some("dstack") => Some(Mode::Dstack),
             Some(other) => return Err(wrong("mode", "native or dstack", other)),
         };
-        let route = raw.proxy.parse().map_err(|_| wrong("proxy", "direct, vsock:CID:PORT or http://host:port", &raw.proxy))?;
+        let route = match &raw.proxy {
+            Some(text) => text.parse().map_err(|_| wrong("proxy", "direct, vsock:CID:PORT or http://host:port", text))?,
+            None => system_proxy::route(&raw.system_proxy, &raw.no_proxy, &kms_urls)
+                .map_err(|error| wrong("proxy", &error.to_string(), "another address in the environment"))?,
+        };
         let beside = raw.output.as_ref().map(|output| {
             let mut name = output.clone().into_os_string();
             name.push(".kcv.json");

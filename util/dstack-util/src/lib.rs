@@ -9,6 +9,7 @@
 //! | [`cli`] | arguments |
 //! | [`config`] | file, environment and flags, checked |
 //! | [`dstack_kms`] | keys by dstack's protocol |
+//! | [`system_proxy`] | the proxy that the environment names |
 //! | [`get_keys`] | evidence → keys |
 //! | [`app_keys`], [`published`] | the JSON document, and what of it a cluster publishes |
 //! | [`show`] | device and measurement, for policies |
@@ -37,3 +38,4 @@ pub mod program;
 pub mod published;
 pub mod setup;
 pub mod show;
+pub mod system_proxy;

@@ -62,11 +62,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::VtpmAttest { root_ca, nonce, format, tpm } => tpm::vtpm_attest(&tpm, &root_ca, &nonce, &format),
         Command::TpmQuote { data, output, hash_algo, tpm } => tpm::quote(&tpm, data.as_deref(), &hash_algo, output.as_deref()),
         Command::TpmVerify { root_ca, quote } => tpm::verify(&root_ca, &quote),
-        Command::QuoteReport { tee, report_data, output } => {
-            attestation::quote_report(&open(&tee)?, report_data.as_deref(), output.as_deref())
+        Command::QuoteReport { tee, report_data, sys_config, output, debug: _ } => {
+            attestation::quote_report(&attestation::evidence(&open(&tee)?, report_data.as_deref(), None, &sys_config)?, output.as_deref())
         }
-        Command::Attest { tee, report_data, app_id, output, hex } => {
-            attestation::attest(&open(&tee)?, report_data.as_deref(), app_id.as_deref(), output, hex)
+        Command::Attest { tee, report_data, app_id, sys_config, output, hex } => {
+            let evidence = attestation::evidence(&open(&tee)?, report_data.as_deref(), app_id.as_deref(), &sys_config)?;
+            attestation::attest(&evidence, output, hex)
         }
         Command::AttestInfo { input } => attestation::info(input),
         Command::AttestJson { input, output } => attestation::to_json(input, output.as_deref()),

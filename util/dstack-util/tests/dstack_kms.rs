@@ -76,6 +76,41 @@ async fn get_keys_asks_dstacks_way() {
     .unwrap();
 }
 
+/// dstack's scripts in enclaves set these variables and no flag.
+#[test]
+fn the_proxy_of_the_environment_carries_get_keys() {
+    use std::io::{Read as _, Write as _};
+    let mut world = World::new().unwrap();
+    let device = world.nitro("enclave").unwrap();
+    let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = proxy.local_addr().unwrap();
+    let asked = std::thread::spawn(move || {
+        let (mut stream, _) = proxy.accept().unwrap();
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+            head.push(byte[0]);
+        }
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    let run = |variables: &[(&str, &str)], url: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dstack-util"));
+        command.args(["get-keys", "--patience-s", "0", "--device", &device, "--app-id", &"22".repeat(20), "-k", url]);
+        command.envs(variables.iter().copied()).output().unwrap()
+    };
+    let variables = [("HTTPS_PROXY", &*format!("http://{address}")), ("NO_PROXY", "127.0.0.1,localhost")];
+    let output = run(&variables, "https://kms.invalid:12001");
+    assert_eq!((output.status.code(), said(&output).contains("403")), (Some(4), true), "{}", said(&output));
+    assert!(asked.join().unwrap().starts_with("CONNECT kms.invalid:12001 HTTP/1.1\r\n"), "the proxy resolves the name");
+    // Nobody listens there any more: a node of this machine is not asked for through it.
+    let output = run(&variables, "https://127.0.0.1:1");
+    assert!(output.status.code() == Some(4) && !said(&output).contains("proxy"), "{}", said(&output));
+    let output = run(&[("HTTPS_PROXY", "http://user:secret@proxy:1")], "https://kms.invalid:12001");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("HTTPS_PROXY") && !said(&output).contains("secret"), "{}", said(&output));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_without_our_pin_boots_by_dstacks_protocol() {
     let mut world = World::new().unwrap();

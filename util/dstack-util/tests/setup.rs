@@ -331,6 +331,8 @@ fn the_host_is_told_of_progress_and_errors() {
     guest.succeeds("one", &[]);
     guest.share(".instance_info", "[]");
     guest.fails("two", &[], &["step 4"]);
+    guest.share("app-compose.json", r#"{"manifest_version":9}"#);
+    guest.fails("three", &[], &["step 2", "manifest_version"]);
     let told = told.lock().unwrap();
     let of =
         |event: &str| told.iter().filter(|said| said["event"] == event).map(|said| said["payload"].as_str().unwrap()).collect::<Vec<_>>();
@@ -338,6 +340,7 @@ fn the_host_is_told_of_progress_and_errors() {
     let info: Value = serde_json::from_str(of("instance.info")[0]).unwrap();
     assert_eq!(info["instance_id"].as_str().unwrap().len(), 40);
     assert!(of("boot.error")[0].contains("setup step 4"));
+    assert!(of("boot.error")[1].contains("setup step 2") && of("boot.error")[1].contains("manifest_version"), "a bad document, too");
     drop(host);
 }
 

@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
+use dstack_attest::wire::{Attestation, PlatformEvidence, TdxEvent};
 use serde_json::{Value, json};
 
 use crate::local::{Local, write};
@@ -22,6 +23,14 @@ fn the_references_vectors_over_the_sockets() {
     assert_eq!(local.guest("v0/GetKey", &json!({ "path": "test", "purpose": "signing" })).1, key);
     let (_, legacy) = local.tappd("Tappd.DeriveK256Key", &json!({ "path": "test", "purpose": "signing" }));
     assert_eq!(legacy, json!({ "k256_key": key["key"], "k256_signature_chain": key["signature_chain"] }));
+    // `GetKey` under other names, whatever its algorithm.
+    let edwards = json!({ "path": "test", "purpose": "signing", "algorithm": "ed25519" });
+    let (_, key_of_edwards) = local.guest("GetKey", &edwards);
+    let (_, legacy) = local.tappd("DeriveK256Key", &edwards);
+    assert_eq!(legacy, json!({ "k256_key": key_of_edwards["key"], "k256_signature_chain": key_of_edwards["signature_chain"] }));
+    assert_ne!(key_of_edwards["signature_chain"], key["signature_chain"]);
+    let unsupported = (400, json!({ "error": "Unsupported algorithm" }));
+    assert_eq!(local.tappd("DeriveK256Key", &json!({ "path": "test", "algorithm": "rsa" })), unsupported);
     let (_, v1) = local.guest("v1/GetKey", &json!({ "domain": "storage-encryption", "algorithm": "secp256k1" }));
     assert_eq!(v1["key"], "5510330f86902ddae38c6d89c93a8408019332c17a429e1abd01c4a28d1544a6");
     assert_eq!(v1["public_key"], "03d962450a41748021c8b02787ac36ce642ff0ae25f4c55019eb527e1112cfd764");
@@ -66,6 +75,16 @@ fn the_references_vectors_over_the_sockets() {
     let evidence = hex::decode(attested["attestation"].as_str().unwrap()).unwrap();
     assert_eq!((evidence[0], &attested["boottime_gpu_evidence"]), (0x83, &json!([])), "msgpack");
     local.world.verify(&evidence).unwrap();
+    // Not stripped (guest API reference §3.4): the log that `GetQuote` gives beside its quote.
+    let (_, attested) = local.guest("Attest", &json!({ "report_data": "02" }));
+    let of_v0 = hex::decode(attested["attestation"].as_str().unwrap()).unwrap();
+    assert_eq!(of_v0[..2], [0, 0], "SCALE V0 of a TD");
+    local.world.verify(&of_v0).unwrap();
+    let log = local.guest("GetQuote", &json!({ "report_data": "02" })).1["event_log"].as_str().unwrap().to_owned();
+    for evidence in [&evidence, &of_v0] {
+        let PlatformEvidence::Tdx(td) = Attestation::decode(evidence).unwrap().platform else { panic!("a TD") };
+        assert_eq!(TdxEvent::log_to_json(&td.event_log), log);
+    }
     let (_, bound) = local.worker("Worker.GetAttestationForAppKey", &json!({ "algorithm": "secp256k1" }));
     assert_eq!(bound["report_data"], hex::encode("dip1::secp256k1c-pk:A6t_JdVkVdMAocH3f1f20WGT6JzdntxcXimUtEax8zc9"));
 

@@ -7,7 +7,7 @@ use super::protocol::{
 };
 use crate::runtime_log::check;
 use crate::{Description, Device, Quote, TeeError};
-use dstack_attest::wire::{Attestation, Encoding, EventVersion, RuntimeEvent};
+use dstack_attest::wire::{Attestation, Encoding, EventVersion, PlatformEvidence, RuntimeEvent, TdxEvent};
 use dstack_protocol::Platform;
 use dstack_secret::Secret;
 use std::path::{Path, PathBuf};
@@ -151,6 +151,16 @@ impl Device for SoftwareDevice {
             return Err(TeeError::BadEvidence { why: "is bound to other report data" });
         }
         Ok(evidence)
+    }
+
+    /// The emulated machine says its whole log beside a quote; the quote in the evidence explains it as well.
+    fn whole_evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
+        let mut attestation = Attestation::decode(&self.evidence(report_data)?).map_err(TeeError::UndecodableEvidence)?;
+        if let PlatformEvidence::Tdx(td) = &mut attestation.platform {
+            let log = self.quote(report_data)?.event_log;
+            td.event_log = TdxEvent::parse_log(log.as_bytes()).map_err(TeeError::UndecodableEvidence)?;
+        }
+        Ok(attestation.encode())
     }
 
     fn quote(&self, report_data: [u8; 64]) -> Result<Quote, TeeError> {

@@ -24,6 +24,14 @@ impl TdxDevice {
         Ok(Self { guest: TdGuest::open(options)? })
     }
 
+    fn attestation(&self, report_data: [u8; 64]) -> Result<Attestation, TeeError> {
+        let Attested { quote, events, .. } = self.guest.attest(&report_data)?;
+        let platform = PlatformEvidence::Tdx(self.guest.evidence(quote, events.all()));
+        let config = self.guest.vm_config().to_owned();
+        let runtime_events = events.all().to_vec();
+        Ok(Attestation { platform, report_data, runtime_events, config, report_data_payload: None })
+    }
+
     /// The TD below.
     #[must_use]
     pub const fn guest(&self) -> &TdGuest {
@@ -37,11 +45,11 @@ impl Device for TdxDevice {
     }
 
     fn evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
-        let Attested { quote, events, .. } = self.guest.attest(&report_data)?;
-        let platform = PlatformEvidence::Tdx(self.guest.evidence(quote, events.all()));
-        let config = self.guest.vm_config().to_owned();
-        let runtime_events = events.all().to_vec();
-        Ok(Attestation { platform, report_data, runtime_events, config, report_data_payload: None }.stripped().encode())
+        Ok(self.attestation(report_data)?.stripped().encode())
+    }
+
+    fn whole_evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
+        Ok(self.attestation(report_data)?.encode())
     }
 
     fn quote(&self, report_data: [u8; 64]) -> Result<Quote, TeeError> {

@@ -65,6 +65,15 @@ impl GcpDevice {
         Err(TeeError::LogDiverged { register: "PCR14" })
     }
 
+    fn attestation(&self, report_data: [u8; 64]) -> Result<Attestation, TeeError> {
+        let (attested, quoted) = self.attest(&report_data)?;
+        let runtime_events = attested.events.all().to_vec();
+        let td = self.guest.evidence(attested.quote, &runtime_events);
+        let platform = PlatformEvidence::GcpTdx(td, self.tpm_quote(quoted));
+        let config = self.guest.vm_config().to_owned();
+        Ok(Attestation { platform, report_data, runtime_events, config, report_data_payload: None })
+    }
+
     fn tpm_quote(&self, quoted: Quoted) -> TpmQuote {
         let value = |(index, value): (u32, [u8; 32])| PcrValue { index, algorithm: "sha256".to_owned(), value: value.to_vec() };
         TpmQuote {
@@ -84,12 +93,11 @@ impl Device for GcpDevice {
     }
 
     fn evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
-        let (attested, quoted) = self.attest(&report_data)?;
-        let runtime_events = attested.events.all().to_vec();
-        let td = self.guest.evidence(attested.quote, &runtime_events);
-        let platform = PlatformEvidence::GcpTdx(td, self.tpm_quote(quoted));
-        let config = self.guest.vm_config().to_owned();
-        Ok(Attestation { platform, report_data, runtime_events, config, report_data_payload: None }.stripped().encode())
+        Ok(self.attestation(report_data)?.stripped().encode())
+    }
+
+    fn whole_evidence(&self, report_data: [u8; 64]) -> Result<Vec<u8>, TeeError> {
+        Ok(self.attestation(report_data)?.encode())
     }
 
     fn quote(&self, report_data: [u8; 64]) -> Result<Quote, TeeError> {

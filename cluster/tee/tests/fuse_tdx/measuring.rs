@@ -3,7 +3,7 @@
 use super::guest::{Td, event, runtime_events};
 use dstack_attest::eventlog::{ccel, prove_json};
 use dstack_attest::tdx::Quote;
-use dstack_attest::wire::{Encoding, EventVersion, RUNTIME_EVENT_TYPE};
+use dstack_attest::wire::{Attestation, Encoding, EventVersion, PlatformEvidence, RUNTIME_EVENT_TYPE, TdxEvent};
 use dstack_protocol::Platform;
 use dstack_tee::{Boot, Device, TeeError, open};
 use dstack_testkit::tsm::SoftwareTd;
@@ -70,6 +70,13 @@ fn the_firmwares_log_explains_the_boot_registers() {
     assert_eq!(quote.vm_config, r#"{"cpu_count":1}"#);
     let body = Quote::parse(&quote.quote).unwrap().body;
     assert_eq!((body.report_data, body.rtmr[0], body.rtmr[3]), ([5; 64], rtmr0, td.mounted.registers()[3]));
+    let logged = |evidence: Vec<u8>| match Attestation::decode(&evidence).unwrap().platform {
+        PlatformEvidence::Tdx(evidence) => evidence.event_log,
+        _ => panic!("another platform"),
+    };
+    let whole = logged(device.whole_evidence([8; 64]).unwrap());
+    assert_eq!(TdxEvent::log_to_json(&whole), quote.event_log, "nothing is stripped");
+    assert!(logged(device.evidence([8; 64]).unwrap()).len() < whole.len());
     let proven = prove_json(quote.event_log.as_bytes(), &body.rtmr).unwrap();
     assert_eq!(proven.all().len(), 1);
     assert!(quote.event_log.contains(&format!("\"event_type\":{RUNTIME_EVENT_TYPE}")));

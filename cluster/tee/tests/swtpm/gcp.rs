@@ -48,6 +48,8 @@ fn both_quotes_fit_and_are_of_one_event_list() {
     let nonce = Sha256::digest(&td.quote);
     assert!(tpm.message.windows(32).any(|window| window == nonce.as_slice()), "the TPM's quote is not over the TD's");
 
+    let whole = open(&machine.text()).unwrap().whole_evidence([3; 64]).unwrap();
+    assert!(whole.len() > evidence.len() && machine.verify(&whole).is_ok(), "with its log it verifies as well");
     let identity = machine.verify(&evidence).unwrap();
     assert_eq!((identity.platform(), identity.app_id().unwrap().0), (Platform::GcpTdx, [0x11; 20]));
     assert_eq!(device.platform(), Platform::GcpTdx);

@@ -1,5 +1,6 @@
 //! `attest`, `quote-report`, `attest-info`, `attest-json`, `attest-strip`. Owns: files of versioned evidence. Never: verifies one (`dstack
-//! evidence verify` does). Evidence is made stripped, as certificates carry it.
+//! evidence verify` does). Evidence is made whole, with its event log and the host's VmConfig; `attest-strip` makes of it what certificates
+//! carry.
 
 use std::path::{Path, PathBuf};
 
@@ -13,18 +14,24 @@ use serde_json::{Value, json};
 use super::{hex_bytes, put, report_data};
 use crate::files;
 use crate::machine::Machine;
+use crate::setup::host_shared::{SYS_CONFIG, SysConfig};
 
 /// Where evidence is, if nothing else is said.
 pub const DEFAULT_FILE: &str = "attestation.bin";
 /// Where stripped evidence goes, if nothing else is said.
 pub const DEFAULT_STRIPPED: &str = "attestation.strip.bin";
 
-/// Evidence over `data`. `app_id`: what an enclave claims; elsewhere the id is measured and this is ignored.
+/// Evidence over `data`. `app_id`: what an enclave claims; elsewhere the id is measured and this is ignored. `sys_config`: the host's file,
+/// whose VmConfig goes along where the device has none.
 ///
 /// # Errors
-/// The device's, or an id that is not of 20 bytes.
-pub fn evidence(machine: &Machine, data: Option<&str>, app_id: Option<&str>) -> anyhow::Result<Vec<u8>> {
+/// The device's, the file's, or an id that is not of 20 bytes.
+pub fn evidence(machine: &Machine, data: Option<&str>, app_id: Option<&str>, sys_config: &Path) -> anyhow::Result<Vec<u8>> {
     let report_data = report_data(data)?;
+    let vm_config = match files::read_if_there(sys_config, SYS_CONFIG.limit_bytes)? {
+        Some(bytes) => SysConfig::parse(&bytes)?.vm_config,
+        None => String::new(),
+    };
     if let Some(text) = app_id {
         let id: [u8; 20] = hex_bytes("app_id", text)?.try_into().ok().context("app_id must be exactly 20 bytes (40 hex characters)")?;
         if machine.device().platform() == Platform::Nitro {
@@ -32,27 +39,26 @@ pub fn evidence(machine: &Machine, data: Option<&str>, app_id: Option<&str>) -> 
             machine.device().boot_app(boot)?;
         }
     }
-    Ok(machine.device().evidence(report_data)?)
+    Ok(dstack_tee::with_vm_config(machine.device().whole_evidence(report_data)?, &vm_config)?)
 }
 
 /// `attest`: a file, or hex.
 ///
 /// # Errors
-/// As [`evidence`], and the system's.
-pub fn attest(machine: &Machine, data: Option<&str>, app_id: Option<&str>, output: Option<PathBuf>, as_hex: bool) -> anyhow::Result<()> {
-    let evidence = evidence(machine, data, app_id)?;
+/// The system's.
+pub fn attest(evidence: &[u8], output: Option<PathBuf>, as_hex: bool) -> anyhow::Result<()> {
     if as_hex {
         return put(output.as_deref(), hex::encode(evidence).as_bytes(), "\n", 0o644);
     }
-    put(Some(&output.unwrap_or_else(|| DEFAULT_FILE.into())), &evidence, "", 0o644)
+    put(Some(&output.unwrap_or_else(|| DEFAULT_FILE.into())), evidence, "", 0o644)
 }
 
 /// `quote-report`: the question of dstack's verifier.
 ///
 /// # Errors
-/// As [`evidence`], and the system's.
-pub fn quote_report(machine: &Machine, data: Option<&str>, output: Option<&Path>) -> anyhow::Result<()> {
-    let question = json!({ "attestation": hex::encode(evidence(machine, data, None)?) });
+/// The system's.
+pub fn quote_report(evidence: &[u8], output: Option<&Path>) -> anyhow::Result<()> {
+    let question = json!({ "attestation": hex::encode(evidence) });
     put(output, serde_json::to_string_pretty(&question)?.as_bytes(), "\n", 0o644)
 }
 
@@ -172,18 +178,29 @@ mod tests {
         let log = world.dir().join("events");
         let machine = Machine::open(Some(&text), Some(&log)).unwrap();
         machine.measure(&crate::machine::event("app-id", &[1; 20])).unwrap();
-        let file = world.dir().join("attestation.bin");
-        attest(&machine, Some("ab"), Some(&"11".repeat(20)), Some(file.clone()), false).unwrap();
+        let (file, sys_config) = (world.dir().join("attestation.bin"), world.dir().join(".sys-config.json"));
+        std::fs::write(&sys_config, r#"{"vm_config":"{\"cpu_count\":7}"}"#).unwrap();
+        let made = evidence(&machine, Some("ab"), Some(&"11".repeat(20)), &sys_config).unwrap();
+        attest(&made, Some(file.clone()), false).unwrap();
         let (_, bytes, attestation) = read(Some(file.clone())).unwrap();
         assert_eq!(attestation.report_data[0], 0xab);
         let text = described(&file, &bytes, &attestation).unwrap();
         assert!(text.contains("version: V0\nmode: ") && text.contains("runtime_events: 1\n"), "{text}");
         let json = json_of(&bytes, &attestation).unwrap();
         assert_eq!(json["runtime_events"][0]["event"], "app-id");
+        assert_eq!(json["tdx_quote"]["event_log"][0]["digest"].as_str().unwrap().len(), 96, "whole, as dstack's attest makes it");
+        let own = Attestation::decode(&machine.device().evidence([0; 64]).unwrap()).unwrap().config;
+        assert_eq!(json["config"], if own.is_empty() { r#"{"cpu_count":7}"#.to_owned() } else { own }, "the host's where there is none");
         let stripped = world.dir().join("stripped");
         strip(Some(file.clone()), Some(stripped.clone())).unwrap();
-        world.verify(&std::fs::read(stripped).unwrap()).unwrap();
-        assert!(evidence(&machine, None, Some("11")).unwrap_err().to_string().contains("20 bytes"));
+        let stripped = std::fs::read(stripped).unwrap();
+        assert!(json_of(&stripped, &Attestation::decode(&stripped).unwrap()).unwrap()["tdx_quote"]["event_log"][0]["digest"] == "");
+        for evidence in [&bytes, &stripped] {
+            world.verify(evidence).unwrap();
+        }
+        assert!(evidence(&machine, None, Some("11"), &sys_config).unwrap_err().to_string().contains("20 bytes"));
+        std::fs::write(&sys_config, "[]").unwrap();
+        assert!(evidence(&machine, None, None, &sys_config).unwrap_err().to_string().contains(".sys-config.json"));
         std::fs::write(&file, b"\0\0").unwrap();
         assert!(info(Some(file)).is_err());
     }

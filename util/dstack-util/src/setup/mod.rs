@@ -45,7 +45,7 @@ use crate::gateway::{self, GatewayError, Refresh, Refreshed};
 use crate::host_api::HostUrl;
 use crate::machine::{Machine, events_below};
 use crate::program::Program;
-use compose::{Compose, ProviderKind};
+use compose::{Compose, ProviderKind, Requirements};
 use disk::KernelWishes;
 use environment::Environment;
 use error::{Fault, In as _, SetupError, Step};
@@ -117,7 +117,6 @@ pub struct Done {
 struct Shared {
     folder: PathBuf,
     compose_bytes: Vec<u8>,
-    compose: Compose,
     config: SysConfig,
     host: Option<HostUrl>,
 }
@@ -129,7 +128,9 @@ struct Shared {
 pub fn run(options: &Options, now: &Now, runtime: &tokio::runtime::Runtime) -> Result<Done, SetupError> {
     let shared = read_shared(options)?;
     let progress = |step: Step| notify(&shared, runtime, "boot.progress", step.name());
-    let outcome = boot(options, now, runtime, &shared, &progress);
+    // From here on the host can be told, of a document that is none as of everything else.
+    let compose = Compose::parse(&shared.compose_bytes).step(Step::Requirements);
+    let outcome = compose.and_then(|compose| boot(options, now, runtime, &shared, &compose, &progress));
     if let Err(error) = &outcome {
         notify(&shared, runtime, "boot.error", &error.to_string());
     }
@@ -143,7 +144,7 @@ fn notify(shared: &Shared, runtime: &tokio::runtime::Runtime, event: &str, paylo
     }
 }
 
-/// Steps 1 and 2, first half.
+/// Step 1.
 fn read_shared(options: &Options) -> Result<Shared, SetupError> {
     let mounted = options.work_dir.join(".host-shared-mount");
     let source = match &options.host_shared {
@@ -161,12 +162,11 @@ fn read_shared(options: &Options) -> Result<Shared, SetupError> {
     let read = |file: host_shared::SharedFile| files::read(&folder.join(file.name), file.limit_bytes).step(Step::HostShared);
     let compose_bytes = read(host_shared::APP_COMPOSE)?;
     let config = SysConfig::parse(&read(host_shared::SYS_CONFIG)?).step(Step::HostShared)?;
-    let compose = Compose::parse(&compose_bytes).step(Step::Requirements)?;
     let host = match config.host_api_url.as_str() {
         "" => None,
         url => url.parse::<HostUrl>().inspect_err(|error| tracing::warn!(reason = %error, "the host names no usable API")).ok(),
     };
-    Ok(Shared { folder, compose_bytes, compose, config, host })
+    Ok(Shared { folder, compose_bytes, config, host })
 }
 
 fn boot(
@@ -174,13 +174,13 @@ fn boot(
     now: &Now,
     runtime: &tokio::runtime::Runtime,
     shared: &Shared,
+    compose: &Compose,
     progress: &dyn Fn(Step),
 ) -> Result<Done, SetupError> {
-    let Shared { folder, compose_bytes, compose, config, .. } = shared;
+    let Shared { folder, compose_bytes, config, .. } = shared;
     progress(Step::Requirements);
     let machine = open_machine(options, compose)?;
-    let event_log = require(options, &machine, shared)?;
-    drop(event_log);
+    require(options, &machine, shared, &compose.requirements)?;
 
     if compose.secure_time {
         progress(Step::Time);
@@ -194,7 +194,7 @@ fn boot(
     let compose_hash = sha256(&[compose_bytes]);
     let mut recorder = Recorder::new(&machine, compose.event_log_version).step(Step::Measure)?;
     let resumes = recorder.resumes();
-    let identity = identify(options, &machine, shared, &compose_hash, resumes)?;
+    let identity = identify(options, &machine, shared, compose, &compose_hash, resumes)?;
     let info_file = folder.join(host_shared::INSTANCE_INFO.name);
     let info = serde_json::to_vec(&identity.info()).map_err(|error| Fault::Other(error.to_string())).step(Step::Measure)?;
     files::write(&info_file, &info, 0o600).step(Step::Measure)?;
@@ -215,7 +215,7 @@ fn boot(
     let keys_file = folder.join(APP_KEYS);
     let (provided, resumed) = match kept_keys(&recorder, compose, &keys_file).step(Step::Keys)? {
         Some(kept) => (kept, true),
-        None => (provide(options, now, runtime, &machine, shared, &identity).step(Step::Keys)?, false),
+        None => (provide(options, now, runtime, &machine, shared, compose.key_provider, &identity).step(Step::Keys)?, false),
     };
 
     if let Some(hash) = &provided.os_image_hash {
@@ -264,7 +264,7 @@ fn boot(
     recorder.event("system-ready", &[]).step(Step::Notify)?;
 
     progress(Step::Environment);
-    write_environment(shared, &provided.keys).step(Step::Environment)?;
+    write_environment(shared, &compose.allowed_envs, &provided.keys).step(Step::Environment)?;
     let mount_point = options.data_disk.as_ref().map(|_| options.mount_point.as_path());
     agent::write(&options.work_dir, config, mount_point).step(Step::Environment)?;
     agent::registry_mirror(&options.engine_config, &config.docker_registry).step(Step::Environment)?;
@@ -311,9 +311,8 @@ fn open_tpm(tcti: &str) -> Result<dstack_tee::tpm::Tpm, ProviderError> {
     dstack_tee::tpm::Tpm::open(tcti).map_err(|error| provider::tpm::TpmSeedError::from(error).into())
 }
 
-/// Step 2, second half. The firmware's log, which requirements may speak of.
-fn require(options: &Options, machine: &Machine, shared: &Shared) -> Result<Vec<TdxEvent>, SetupError> {
-    let requirements = &shared.compose.requirements;
+/// Step 2, its conditions on the machine.
+fn require(options: &Options, machine: &Machine, shared: &Shared, requirements: &Requirements) -> Result<(), SetupError> {
     let os_release = std::fs::read_to_string(&options.os_release).unwrap_or_default();
     let version = os_release.lines().find_map(|line| line.strip_prefix("VERSION_ID=")).unwrap_or_default().trim_matches('"').to_owned();
     let log = match requirements.tdx_measure_acpi_tables {
@@ -332,8 +331,7 @@ fn require(options: &Options, machine: &Machine, shared: &Shared) -> Result<Vec<
         event_log: &log,
         user_config: user_config.as_deref(),
     };
-    requirements::judge(requirements, facts).step(Step::Requirements)?;
-    Ok(log)
+    requirements::judge(requirements, facts).step(Step::Requirements)
 }
 
 /// As dstack names platforms.
@@ -348,7 +346,14 @@ const fn platform_name(platform: Platform) -> &'static str {
     }
 }
 
-fn identify(options: &Options, machine: &Machine, shared: &Shared, compose_hash: &[u8; 32], resumes: bool) -> Result<Identity, SetupError> {
+fn identify(
+    options: &Options,
+    machine: &Machine,
+    shared: &Shared,
+    compose: &Compose,
+    compose_hash: &[u8; 32],
+    resumes: bool,
+) -> Result<Identity, SetupError> {
     let file = shared.folder.join(host_shared::INSTANCE_INFO.name);
     // within one boot what this boot noted counts, not what the host says now
     let noted = options.work_dir.join(".instance_info.boot");
@@ -366,8 +371,8 @@ fn identify(options: &Options, machine: &Machine, shared: &Shared, compose_hash:
         compose_hash,
         known: &known,
         fresh_seed,
-        always_fresh: shared.compose.key_provider == ProviderKind::None && !is_noted,
-        without_instance_id: shared.compose.no_instance_id,
+        always_fresh: compose.key_provider == ProviderKind::None && !is_noted,
+        without_instance_id: compose.no_instance_id,
         binding: binding.as_ref(),
     });
     let info = serde_json::to_vec(&identity.info()).map_err(|error| Fault::Other(error.to_string())).step(Step::Measure)?;
@@ -392,9 +397,9 @@ fn provide(
     runtime: &tokio::runtime::Runtime,
     machine: &Machine,
     shared: &Shared,
+    kind: ProviderKind,
     identity: &Identity,
 ) -> Result<Provided, Fault> {
-    let kind = shared.compose.key_provider;
     let evidence_of = |report_data: [u8; 64]| machine.device().evidence(report_data).map_err(|error| error.to_string());
     let seeded = |secret: &Secret<32>, seeded: seed::Seeded, id: Vec<u8>| {
         let keys = seed::app_keys(secret, seeded, 1, evidence_of).map_err(ProviderError::from)?;
@@ -480,11 +485,11 @@ fn config_id_of(machine: &Machine) -> Result<[u8; verify_app::CONFIG_ID_BYTES], 
     }
 }
 
-fn write_environment(shared: &Shared, keys: &AppKeys) -> Result<(), Fault> {
+fn write_environment(shared: &Shared, allowed_envs: &[String], keys: &AppKeys) -> Result<(), Fault> {
     let sealed = files::read_if_there(&shared.folder.join(host_shared::ENCRYPTED_ENV.name), host_shared::ENCRYPTED_ENV.limit_bytes)?;
     let environment = match sealed.filter(|sealed| !sealed.is_empty()) {
         None => Environment::parse(&SecretBytes::take(br#"{"env":[]}"#.to_vec()), &[])?,
-        Some(sealed) => Environment::parse(&environment::open(&keys.env_crypt_key, &sealed)?, &shared.compose.allowed_envs)?,
+        Some(sealed) => Environment::parse(&environment::open(&keys.env_crypt_key, &sealed)?, allowed_envs)?,
     };
     environment.lines().expose(|text| files::write(&shared.folder.join(".decrypted-env"), text, 0o600))?;
     environment.json().expose(|text| files::write(&shared.folder.join(".decrypted-env.json"), text, 0o600))?;
