@@ -7,13 +7,13 @@
 //! waits for the network; a no ends the lease at once. Requests that come while a question about the same guest is out wait for its answer,
 //! whatever that is: a yes, a no, or why there is none.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dstack_attest::VerifiedIdentity;
 use dstack_authority::{About, Allowed, Authority, AuthorityError, BootInfo, Subject};
-use dstack_policy::{Permit, judged_at_boot};
+use dstack_policy::{Facts, Permit, judged_at_boot};
 use dstack_protocol::release::RelReq;
 use dstack_protocol::{Refusal, RefusalCode, UnixMillis};
 use tokio::sync::watch;
@@ -38,12 +38,17 @@ pub struct Health {
     pub failed: Option<(UnixMillis, String)>,
 }
 
+/// What this node's operator knows of OS images: the hash of boot registers, as policies list it, and the hash that authorities know the
+/// image by. For guests whose evidence names no image that its registers prove: TDX.
+pub type OsImages = BTreeMap<[u8; 32], [u8; 32]>;
+
 /// See the module text. Cheap to clone.
 #[derive(Clone)]
 pub struct OwnAuthority(Arc<Inner>);
 
 struct Inner {
     authority: Authority,
+    images: OsImages,
     now: Now,
     asking: Mutex<HashMap<BootInfo, Asking>>,
     health: Mutex<Health>,
@@ -79,9 +84,9 @@ struct Question {
 
 impl Question {
     /// `None`: the authority's protocol has no words for this guest.
-    fn of(request: &RelReq, identity: &VerifiedIdentity) -> Option<Self> {
+    fn of(request: &RelReq, identity: &VerifiedIdentity, image: Option<[u8; 32]>) -> Option<Self> {
         let at_boot = judged_at_boot(request);
-        let info = if at_boot { BootInfo::at_boot(identity) } else { BootInfo::of(identity) }?;
+        let info = if at_boot { BootInfo::at_boot(identity, image) } else { BootInfo::of(identity, image) }?;
         Some(Self { info, evidence_hash: request.evidence_hash, at_boot })
     }
 
@@ -97,15 +102,21 @@ fn wordless() -> Refusal {
 impl OwnAuthority {
     /// Around a client.
     #[must_use]
-    pub fn new(authority: Authority, now: Now) -> Self {
+    pub fn new(authority: Authority, images: OsImages, now: Now) -> Self {
         let (asking, health, about) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { authority, now, asking, health, about }))
+        Self(Arc::new(Inner { authority, images, now, asking, health, about }))
+    }
+
+    /// The OS image that a guest runs: what its evidence proves, else what the operator says of its boot registers. Never the guest's word.
+    #[must_use]
+    pub fn os_image_hash(&self, identity: &VerifiedIdentity) -> Option<[u8; 32]> {
+        identity.os_image_hash().or_else(|| self.0.images.get(&Facts::from(identity).os_image()).copied())
     }
 
     /// The permit of a yes in its lease. Waits for nothing.
     #[must_use]
     pub fn leased(&self, request: &RelReq, identity: &VerifiedIdentity) -> Option<Permit> {
-        let question = Question::of(request, identity)?;
+        let question = Question::of(request, identity, self.os_image_hash(identity))?;
         let now = (self.0.now)();
         let allowed = self.0.authority.leased(Subject::App, &question.info, now)?;
         metrics::authority("lease");
@@ -121,7 +132,7 @@ impl OwnAuthority {
     /// # Errors
     /// [`RefusalCode::AuthorityDenied`], [`RefusalCode::AuthorityUnavailable`].
     pub async fn permit(&self, request: &RelReq, identity: &VerifiedIdentity) -> Result<Permit, Refusal> {
-        let question = Question::of(request, identity).ok_or_else(wordless)?;
+        let question = Question::of(request, identity, self.os_image_hash(identity)).ok_or_else(wordless)?;
         self.ask(question.info.clone()).await?;
         Ok(question.permit())
     }
@@ -131,7 +142,7 @@ impl OwnAuthority {
     /// # Errors
     /// As [`OwnAuthority::permit`].
     pub async fn gateway(&self, identity: &VerifiedIdentity) -> Result<String, Refusal> {
-        let info = BootInfo::of(identity).ok_or_else(wordless)?;
+        let info = BootInfo::of(identity, self.os_image_hash(identity)).ok_or_else(wordless)?;
         if let Some(allowed) = self.0.authority.leased(Subject::App, &info, (self.0.now)()) {
             return Ok(allowed.gateway_app_id);
         }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dstack_actors::authority::OwnAuthority;
+use dstack_actors::authority::{OsImages, OwnAuthority};
 use dstack_actors::combine::{Served, Wanted};
 use dstack_actors::share_holder::ShareHolderPool;
 use dstack_actors::signing::claim;
@@ -18,6 +18,7 @@ use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::release::{KeyClass, Mode, RelReq, Wish};
 use dstack_protocol::{Generation, Platform, Refusal, RefusalCode, Wire as _};
+use dstack_testkit::Measured;
 use dstack_testkit::auth_simple::{AuthSimple, Lists};
 use futures::future::join_all;
 use support::client::{AppKey, Client};
@@ -27,6 +28,8 @@ use support::peers::{InProcess, Manner};
 use support::run;
 
 const LEASE: Duration = Duration::from_secs(10);
+/// The OS image of the emulated guests, as their authority knows it.
+const IMAGE: [u8; 32] = [0x1a; 32];
 
 struct World {
     cluster: Cluster,
@@ -47,6 +50,12 @@ fn identity(cluster: &Cluster, evidence: &[u8]) -> Arc<VerifiedIdentity> {
     (cluster.judge())(evidence, &collateral_id, cluster.log_time()).unwrap()
 }
 
+/// The image by the boot registers of every emulated guest.
+fn known_images() -> OsImages {
+    let registers = &Measured::compose(b"").tdx_measurement()[..192];
+    BTreeMap::from([(dstack_protocol::codec::sha256(&[registers]), IMAGE)])
+}
+
 /// Any compose hash that the authority allows, all that mode L and `SignCert` ask for.
 fn asking() -> AppPolicy {
     let mut policy = AppPolicy { ask_authority: true, compose_hashes: vec![], ..Cluster::legacy_policy() };
@@ -60,10 +69,15 @@ fn asking() -> AppPolicy {
 impl World {
     /// Three nodes, each with an authority that allows the guest; its app is not registered.
     fn new() -> Self {
+        Self::of(|cluster| Client::legacy(cluster, "guest"), &known_images())
+    }
+
+    /// The same with another guest, and nodes whose operators know these images.
+    fn of(guest: impl FnOnce(&Cluster) -> Client, images: &OsImages) -> Self {
         let cluster = Cluster::new(3, 0);
         let shares = cluster.dkg();
-        let guest = Client::legacy(&cluster, "guest");
-        let info = BootInfo::of(&identity(&cluster, &guest.evidence)).unwrap();
+        let guest = guest(&cluster);
+        let info = BootInfo::of(&identity(&cluster, &guest.evidence), Some(IMAGE)).unwrap();
         let lists = Lists {
             gateway_app_id: "the-gateway".to_owned(),
             os_images: BTreeSet::from([info.os_image_hash.clone()]),
@@ -74,16 +88,19 @@ impl World {
         let nodes = (1..).zip(shares.iter().zip(&authorities)).map(|(seat, (share, server))| {
             let pool = ShareHolderPool::start(1, 64, cluster.id);
             pool.install(copy(share));
-            Node::asking(&cluster, seat, pool, cluster.judge(), 64, Some(client_of(server)))
+            Node::asking(&cluster, seat, pool, cluster.judge(), 64, Some((client_of(server), images.clone())))
         });
         let nodes = nodes.collect();
         Self { cluster, authorities, nodes, guest, info }
     }
 
     fn registered() -> Self {
-        let w = Self::new();
-        assert_eq!(w.cluster.govern(ActionKind::SetAppPolicy, Object::App(APP), asking().encode()), None);
-        w
+        Self::new().with_policy()
+    }
+
+    fn with_policy(self) -> Self {
+        assert_eq!(self.cluster.govern(ActionKind::SetAppPolicy, Object::App(APP), asking().encode()), None);
+        self
     }
 
     fn delegated() -> Self {
@@ -260,11 +277,29 @@ fn the_certificates_guest_is_judged_as_it_had_booted() {
     run(async {
         let w = World::registered();
         w.served(vec![Wish::new(KeyClass::P256, vec![]).unwrap()]).await.unwrap();
-        let at_boot = BootInfo::at_boot(&identity(&w.cluster, &w.guest.evidence)).unwrap();
+        let at_boot = BootInfo::at_boot(&identity(&w.cluster, &w.guest.evidence), Some(IMAGE)).unwrap();
         let body = &w.authorities[0].asked()[0];
         assert_eq!(body["mrAggregated"], at_boot.mr_aggregated.as_str());
         assert_eq!(body["mrSystem"], at_boot.mr_system.as_str());
         assert_eq!(body["keyProviderInfo"], "");
+    });
+}
+
+#[test]
+fn an_os_image_is_what_boot_registers_say_and_never_the_guests_word() {
+    run(async {
+        // A guest measures what its KMS told it, or what it likes: an OS of anybody's make can say that it is the allowed one.
+        let saying = |payload: &'static [u8]| move |cluster: &Cluster| Client::legacy_after(cluster, "guest", &[("os-image-hash", payload)]);
+        let liar = World::of(saying(&IMAGE), &OsImages::new()).with_policy();
+        let refusal = liar.served(liar.disk()).await.unwrap_err();
+        assert_eq!((refusal.code, refusal.got.as_str()), (RefusalCode::AuthorityDenied, "OS image is not allowed"));
+        assert_eq!(liar.authorities[0].asked()[0]["osImageHash"], "");
+        // What it says matters as little where its registers are known; upstream's guests measure nothing where they were told nothing.
+        for payload in [&b""[..], &[9; 32], &[9; 31]] {
+            let w = World::of(saying(payload), &known_images()).with_policy();
+            assert_eq!(w.code().await, None, "{payload:?}");
+            assert_eq!(w.authorities[0].asked()[0]["osImageHash"], w.info.os_image_hash.as_str());
+        }
     });
 }
 

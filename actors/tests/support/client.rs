@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P256K1_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use dstack_attest::wire::{EventVersion, RuntimeEvent};
 use dstack_audit::{VouchedHead, verify_receipt};
 use dstack_protocol::binding;
 use dstack_protocol::release::{Ask, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
@@ -42,7 +43,21 @@ impl Client {
         Self::bound(cluster, name, |_, _, spki| binding::ratls_certificate(spki))
     }
 
+    /// The same once it has measured these events as well.
+    pub fn legacy_after(cluster: &Cluster, name: &str, events: &[(&str, &[u8])]) -> Self {
+        Self::measured(cluster, name, events, |_, _, spki| binding::ratls_certificate(spki))
+    }
+
     fn bound(cluster: &Cluster, name: &str, report_data: impl FnOnce(u64, &[u8; 32], &[u8]) -> [u8; 64]) -> Self {
+        Self::measured(cluster, name, &[], report_data)
+    }
+
+    fn measured(
+        cluster: &Cluster,
+        name: &str,
+        events: &[(&str, &[u8])],
+        report_data: impl FnOnce(u64, &[u8; 32], &[u8]) -> [u8; 64],
+    ) -> Self {
         let boot = Boot {
             compose: HexBytes(COMPOSE.to_vec()),
             app_id: Some(HexArray(APP.0)),
@@ -52,6 +67,10 @@ impl Client {
         let measured = Measured::guest(&boot);
         let machine = Machine::tdx(name, &cluster.roots).unwrap().running(measured.clone());
         let instance = machine.host().booted(&measured).unwrap().instance_id.0;
+        for (event, payload) in events {
+            let event = RuntimeEvent { event: (*event).to_owned(), payload: payload.to_vec(), version: EventVersion::V1 };
+            machine.measure(&event).unwrap();
+        }
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         let der: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
         let spki = der.as_ref().to_vec();

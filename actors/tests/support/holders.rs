@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use dstack_actors::adoption::Adoption;
-use dstack_actors::authority::OwnAuthority;
+use dstack_actors::authority::{OsImages, OwnAuthority};
 use dstack_actors::combine::Combine;
 use dstack_actors::holder::Holder;
 use dstack_actors::mailbox::Gate;
@@ -72,14 +72,14 @@ impl Node {
         Self::asking(cluster, seat, shares, judge, verifiers, None)
     }
 
-    /// A node with an authority of its own.
+    /// A node with an authority of its own, and what its operator knows of OS images.
     pub fn asking(
         cluster: &Cluster,
         seat: u16,
         shares: ShareHolderPool,
         judge: Judge,
         verifiers: usize,
-        authority: Option<Authority>,
+        authority: Option<(Authority, OsImages)>,
     ) -> Self {
         let log = cluster.log.node(seat == 1);
         let port: Arc<dyn Log> = log.clone();
@@ -89,7 +89,7 @@ impl Node {
         let certificates: Arc<dyn Certificates> = certs.clone();
         let standings = Arc::<Standings>::default();
         let noted = Arc::clone(&standings);
-        let authority = authority.map(|authority| OwnAuthority::new(authority, now.port()));
+        let authority = authority.map(|(authority, images)| OwnAuthority::new(authority, images, now.port()));
         let policy = Policy { cluster_id: cluster.id, log: Arc::clone(&port), certificates, now: now.port(), standings: noted };
         let policy = Arc::new(policy);
         let holder = Holder::new(Arc::clone(&port), now.port(), verifier.clone(), Arc::clone(&policy), shares.clone()).asking(authority);

@@ -120,7 +120,8 @@ impl Authority {
     /// A yes in its lease, without a question. Does not wait.
     #[must_use]
     pub fn leased(&self, subject: Subject, info: &BootInfo, now: UnixMillis) -> Option<Allowed> {
-        self.leases().get(&question(subject, &body(info)), now, self.lease_ms())
+        let found = |info: &BootInfo| self.leases().get(&question(subject, &body(info)), now, self.lease_ms());
+        found(info).or_else(|| info.by_older_device_id().as_ref().and_then(found))
     }
 
     /// How long a yes is believed, ms.
@@ -129,11 +130,23 @@ impl Authority {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The authority's answer now, whatever was leased: renews a lease, or ends it.
+    /// The authority's answer now, whatever was leased: renews a lease, or ends it. An enclave that it refuses is asked about once more under
+    /// the device id that older KMS told of every enclave: what it registered then still holds.
     ///
     /// # Errors
     /// As [`Authority::ask`]; only a no ends a lease that still runs.
     pub fn ask_now(&self, subject: Subject, info: &BootInfo, now: UnixMillis) -> Result<Allowed, AuthorityError> {
+        match (self.ask_once(subject, info, now), info.by_older_device_id()) {
+            (Err(AuthorityError::Denied { reason }), Some(older)) => match self.ask_once(subject, &older, now) {
+                // Its word on the guest as it is says more.
+                Err(AuthorityError::Denied { .. }) => Err(AuthorityError::Denied { reason }),
+                other => other,
+            },
+            (answer, _) => answer,
+        }
+    }
+
+    fn ask_once(&self, subject: Subject, info: &BootInfo, now: UnixMillis) -> Result<Allowed, AuthorityError> {
         let body = body(info);
         let (question, lease_ms) = (question(subject, &body), self.lease_ms());
         let _place = Place::take(&self.waiting)?;

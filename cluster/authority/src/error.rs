@@ -30,7 +30,7 @@ pub enum AuthorityError {
         /// The limit.
         limit_ms: u64,
     },
-    /// It answered with another status than 200. The authority's.
+    /// It answered with a status that is no success. The authority's.
     #[error("authority answered status {status}")]
     Status {
         /// HTTP status.

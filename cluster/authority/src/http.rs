@@ -18,6 +18,9 @@ const SHOWN_CHARS: usize = 200;
 /// See the module text. Blocking: for a thread of its own.
 pub(crate) struct Http {
     agent: ureq::Agent,
+    /// As configured: what `GET` asks.
+    url: String,
+    /// The same with one slash at its end.
     base: String,
     token: Option<SecretBytes>,
     total: Duration,
@@ -71,7 +74,7 @@ impl Http {
             .timeout_global(Some(total))
             .tls_config(tls)
             .build();
-        Ok(Self { agent: config.into(), base: format!("{}/", url.trim_end_matches('/')), token, total })
+        Ok(Self { agent: config.into(), url: url.to_owned(), base: format!("{}/", url.trim_end_matches('/')), token, total })
     }
 
     /// `POST base + path` with a JSON body.
@@ -83,9 +86,9 @@ impl Http {
         self.read(request.send(body))
     }
 
-    /// `GET base`, the very address that is configured.
+    /// `GET` of the very address that is configured, its last slash included.
     pub(crate) fn get(&self) -> Result<Vec<u8>, AuthorityError> {
-        let mut request = self.agent.get(self.base.trim_end_matches('/'));
+        let mut request = self.agent.get(&self.url);
         if let Some(value) = self.authorization()? {
             request = request.header(AUTHORIZATION, value);
         }
@@ -108,7 +111,7 @@ impl Http {
         };
         let mut answer = answer.map_err(failed)?;
         match answer.status().as_u16() {
-            200 => answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(failed),
+            200..=299 => answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(failed),
             status => Err(AuthorityError::Status { status }),
         }
     }

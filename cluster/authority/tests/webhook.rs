@@ -123,6 +123,43 @@ fn asks_as_upstream_does_and_believes_a_yes_for_its_lease() {
 }
 
 #[test]
+fn an_enclave_that_is_refused_is_asked_about_under_the_device_id_of_older_kms() {
+    let no = |reason: &str| ok(&format!(r#"{{"isAllowed":false,"gatewayAppId":"","reason":"{reason}"}}"#));
+    let (address, requests) = serve(vec![no("first"), yes(), no("first"), no("second"), no("a TD")]);
+    let authority = authority(address, Duration::from_secs(10));
+    let enclave = BootInfo { tee_variant: "dstack-nitro-enclave", ..info() };
+    authority.ask(Subject::App, &enclave, NOW).unwrap();
+    let device = |requests: &Receiver<Seen>| {
+        let body: serde_json::Value = serde_json::from_str(&requests.recv().unwrap().body).unwrap();
+        body["deviceId"].as_str().unwrap().to_owned()
+    };
+    let older = "de7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7";
+    assert_eq!([device(&requests), device(&requests)], [enclave.device_id.clone(), older.to_owned()]);
+    // Its lease is found by the guest as it is.
+    assert!(authority.leased(Subject::App, &enclave, NOW.plus_ms(1)).is_some());
+    assert_eq!(authority.ask_now(Subject::App, &enclave, NOW), Err(AuthorityError::Denied { reason: "first".to_owned() }));
+    assert!(authority.leased(Subject::App, &enclave, NOW.plus_ms(1)).is_none(), "both forms ended");
+    // Other machines have one name.
+    assert!(authority.ask(Subject::App, &info(), NOW).is_err());
+    assert_eq!(requests.iter().take(3).count(), 3);
+    assert!(requests.try_recv().is_err());
+}
+
+#[test]
+fn what_it_says_of_itself_is_asked_at_the_very_address() {
+    let about = r#"{"status":"ok","kmsContractAddr":"0x1","gatewayAppId":"g","chainId":1,"appImplementation":"0x2"}"#;
+    let created = format!("HTTP/1.1 201 Created\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{about}", about.len());
+    let (address, requests) = serve(vec![ok(about), Some(created)]);
+    for path in ["/auth/", "/auth"] {
+        let (timeout, lease) = (Duration::from_millis(700), Duration::ZERO);
+        let url = format!("http://{address}{path}");
+        let authority = Authority::new(Settings { url, timeout, lease, token: None, roots: Vec::new(), plain_http: false }).unwrap();
+        assert_eq!(authority.about().unwrap().chain_id, 1);
+        assert_eq!(requests.recv().unwrap().line, format!("GET {path} HTTP/1.1"));
+    }
+}
+
+#[test]
 fn everything_but_a_yes_is_a_no() {
     let long = format!(r#"{{"isAllowed":true,"gatewayAppId":"{}","reason":""}}"#, "x".repeat(70_000));
     let redirect = "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";

@@ -2,10 +2,12 @@
 //!
 //! Owns: its keys, ranges, the files it names. Never: shows the token. Source: ADR 0024; KMS API reference §9.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use dstack_actors::authority::OsImages;
 use dstack_authority::{Authority, LEASE_MAX, Settings};
 use dstack_secret::SecretBytes;
 use serde::Deserialize;
@@ -14,6 +16,8 @@ use serde::Deserialize;
 const TIMEOUT_MS_MAX: u64 = 2500;
 /// Largest token file, bytes.
 const TOKEN_BYTES_MAX: usize = 4096;
+/// Most rows of `os_images`: an image has one for each size of machine that it boots on.
+const OS_IMAGES_MAX: usize = 4096;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +33,8 @@ pub(crate) struct RawAuthority {
     ca_file: Option<PathBuf>,
     #[serde(default)]
     plain_http: bool,
+    #[serde(default)]
+    os_images: BTreeMap<String, String>,
 }
 
 const fn default_timeout_ms() -> u64 {
@@ -48,12 +54,14 @@ pub(crate) struct AuthorityConfig {
     token_file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
     plain_http: bool,
+    os_images: OsImages,
 }
 
 impl AuthorityConfig {
     /// Checks ranges and address; the files are read by [`AuthorityConfig::open`].
     pub(crate) fn checked(raw: RawAuthority) -> anyhow::Result<Self> {
-        let RawAuthority { url, timeout_ms, lease_s, token_file, ca_file, plain_http } = raw;
+        let RawAuthority { url, timeout_ms, lease_s, token_file, ca_file, plain_http, os_images } = raw;
+        let os_images = images(&os_images)?;
         if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
             bail!("authority.timeout_ms: 1 to {TIMEOUT_MS_MAX}, got {timeout_ms}");
         }
@@ -61,14 +69,19 @@ impl AuthorityConfig {
         if !(1..=LEASE_MAX.as_secs()).contains(&lease_s) {
             bail!("authority.lease_s: 1 to {}, got {lease_s}", LEASE_MAX.as_secs());
         }
-        let config =
-            Self { url, timeout: Duration::from_millis(timeout_ms), lease: Duration::from_secs(lease_s), token_file, ca_file, plain_http };
+        let (timeout, lease) = (Duration::from_millis(timeout_ms), Duration::from_secs(lease_s));
+        let config = Self { url, timeout, lease, token_file, ca_file, plain_http, os_images };
         Authority::new(config.settings(None, Vec::new())).map_err(|error| anyhow::anyhow!("authority.url: {error}"))?;
         Ok(config)
     }
 
     fn settings(&self, token: Option<SecretBytes>, roots: Vec<Vec<u8>>) -> Settings {
         Settings { url: self.url.clone(), timeout: self.timeout, lease: self.lease, token, roots, plain_http: self.plain_http }
+    }
+
+    /// Boot registers and the image that they are of, as the operator says.
+    pub(crate) fn os_images(&self) -> &OsImages {
+        &self.os_images
     }
 
     /// The client.
@@ -80,6 +93,25 @@ impl AuthorityConfig {
         let roots = self.ca_file.as_deref().map(roots).transpose().context("authority.ca_file")?;
         Authority::new(self.settings(token, roots.unwrap_or_default())).context("authority.url")
     }
+}
+
+/// Rows of two hashes, each set of registers once.
+fn images(rows: &BTreeMap<String, String>) -> anyhow::Result<OsImages> {
+    let hash = |text: &str| {
+        let mut hash = [0; 32];
+        let wrong = || format!("authority.os_images: expected \"<64 hex digits>\" = \"<64 hex digits>\", got {:?}", &text.chars().take(80).collect::<String>());
+        hex::decode_to_slice(text, &mut hash).map(|()| hash).with_context(wrong)
+    };
+    if rows.len() > OS_IMAGES_MAX {
+        bail!("authority.os_images: at most {OS_IMAGES_MAX} rows, got {}", rows.len());
+    }
+    let mut images = OsImages::new();
+    for (registers, image) in rows {
+        if images.insert(hash(registers)?, hash(image)?).is_some() {
+            bail!("authority.os_images: {registers} stands there twice");
+        }
+    }
+    Ok(images)
 }
 
 /// A token: one line of printable ASCII.
@@ -117,7 +149,7 @@ mod tests {
     use super::*;
 
     fn config(token_file: Option<PathBuf>, ca_file: Option<PathBuf>) -> AuthorityConfig {
-        let raw = RawAuthority { url: "http://127.0.0.1:1".into(), timeout_ms: 2000, lease_s: 60, token_file, ca_file, plain_http: false };
+        let raw = RawAuthority { url: "http://127.0.0.1:1".into(), timeout_ms: 2000, lease_s: 60, token_file, ca_file, plain_http: false, os_images: BTreeMap::new() };
         AuthorityConfig::checked(raw).unwrap()
     }
 

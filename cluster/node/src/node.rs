@@ -433,7 +433,8 @@ fn assemble(
     authority: Option<Authority>,
 ) -> Arc<Services> {
     let cluster_id = *birth.cluster_id();
-    let authority = authority.map(|authority| OwnAuthority::new(authority, Arc::clone(now)));
+    let images = config.authority.as_ref().map(|authority| authority.os_images().clone()).unwrap_or_default();
+    let authority = authority.map(|authority| OwnAuthority::new(authority, images, Arc::clone(now)));
     let dyn_peers: Arc<dyn Peers> = Arc::clone(peers) as _;
     let heads = Heads::new(
         cluster_id,

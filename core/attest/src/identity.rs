@@ -103,9 +103,10 @@ impl VerifiedIdentity {
         &self.instance_id
     }
 
-    /// Hash of the OS image. TDX: event `os-image-hash`, what the measured OS says of itself; the registers in
-    /// [`Self::measurement`] are what a policy should pin. Nitro: SHA-256 over PCR0 to PCR2. SEV-SNP: only where the launch measurement
-    /// was recomputed from a document of that image.
+    /// Hash of the OS image, where the hardware's registers prove it. TDX: none, the registers in [`Self::measurement`] are what a policy
+    /// pins; event `os-image-hash` is a word of the guest, and of an OS that may be any. Google Cloud and NitroTPM: of the measurement
+    /// document. Nitro: SHA-256 over PCR0 to PCR2. SEV-SNP: only where the launch measurement was recomputed from a document of that
+    /// image.
     #[must_use]
     pub const fn os_image_hash(&self) -> Option<[u8; 32]> {
         self.os_image_hash
@@ -288,7 +289,9 @@ impl VerifiedIdentity {
             app_id: events.exact("app-id", "app-id event")?.map(AppId),
             compose_hash,
             instance_id: instance_id(events)?,
-            os_image_hash: events.exact("os-image-hash", "os-image-hash event")?,
+            // Section 6 ties the image to the boot registers. The event of that name is what the guest was told by its KMS or says itself:
+            // nothing where the KMS told nothing.
+            os_image_hash: None,
             mr_system: system(&key_provider),
             mr_aggregated: aggregated(rtmr3),
             at_boot: AtBoot { mr_system: system(&[]), mr_aggregated: aggregated(&events.boot_register()) },

@@ -48,7 +48,7 @@ impl Dstack {
             k256_signature: signed.bytes.0,
             tproxy_app_id: gateway_app_id.clone(),
             gateway_app_id,
-            os_image_hash: guest::os_image_hash(&attested.identity),
+            os_image_hash: self.os_image_hash(&attested.identity),
         })
     }
 

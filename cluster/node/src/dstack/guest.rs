@@ -6,18 +6,26 @@ use dstack_attest::wire::AppInfo;
 use dstack_protocol::AppId;
 use dstack_prpc::RpcError;
 
+use super::Dstack;
+
 /// The app that the evidence names.
 pub(super) fn app_id(identity: &VerifiedIdentity) -> Result<AppId, RpcError> {
     identity.app_id().ok_or_else(|| RpcError::refused("app_id must be 20 bytes"))
 }
 
-/// The OS image's hash, empty where the evidence proves none.
-pub(super) fn os_image_hash(identity: &VerifiedIdentity) -> Vec<u8> {
-    identity.os_image_hash().map(Vec::from).unwrap_or_default()
+impl Dstack {
+    /// The OS image's hash: proven by the evidence, or known by its boot registers to this node's operator; else empty.
+    pub(super) fn os_image_hash(&self, identity: &VerifiedIdentity) -> Vec<u8> {
+        let known = match self.parts.holder.authority() {
+            Some(authority) => authority.os_image_hash(identity),
+            None => identity.os_image_hash(),
+        };
+        known.map(Vec::from).unwrap_or_default()
+    }
 }
 
 /// Content of certificate extension `.9`: upstream fills it from what a CSR claims, this from what was proven.
-pub(super) fn app_info(identity: &VerifiedIdentity) -> AppInfo {
+pub(super) fn app_info(identity: &VerifiedIdentity, os_image_hash: Vec<u8>) -> AppInfo {
     AppInfo {
         app_id: identity.app_id().map(|app_id| app_id.0.to_vec()).unwrap_or_default(),
         compose_hash: identity.compose_hash().map(Vec::from).unwrap_or_default(),
@@ -25,7 +33,7 @@ pub(super) fn app_info(identity: &VerifiedIdentity) -> AppInfo {
         device_id: identity.device_id().to_vec(),
         mr_system: identity.mr_system().to_vec(),
         mr_aggregated: identity.mr_aggregated().to_vec(),
-        os_image_hash: os_image_hash(identity),
+        os_image_hash,
         key_provider_info: identity.key_provider().to_vec(),
         init_script_hashes: None,
     }

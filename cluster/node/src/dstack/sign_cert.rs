@@ -62,7 +62,7 @@ impl Dstack {
         let app_info = match csr.config.ext_app_info {
             false => None,
             // From what was verified, never from what the CSR claims.
-            true => Some(guest::app_info(&identity).encode()),
+            true => Some(guest::app_info(&identity, self.os_image_hash(&identity)).encode()),
         };
         let mut serial = [0; 16];
         getrandom::fill(&mut serial).map_err(|error| RpcError::Refused { status: 500, reason: format!("randomness: {error}") })?;

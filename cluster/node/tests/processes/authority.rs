@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use dstack_protocol::codec::sha256;
 use dstack_protocol::{ClusterId, RefusalCode};
+use dstack_testkit::Measured;
 use dstack_testkit::auth_simple::{AuthSimple, Lists};
 use dstack_testkit::cluster::process::run;
 use dstack_testkit::cluster::{Agent, AgentSpec, App, Cluster, ClusterSpec, MachineKind, value};
@@ -13,12 +15,17 @@ use serde_json::{Value, json};
 use crate::dstack::{Guests, soon};
 use crate::workload::{Workload, compose_file};
 
+/// The guests' OS image, as the authority knows it.
+const IMAGE: &str = "1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a";
+
 /// Three nodes that ask this authority and believe it for two seconds.
 fn spec(authority: &AuthSimple) -> ClusterSpec {
     let section = format!(
         "mode = \"pinned\"\n\n[dstack]\nlisten = \"127.0.0.1:0\"\nhosts = [\"kms.test\"]\ngateway_app_id = \"of-the-config\"\n\n\
-         [authority]\nurl = {:?}\nlease_s = 2",
-        authority.url()
+         [authority]\nurl = {:?}\nlease_s = 2\nos_images = {{ {:?} = {IMAGE:?} }}",
+        authority.url(),
+        // Every emulated guest boots the same image.
+        hex::encode(sha256(&[&Measured::compose(b"").tdx_measurement()[..192]])),
     );
     ClusterSpec { collateral: section, ..ClusterSpec::default() }
 }
@@ -110,13 +117,15 @@ fn an_existing_authority_decides_about_apps_that_nobody_registered() {
     let shown = authority.asked().pop().unwrap();
     assert_eq!(shown["appId"], w.app.app_id.as_str());
     assert_eq!((shown["composeHash"].as_str(), shown["teeVariant"].as_str()), (Some(w.app.compose_hash.as_str()), Some("dstack-tdx")));
-    authority.change(|lists| _ = lists.os_images.insert(shown["osImageHash"].as_str().unwrap().to_owned()));
+    assert_eq!(shown["osImageHash"], IMAGE);
+    authority.change(|lists| _ = lists.os_images.insert(IMAGE.to_owned()));
     w.refused(1, "App not allowed: Boot denied: app not registered");
     let (app_id, hash) = (w.app.app_id.clone(), w.app.compose_hash.clone());
     let allow = move |lists: &mut Lists| _ = lists.apps.insert(app_id.clone(), BTreeSet::from([hash.clone()]));
     authority.change(&allow);
     let keys = w.served(1);
     assert_eq!((&keys["gateway_app_id"], &keys["tproxy_app_id"]), (&json!("of-the-authority"), &json!("of-the-authority")));
+    assert_eq!(keys["os_image_hash"], IMAGE);
     let secret: [u8; 32] = hex::decode(keys["env_crypt_key"].as_str().unwrap()).unwrap().try_into().unwrap();
     let public = x25519_dalek::x25519(secret, x25519_dalek::X25519_BASEPOINT_BYTES);
     assert_eq!(env["public_key"], hex::encode(public), "the key that was asked for before the boot");

@@ -88,6 +88,42 @@ fn the_chain_is_leaf_app_ca_root_and_verifies() {
 }
 
 #[test]
+fn a_guest_measures_what_it_was_told_of_its_image_and_goes_on() {
+    run(async {
+        let w = World::new().await;
+        // What it says itself goes into no certificate: no register ties it to an image.
+        let liar = Guest::new(&w, "liar");
+        liar.measure("os-image-hash", &[7; 32]);
+        let with_info = CertificateConfig { ext_app_info: true, ..config() };
+        let signed = chain(&w.post(1, "SignCert", &request(2, liar.csr(with_info, versioned(&liar))), &[]).await);
+        let info = AppInfo::decode(Certificate::read(&signed[0]).unwrap().extension(9).unwrap()).unwrap();
+        assert_eq!(info.os_image_hash, Vec::<u8>::new());
+
+        // Upstream's guests measure the answer's hash whatever it is, here none, and then the rest of their boot.
+        let guest = Guest::new(&w, "guest");
+        let certificate = guest.under_temp_ca(&w);
+        let (status, keys) = w.post(1, "GetAppKey", &json!({"api_version": 1}), &super::strs(&certificate)).await;
+        assert_eq!((status, &keys["os_image_hash"]), (200, &json!("")), "{keys}");
+        guest.measure("os-image-hash", &super::bytes(&keys["os_image_hash"]));
+        guest.measure("key-provider", br#"{"name":"kms","id":"00"}"#);
+        guest.measure("storage-fs", b"ext4");
+        guest.measure("system-ready", b"");
+        for api_version in [1, 2] {
+            let evidence = match api_version {
+                1 => {
+                    let (quote, event_log) = guest.legacy_pair();
+                    CertificateEvidence::Legacy { quote, event_log }
+                }
+                _ => versioned(&guest),
+            };
+            chain(&w.post(2, "SignCert", &request(api_version, guest.csr(config(), evidence)), &[]).await);
+        }
+        let again = w.post(3, "GetAppKey", &json!({}), &super::strs(&guest.under_temp_ca(&w))).await;
+        assert_eq!(again, (200, keys));
+    });
+}
+
+#[test]
 fn whatever_is_wrong_with_a_csr_is_refused_in_upstreams_words() {
     run(async {
         let w = World::new().await;

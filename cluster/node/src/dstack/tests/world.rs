@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dstack_actors::ports::{Later, Log, read};
-use dstack_attest::wire::{Attestation, CertificateConfig, CertificateRequest, PlatformEvidence, TdxEvent};
+use dstack_attest::wire::{
+    Attestation, CertificateConfig, CertificateRequest, EventVersion, PlatformEvidence, RuntimeEvent, TdxEvent,
+};
 use dstack_attest::x509ext::CertificateEvidence;
 use dstack_certificates::{PublicKey, issue, pem, temp::temp_ca};
 use dstack_protocol::command::{Command as LogCommand, CommandAnswer};
@@ -300,6 +302,12 @@ impl Guest {
 
     pub(super) fn spki(&self) -> Vec<u8> {
         rcgen::PublicKeyData::subject_public_key_info(&self.key)
+    }
+
+    /// Measures one more event, as a guest does while it boots.
+    pub(super) fn measure(&self, event: &str, payload: &[u8]) {
+        let event = RuntimeEvent { event: event.to_owned(), payload: payload.to_vec(), version: EventVersion::V1 };
+        self.machine.measure(&event).unwrap();
     }
 
     /// Evidence in dstack's binding of a key.
