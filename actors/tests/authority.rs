@@ -289,7 +289,8 @@ fn the_certificates_guest_is_judged_as_it_had_booted() {
 fn an_os_image_is_what_boot_registers_say_and_never_the_guests_word() {
     run(async {
         // A guest measures what its KMS told it, or what it likes: an OS of anybody's make can say that it is the allowed one.
-        let saying = |payload: &'static [u8]| move |cluster: &Cluster| Client::legacy_after(cluster, "guest", &[("os-image-hash", payload)]);
+        let saying =
+            |payload: &'static [u8]| move |cluster: &Cluster| Client::legacy_after(cluster, "guest", &[("os-image-hash", payload)]);
         let liar = World::of(saying(&IMAGE), &OsImages::new()).with_policy();
         let refusal = liar.served(liar.disk()).await.unwrap_err();
         assert_eq!((refusal.code, refusal.got.as_str()), (RefusalCode::AuthorityDenied, "OS image is not allowed"));

@@ -99,7 +99,12 @@ impl AuthorityConfig {
 fn images(rows: &BTreeMap<String, String>) -> anyhow::Result<OsImages> {
     let hash = |text: &str| {
         let mut hash = [0; 32];
-        let wrong = || format!("authority.os_images: expected \"<64 hex digits>\" = \"<64 hex digits>\", got {:?}", &text.chars().take(80).collect::<String>());
+        let wrong = || {
+            format!(
+                "authority.os_images: expected \"<64 hex digits>\" = \"<64 hex digits>\", got {:?}",
+                &text.chars().take(80).collect::<String>()
+            )
+        };
         hex::decode_to_slice(text, &mut hash).map(|()| hash).with_context(wrong)
     };
     if rows.len() > OS_IMAGES_MAX {
@@ -149,7 +154,15 @@ mod tests {
     use super::*;
 
     fn config(token_file: Option<PathBuf>, ca_file: Option<PathBuf>) -> AuthorityConfig {
-        let raw = RawAuthority { url: "http://127.0.0.1:1".into(), timeout_ms: 2000, lease_s: 60, token_file, ca_file, plain_http: false, os_images: BTreeMap::new() };
+        let raw = RawAuthority {
+            url: "http://127.0.0.1:1".into(),
+            timeout_ms: 2000,
+            lease_s: 60,
+            token_file,
+            ca_file,
+            plain_http: false,
+            os_images: BTreeMap::new(),
+        };
         AuthorityConfig::checked(raw).unwrap()
     }
 

@@ -403,7 +403,14 @@ mod tests {
             ("[authority]\nurl='http://127.0.0.1:8000'\ntimeout_ms=3000", "authority.timeout_ms"),
             ("[authority]\ntoken='secret'", "authority"),
             ("[authority]\nurl='http://127.0.0.1:8000'\nos_images={'00'='00'}", "authority.os_images: expected"),
-            (&format!("[authority]\nurl='http://127.0.0.1:8000'\nos_images={{'{0}'='{0}', '{1}'='{0}'}}", "ab".repeat(32), "AB".repeat(32)), "twice"),
+            (
+                &format!(
+                    "[authority]\nurl='http://127.0.0.1:8000'\nos_images={{'{0}'='{0}', '{1}'='{0}'}}",
+                    "ab".repeat(32),
+                    "AB".repeat(32)
+                ),
+                "twice",
+            ),
             ("[collateral]\namd=['ftp://kds']", "collateral.amd"),
             ("[collateral]\nlink_hosts=['a/b']", "collateral.link_hosts"),
         ] {

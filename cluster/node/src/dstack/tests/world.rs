@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dstack_actors::ports::{Later, Log, read};
-use dstack_attest::wire::{
-    Attestation, CertificateConfig, CertificateRequest, EventVersion, PlatformEvidence, RuntimeEvent, TdxEvent,
-};
+use dstack_attest::wire::{Attestation, CertificateConfig, CertificateRequest, EventVersion, PlatformEvidence, RuntimeEvent, TdxEvent};
 use dstack_attest::x509ext::CertificateEvidence;
 use dstack_certificates::{PublicKey, issue, pem, temp::temp_ca};
 use dstack_protocol::command::{Command as LogCommand, CommandAnswer};
