@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P256K1_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use dstack_attest::wire::{EventVersion, RuntimeEvent};
 use dstack_audit::{VouchedHead, verify_receipt};
 use dstack_protocol::binding;
 use dstack_protocol::release::{Ask, KeyClass, Mode, Out, PartialPlain, RelReq, Wish};
@@ -15,6 +14,7 @@ use dstack_protocol::{Generation, NodeIndex, Wire};
 use dstack_secret::Secret;
 use dstack_tee::Device as _;
 use dstack_tee::software::protocol::{Boot, HexArray, HexBytes};
+use dstack_testkit::eventlog::RuntimeEvent;
 use dstack_testkit::{Machine, Measured};
 use dstack_threshold::answer::{AnswerContext, RecipientKey, open_partial};
 use dstack_threshold::combine::{CombineError, Combiner};
@@ -43,7 +43,7 @@ impl Client {
         Self::bound(cluster, name, |_, _, spki| binding::ratls_certificate(spki))
     }
 
-    /// The same once it has measured these events as well.
+    /// The same of a guest that measured these events too while it booted.
     pub fn legacy_after(cluster: &Cluster, name: &str, events: &[(&str, &[u8])]) -> Self {
         Self::measured(cluster, name, events, |_, _, spki| binding::ratls_certificate(spki))
     }
@@ -65,12 +65,12 @@ impl Client {
             key_provider: None,
         };
         let measured = Measured::guest(&boot);
-        let machine = Machine::tdx(name, &cluster.roots).unwrap().running(measured.clone());
+        let machine = Machine::tdx(name, &cluster.roots).unwrap();
         let instance = machine.host().booted(&measured).unwrap().instance_id.0;
-        for (event, payload) in events {
-            let event = RuntimeEvent { event: (*event).to_owned(), payload: payload.to_vec(), version: EventVersion::V1 };
-            machine.measure(&event).unwrap();
-        }
+        let mut measuring = measured.td_registers().events;
+        // Before the last one, `system-ready`: what comes later names nothing.
+        measuring.splice(measuring.len() - 1..measuring.len() - 1, events.iter().map(|(name, payload)| RuntimeEvent::new(name, *payload)));
+        let machine = machine.running(if events.is_empty() { measured } else { Measured::Started(measuring) });
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         let der: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
         let spki = der.as_ref().to_vec();

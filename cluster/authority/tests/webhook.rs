@@ -96,6 +96,7 @@ fn asks_as_upstream_does_and_believes_a_yes_for_its_lease() {
     assert_eq!(seen.line, "POST /auth/bootAuth/app HTTP/1.1");
     let has = |header: &str| seen.headers.iter().any(|line| line.eq_ignore_ascii_case(header));
     assert!(has("authorization: Bearer of-the-cluster") && has("content-type: application/json"), "{:?}", seen.headers);
+    assert!(has(concat!("user-agent: dstack-kms/", env!("CARGO_PKG_VERSION"))), "{:?}", seen.headers);
     let body: serde_json::Value = serde_json::from_str(&seen.body).unwrap();
     let members: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [

@@ -124,7 +124,8 @@ impl AppBudget {
     }
 }
 
-fn network(source: IpAddr) -> IpAddr {
+/// What counts as one source.
+pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V6(address) if address.to_ipv4_mapped().is_none() => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
         other => other.to_canonical(),

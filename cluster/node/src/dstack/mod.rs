@@ -8,6 +8,7 @@
 //! | [`serve`] | routes, dispatch, errors in the caller's form |
 //! | [`public`] | `GetMeta`, `GetTempCaCert`, `GetKmsKey` |
 //! | [`app_key`], [`env_key`], [`sign_cert`] | the methods with a key or a signature |
+//! | [`places`] | how many requests at once, of whom |
 //! | [`refresh`] | dated signatures renewed in the background |
 //! | [`caller`] | what a caller's certificate proves |
 //! | [`guest`] | what verified evidence says of it |
@@ -25,6 +26,7 @@ mod env_key;
 mod guest;
 mod issuing;
 mod onboard;
+mod places;
 mod public;
 mod refresh;
 mod serve;
@@ -40,7 +42,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dstack_actors::combine::Combine;
 use dstack_actors::holder::Holder;
-use dstack_actors::mailbox::Gate;
 use dstack_actors::ports::{Certificates, Log, Now};
 use dstack_actors::release::Coordinator;
 use dstack_certificates::temp::{TempCa, temp_ca};
@@ -71,8 +72,6 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Public signatures that one address may ask for, and all together.
 const PER_SOURCE: Rate = Rate { per_second: 5, burst: 50 };
 const IN_TOTAL: Rate = Rate { per_second: 200, burst: 1000 };
-/// Requests whose bodies are read, or answered, at once: bounds what strangers make this node hold.
-const REQUESTS_MAX: usize = 128;
 
 /// Between two tries to bind an address that somebody else has.
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -141,7 +140,7 @@ pub(crate) struct Dstack {
     temp_ca: TempCa,
     budget: Budget,
     asked: refresh::Asked,
-    places: Gate,
+    places: places::Places,
     counters: counters::Counters,
 }
 
@@ -247,7 +246,7 @@ async fn start(parts: Parts, config: &DstackConfig, runtime: &Handle, stop: Canc
         temp_ca: temp_ca(&cluster_id).map_err(anyhow::Error::msg).context("temp CA")?,
         budget: Budget::new(PER_SOURCE, IN_TOTAL),
         asked: refresh::Asked::default(),
-        places: Gate::new("dstack", REQUESTS_MAX),
+        places: places::Places::default(),
         counters: counters::Counters::default(),
     });
     let chain = Arc::new(ServerChain::default());

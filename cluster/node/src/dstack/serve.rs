@@ -2,6 +2,7 @@
 //! first, then the method. Never: a method. Source: KMS API reference §1, §2.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,6 +18,7 @@ use dstack_ratls::dstack_server::DstackPeer;
 use dstack_ratls::prpc::{Call, form, refuse};
 
 use super::caller::Caller;
+use super::places::BODY_WITHIN;
 use super::{BODY_BYTES_MAX, Dstack, public};
 
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-app-version");
@@ -68,14 +70,18 @@ async fn answer(dstack: &Arc<Dstack>, peer: &DstackPeer, method: Result<Kms, Rpc
         Ok(method) => method,
         Err(error) => return refuse(early, &error),
     };
-    let _place = match dstack.places.enter() {
+    let turn = dstack.places.turn(peer.address.ip()).await;
+    let _place = match dstack.places.enter(caller.attested.is_some()) {
         Ok(place) => place,
         Err(refusal) => return refuse(early, &error_of(&refusal)),
     };
-    let call = match Call::read(request, BODY_BYTES_MAX).await {
-        Ok(call) => call,
-        Err(response) => return response,
+    let call = match tokio::time::timeout(BODY_WITHIN, Call::read(request, BODY_BYTES_MAX)).await {
+        Ok(Ok(call)) => call,
+        Ok(Err(response)) => return response,
+        Err(_elapsed) => return refuse(early, &late(BODY_WITHIN)),
     };
+    // Guests that share an address have their answers made side by side.
+    let _turn = turn.filter(|_| caller.attested.is_none());
     if let Err(refusal) = (dstack.parts.serving)() {
         return refuse(call.codec(), &error_of(&refusal));
     }
@@ -88,6 +94,10 @@ async fn answer(dstack: &Arc<Dstack>, peer: &DstackPeer, method: Result<Kms, Rpc
         Kms::GetKmsKey => call.serve(async |_: dstack_prpc::kms::GetKmsKeyRequest| public::no_root_key()).await,
         Kms::ClearImageCache => call.serve(async |_: dstack_prpc::kms::LegacyClearImageCacheRequest| public::no_image_cache()).await,
     }
+}
+
+fn late(within: Duration) -> RpcError {
+    RpcError::Refused { status: 408, reason: format!("the body did not arrive within {} s", within.as_secs()) }
 }
 
 /// A refusal in dstack's terms: its own text; 400 as upstream answers every failure, but where the same request may succeed later or

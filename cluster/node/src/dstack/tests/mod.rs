@@ -4,10 +4,13 @@
 mod sign_cert;
 mod world;
 
+use std::io::Write as _;
+
 use dstack_certificates::identity::recover;
 use dstack_protocol::policy::AppPolicy;
 use dstack_protocol::sign::SignObject;
 use dstack_protocol::{AppId, UnixMillis};
+use dstack_testkit::raw_tls;
 use serde_json::{Value, json};
 
 use super::GENERATION;
@@ -244,5 +247,34 @@ fn the_env_key_is_signed_as_sdks_verify_it() {
         assert_eq!(error(&w.post(1, "GetAppEnvEncryptPubKey", &json!({"app_id": "11"}), &[]).await), (400, "app_id must be 20 bytes"));
         let unknown = w.post(1, "GetAppEnvEncryptPubKey", &json!({"app_id": "11".repeat(20)}), &[]).await;
         assert!(error(&unknown).1.starts_with("APP_UNKNOWN"), "{unknown:?}");
+    });
+}
+
+#[test]
+fn bodies_that_never_end_hold_up_their_senders_alone() {
+    run(async {
+        let w = World::new().await;
+        let address = w.address(1);
+        let begun = tokio::task::spawn_blocking(move || {
+            let begin = |_| {
+                let mut stream = raw_tls::connect(address, &[&rustls::version::TLS13], None, &[b"http/1.1"]).unwrap();
+                let head = b"POST /prpc/GetMeta?json HTTP/1.1\r\nHost: kms.test\r\nContent-Length: 1000\r\n\r\n{";
+                stream.write_all(head).and_then(|()| stream.flush()).unwrap();
+                stream
+            };
+            (0..150).map(begin).collect::<Vec<_>>()
+        });
+        let begun = begun.await.unwrap();
+        // Another source: a stranger, and a guest.
+        let elsewhere = ["--interface", "127.0.0.9"];
+        let guest = Guest::new(&w, "guest").under_temp_ca(&w);
+        for _ in 0..5 {
+            assert_eq!(w.get(1, "GetMeta", &elsewhere).await.0, 200);
+        }
+        let (status, keys) = w.post(1, "GetAppKey", &json!({}), &[strs(&guest), elsewhere.to_vec()].concat()).await;
+        assert_eq!(status, 200, "{keys}");
+        drop(begun);
+        // And their own, once they are gone.
+        assert_eq!(w.get(1, "GetMeta", &[]).await.0, 200);
     });
 }

@@ -92,7 +92,7 @@ fn a_guest_measures_what_it_was_told_of_its_image_and_goes_on() {
     run(async {
         let w = World::new().await;
         // What it says itself goes into no certificate: no register ties it to an image.
-        let liar = Guest::new(&w, "liar");
+        let liar = Guest::booting(&w, "liar");
         liar.measure("os-image-hash", &[7; 32]);
         let with_info = CertificateConfig { ext_app_info: true, ..config() };
         let signed = chain(&w.post(1, "SignCert", &request(2, liar.csr(with_info, versioned(&liar))), &[]).await);
@@ -100,7 +100,7 @@ fn a_guest_measures_what_it_was_told_of_its_image_and_goes_on() {
         assert_eq!(info.os_image_hash, Vec::<u8>::new());
 
         // Upstream's guests measure the answer's hash whatever it is, here none, and then the rest of their boot.
-        let guest = Guest::new(&w, "guest");
+        let guest = Guest::booting(&w, "guest");
         let certificate = guest.under_temp_ca(&w);
         let (status, keys) = w.post(1, "GetAppKey", &json!({"api_version": 1}), &super::strs(&certificate)).await;
         assert_eq!((status, &keys["os_image_hash"]), (200, &json!("")), "{keys}");

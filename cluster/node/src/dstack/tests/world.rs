@@ -231,6 +231,11 @@ impl World {
         assert_eq!(self.cluster.govern(ActionKind::SetAppPolicy, Object::App(APP), policy.encode()), None);
     }
 
+    /// Where a node listens.
+    pub(super) fn address(&self, seat: u16) -> SocketAddr {
+        self.addresses[usize::from(seat) - 1]
+    }
+
     /// The root's certificate, as an operator hands it out.
     pub(super) fn root(&self) -> PathBuf {
         self.dir.path().join("root.pem")
@@ -285,14 +290,16 @@ impl Guest {
         Self::of_app(world, name, APP)
     }
 
+    /// A guest in the middle of its boot: it has measured itself, and nothing of its keys.
+    pub(super) fn booting(world: &World, name: &str) -> Self {
+        let Self { machine, key, instance } = Self::new(world, name);
+        let mut events = Measured::guest(&boot_of(name, APP)).td_registers().events;
+        events.truncate(events.iter().position(|event| event.name == "boot-mr-done").unwrap() + 1);
+        Self { machine: machine.running(Measured::Started(events)), key, instance }
+    }
+
     pub(super) fn of_app(world: &World, name: &str, app: dstack_protocol::AppId) -> Self {
-        let boot = Boot {
-            compose: HexBytes(COMPOSE.to_vec()),
-            app_id: Some(HexArray(app.0)),
-            instance_seed: Some(HexBytes(name.as_bytes().to_vec())),
-            key_provider: None,
-        };
-        let measured = Measured::guest(&boot);
+        let measured = Measured::guest(&boot_of(name, app));
         let machine = Machine::tdx(name, &world.cluster.roots).unwrap().running(measured.clone());
         let instance = machine.host().booted(&measured).unwrap().instance_id.0;
         Self { machine, key: KeyPair::generate().unwrap(), instance }
@@ -357,6 +364,11 @@ impl Guest {
         let signature = self.key.sign(&csr).unwrap();
         (csr, signature)
     }
+}
+
+fn boot_of(name: &str, app: dstack_protocol::AppId) -> Boot {
+    let instance_seed = Some(HexBytes(name.as_bytes().to_vec()));
+    Boot { compose: HexBytes(COMPOSE.to_vec()), app_id: Some(HexArray(app.0)), instance_seed, key_provider: None }
 }
 
 /// DER OCTET STRING.
