@@ -116,7 +116,7 @@ impl AppLeaf<'_> {
     /// Signs it with the app CA's key. Dates are cut to those of the CA.
     ///
     /// # Errors
-    /// [`CertificateError::ReservedHost`]; [`CertificateError::Field`] for a CA of another app, a name with control characters, or an end
+    /// [`CertificateError::ReservedHost`]; [`CertificateError::Field`] for a CA of another app, a name or organization with control characters, or an end
     /// before the beginning;
     /// [`CertificateError::BadSignature`] when the key is not the CA's; [`CertificateError::Build`] for names that cannot be encoded.
     pub fn issue(&self, ca: &AppCa, key: &impl rcgen::SigningKey) -> Result<Vec<u8>, CertificateError> {
@@ -124,10 +124,12 @@ impl AppLeaf<'_> {
             return Err(CertificateError::field("app id", self.app_id.to_string(), ca.app_id().to_string()));
         }
         // The common name too: where a certificate has no alternative names, some clients still read it.
-        for name in self.alt_names.iter().map(String::as_str).chain([self.subject]) {
-            if name.bytes().any(|byte| byte.is_ascii_control()) {
-                return Err(CertificateError::field("names", "no control characters", format!("{name:?}")));
-            }
+        let names = self.alt_names.iter().map(String::as_str).chain([self.subject]);
+        if let Some(text) = names.clone().chain(self.organization).find(|text| text.bytes().any(|byte| byte.is_ascii_control())) {
+            let start: String = text.chars().take(80).collect();
+            return Err(CertificateError::field("names", "no control characters", format!("{start:?}")));
+        }
+        for name in names {
             if self.reserved_hosts.iter().any(|host| is_for(name, host)) {
                 return Err(CertificateError::ReservedHost(name.to_owned()));
             }

@@ -80,7 +80,7 @@ impl Dstack {
             not_after_s: csr.config.not_after,
             now_s: (self.parts.now)().0 / 1000,
             serial,
-            reserved_hosts: &self.reserved_hosts(),
+            reserved_hosts: &self.reserved_hosts()?,
         };
         let leaf = leaf.issue(&ca, &ca_key).map_err(RpcError::refused)?;
         let root = self.root_ca().await?;
@@ -88,7 +88,8 @@ impl Dstack {
     }
 
     /// Hosts of every node, as far as the log and this node know: of issuing CAs, of the genesis document's addresses, of the configuration.
-    fn reserved_hosts(&self) -> Vec<String> {
+    /// Without the log nothing is signed.
+    fn reserved_hosts(&self) -> Result<Vec<String>, RpcError> {
         let known = read(&*self.parts.log, |state| {
             let issued =
                 state.signatures.iter().filter(|(key, _)| matches!(key, SignKey::IssuingCa(..))).filter_map(|(_, row)| {
@@ -99,11 +100,11 @@ impl Dstack {
                 });
             issued.flatten().collect::<BTreeSet<String>>()
         });
-        let mut hosts = known.unwrap_or_default();
+        let mut hosts = known.map_err(|refusal| error_of(&refusal))?;
         let addresses = self.parts.birth.genesis().seats.iter().filter_map(|grant| grant.address.rsplit_once(':'));
         hosts.extend(addresses.map(|(host, _)| host.trim_matches(['[', ']']).to_ascii_lowercase()));
         hosts.extend(self.config.hosts.iter().cloned());
-        hosts.into_iter().collect()
+        Ok(hosts.into_iter().collect())
     }
 }
 

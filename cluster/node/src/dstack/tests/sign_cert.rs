@@ -152,6 +152,12 @@ fn whatever_is_wrong_with_a_csr_is_refused_in_upstreams_words() {
             assert!(error(&answer).1.starts_with("Quote verification failed: "), "{answer:?}");
         }
         assert_eq!(w.post(1, "SignCert", &request(2, (vec![1, 2, 3], vec![])), &[]).await.0, 400);
+        // Names that would print as something else.
+        let lines = |text: &str| CertificateConfig { org_name: Some(text.to_owned()), ..config() };
+        for wanted in [CertificateConfig { subject: "a\nCN=b".to_owned(), ..config() }, lines("a\r\nb"), lines("\u{7f}")] {
+            let answer = w.post(1, "SignCert", &request(2, guest.csr(wanted, versioned(&guest))), &[]).await;
+            assert!(answer.0 == 400 && error(&answer).1.contains("no control characters"), "{answer:?}");
+        }
         // Names of nodes, spelled otherwise too.
         for name in ["kms-1.test", "KMS-2.TEST", "kms-3.test.", "*.test", "127.0.0.1"] {
             let wanted = CertificateConfig { alt_names: vec![name.to_owned()], ..config() };
