@@ -12,8 +12,11 @@
 mod attest;
 mod attest_raw;
 mod audit;
+mod boot;
+mod certificates;
 mod device;
 mod protocol;
+mod prpc;
 mod raft;
 mod ratls;
 mod segments;
@@ -42,6 +45,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "raft", run: raft::run },
     Target { name: "ratls", run: ratls::run },
     Target { name: "device", run: device::run },
+    Target { name: "prpc", run: prpc::run },
+    Target { name: "certificates", run: certificates::run },
+    Target { name: "boot", run: boot::run },
 ];
 
 /// Runs the target of that name.

@@ -130,4 +130,4 @@ macro_rules! smoke {
     };
 }
 
-smoke! { protocol audit attest attest_raw share_file sign segments store raft ratls device }
+smoke! { protocol audit attest attest_raw share_file sign segments store raft ratls device prpc certificates boot }
