@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use dstack_ratls::limits::HttpLimits;
-use dstack_ratls::plain::{PlainLimits, PlainServer, UnixServer, serve_connection};
+use dstack_ratls::plain::{Fullness, PlainLimits, PlainServer, UnixServer, serve_connection};
 use dstack_ratls::prpc::BODY_READ_FACTOR;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -22,6 +22,8 @@ use crate::systemd::Sockets;
 
 /// A log that is followed may be silent this long (reference §11).
 const EXTERNAL_IDLE: Duration = Duration::from_secs(600);
+/// And be followed this long: no evidence of the reader grows old.
+const EXTERNAL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// All listeners, bound; nobody is served yet.
 #[derive(Debug)]
@@ -63,6 +65,7 @@ impl Listeners {
                 let http = HttpLimits {
                     body_bytes_max: http::EXTERNAL_BODY_BYTES_MAX.saturating_mul(BODY_READ_FACTOR).saturating_add(1),
                     idle_timeout: EXTERNAL_IDLE,
+                    age_max: EXTERNAL_AGE_MAX,
                     ..HttpLimits::client()
                 };
                 let server = PlainServer::bind(address, PlainLimits { http, ..limits.clone() }).await?;
@@ -86,6 +89,12 @@ impl Listeners {
     #[must_use]
     pub fn external_address(&self) -> Option<SocketAddr> {
         self.external.as_ref().map(|(_, address)| *address)
+    }
+
+    /// How full the external listener is.
+    #[must_use]
+    pub fn external_fullness(&self) -> Option<Fullness> {
+        self.external.as_ref().map(|(server, _)| server.fullness())
     }
 
     /// Serves all until `shutdown`.

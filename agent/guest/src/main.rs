@@ -85,8 +85,8 @@ async fn run(config: Config, wants_watchdog: bool) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let watchdog = match (wants_watchdog, listeners.external_address()) {
-        (true, Some(address)) => Some(tokio::spawn(systemd::watchdog(address, shutdown.token()))),
+    let watchdog = match (wants_watchdog, listeners.external_address().zip(listeners.external_fullness())) {
+        (true, Some((address, fullness))) => Some(tokio::spawn(systemd::watchdog(address, fullness, shutdown.token()))),
         (true, None) => anyhow::bail!("--watchdog asks the external port: set api.external"),
         (false, _) => None,
     };

@@ -1,11 +1,13 @@
 //! What systemd and the agent tell each other: sockets it opened, readiness, the watchdog. Owns: which socket is which, the ping that
-//! earns a watchdog message. Never: says it is well without having been asked over its own port.
+//! earns a watchdog message. Never: says it is well without having been asked over its own port, but where callers hold all of that port's
+//! connections: otherwise any stranger could have the agent ended.
 //! Source: guest API reference §1; sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use dstack_ratls::plain::Fullness;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
@@ -56,8 +58,9 @@ fn told(states: &[NotifyState<'_>]) {
 
 /// Earns watchdog messages until `shutdown`: half as long as systemd waits, the agent asks its own external port.
 ///
-/// Does nothing where systemd watches nobody. A ping without an answer is no message: after some of them systemd restarts the agent.
-pub async fn watchdog(external: SocketAddr, shutdown: CancellationToken) {
+/// Does nothing where systemd watches nobody. A ping without an answer is no message: after some of them systemd restarts the agent. It is
+/// one where the port is full: those connections are served, or end by their own limits.
+pub async fn watchdog(external: SocketAddr, fullness: Fullness, shutdown: CancellationToken) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         tracing::info!("no watchdog: systemd does not watch this process");
         return;
@@ -74,8 +77,13 @@ pub async fn watchdog(external: SocketAddr, shutdown: CancellationToken) {
             let response = get_tcp(address, PING).await?;
             whole(response, "own port", 4096).await
         };
-        match tokio::time::timeout(limit / 2, ping).await {
+        // Half the pause: a message after a ping in vain still comes in time.
+        match tokio::time::timeout(limit / 4, ping).await {
             Ok(Ok(_)) => told(&[NotifyState::Watchdog]),
+            _ if fullness.is_full() => {
+                tracing::warn!("watchdog: callers hold all connections of the external port");
+                told(&[NotifyState::Watchdog]);
+            }
             Ok(Err(error)) => tracing::warn!(reason = %error, "watchdog: the own port does not answer"),
             Err(_elapsed) => tracing::warn!("watchdog: the own port answers too late"),
         }

@@ -59,7 +59,12 @@ pub(crate) struct Places(Option<Arc<Semaphore>>);
 impl Places {
     /// At most so many.
     pub(crate) fn of(count: usize) -> Self {
-        Self(Some(Arc::new(Semaphore::new(count))))
+        Self::shared(Arc::new(Semaphore::new(count)))
+    }
+
+    /// As many as there are permits, which others may look at.
+    pub(crate) fn shared(permits: Arc<Semaphore>) -> Self {
+        Self(Some(permits))
     }
 
     /// As many as come: the listener's [`Admission`] decides which of them stay.

@@ -4,12 +4,13 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use http_body_util::Limited;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::http::Extensions;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -55,6 +56,11 @@ impl Activity {
         UnderWay(Arc::clone(self))
     }
 
+    /// Something was sent.
+    fn moved(&self) {
+        *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+    }
+
     fn idle_for(&self) -> Duration {
         match self.under_way.load(Ordering::Acquire) {
             0 => self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).elapsed(),
@@ -67,8 +73,35 @@ struct UnderWay(Arc<Activity>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        *self.0.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+        self.0.moved();
         self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A response's body. Its connection is not idle as long as the peer takes pieces of it: a log that is followed may take hours.
+struct Sent {
+    body: Body,
+    activity: Arc<Activity>,
+}
+
+impl HttpBody for Sent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(_))) = &polled {
+            self.activity.moved();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -80,13 +113,14 @@ where
     let activity = Arc::new(Activity { under_way: AtomicUsize::new(0), last: std::sync::Mutex::new(Instant::now()) });
     let (counted, request_timeout, body_bytes_max) = (Arc::clone(&activity), limits.request_timeout, limits.body_bytes_max);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (router, stamp, under_way) = (router.clone(), Arc::clone(&stamp), counted.begin());
+        let (router, stamp, under_way, activity) = (router.clone(), Arc::clone(&stamp), counted.begin(), Arc::clone(&counted));
         async move {
             let mut request = request.map(|body| Body::new(Limited::new(body, body_bytes_max)));
             stamp(request.extensions_mut());
             let response = tokio::time::timeout(request_timeout, router.oneshot(request)).await;
             drop(under_way);
-            Ok::<_, Infallible>(response.unwrap_or_else(|_elapsed| Ok(timed_out())).unwrap_or_else(|never| match never {}))
+            let response = response.unwrap_or_else(|_elapsed| Ok(timed_out())).unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(response.map(|body| Sent { body, activity }))
         }
     });
     let io = TokioIo::new(io);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::accepting::{self, Places, Source};
@@ -53,6 +54,19 @@ pub struct PlainPeer(pub SocketAddr);
 pub struct PlainServer {
     listener: TcpListener,
     limits: PlainLimits,
+    places: Arc<Semaphore>,
+}
+
+/// How full a listener is, while it serves.
+#[derive(Debug, Clone)]
+pub struct Fullness(Arc<Semaphore>);
+
+impl Fullness {
+    /// Whether it holds as many connections as it may, so that the next one waits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.available_permits() == 0
+    }
 }
 
 impl PlainServer {
@@ -62,7 +76,14 @@ impl PlainServer {
     /// [`RatlsError::Bind`].
     pub async fn bind(address: SocketAddr, limits: PlainLimits) -> Result<Self, RatlsError> {
         let listener = accepting::bind(address).await?;
-        Ok(Self { listener, limits })
+        let places = Arc::new(Semaphore::new(limits.connections_max));
+        Ok(Self { listener, limits, places })
+    }
+
+    /// How full it is from now on.
+    #[must_use]
+    pub fn fullness(&self) -> Fullness {
+        Fullness(Arc::clone(&self.places))
     }
 
     /// Where it listens.
@@ -75,13 +96,13 @@ impl PlainServer {
 
     /// Serves until `shutdown`.
     pub async fn run(self, router: Router, shutdown: CancellationToken) {
-        let Self { listener, limits } = self;
+        let Self { listener, limits, places } = self;
         let stamp = |peer: PlainPeer| -> Stamp {
             Arc::new(move |extensions| {
                 extensions.insert(peer);
             })
         };
-        accepting::run(listener, Places::of(limits.connections_max), limits.drain_timeout, shutdown.clone(), |stream, address| {
+        accepting::run(listener, Places::shared(places), limits.drain_timeout, shutdown.clone(), |stream, address| {
             Some(serve(stream, router.clone(), stamp(PlainPeer(address)), &limits, &shutdown))
         })
         .await;

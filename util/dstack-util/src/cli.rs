@@ -163,6 +163,12 @@ pub enum Command {
         /// Only say which
         #[arg(short = 'n', long)]
         dry_run: bool,
+        /// Before the engine runs: take them out of its folder
+        #[arg(long)]
+        no_dockerd: bool,
+        /// The engine's folder, with --no-dockerd
+        #[arg(short = 'd', long, default_value = "/var/lib/docker")]
+        docker_root: PathBuf,
     },
     /// Make a quote of the TPM and judge it at once
     VtpmAttest {

@@ -58,7 +58,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::HostShared { command: HostShared::Unmount { mount_point } } => Ok(host_shared::unmount(&mount_point)?),
         Command::GatewayRefresh(arguments) => gateway_refresh(&arguments),
         Command::NotifyHost { url, event, payload, sys_config } => notify_host(url, &event, &payload, &sys_config),
-        Command::RemoveOrphans { compose, dry_run } => orphans::remove(&compose, dry_run),
+        Command::RemoveOrphans { compose, dry_run, no_dockerd: false, .. } => orphans::remove(&compose, dry_run),
+        Command::RemoveOrphans { compose, dry_run, no_dockerd: true, docker_root } => {
+            orphans::remove_below(&docker_root, &compose, dry_run)
+        }
         Command::VtpmAttest { root_ca, nonce, format, tpm } => tpm::vtpm_attest(&tpm, &root_ca, &nonce, &format),
         Command::TpmQuote { data, output, hash_algo, tpm } => tpm::quote(&tpm, data.as_deref(), &hash_algo, output.as_deref()),
         Command::TpmVerify { root_ca, quote } => tpm::verify(&root_ca, &quote),

@@ -1,7 +1,7 @@
 //! Administration and Unix sockets.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::Extension;
 use axum::routing::get;
@@ -73,4 +73,51 @@ async fn the_admin_listener_sheds_idle_connections() {
     assert!(answer.ends_with("ok"), "{answer}");
     shutdown.cancel();
     tokio::time::timeout(10 * SECOND, task).await.unwrap().unwrap();
+}
+
+/// Follows a body that goes on for three times the idle timeout, a piece at a time; `None` where this machine stood still for so long
+/// between two pieces that the server had a right to hang up.
+async fn followed(idle: Duration) -> Option<String> {
+    let mut limits = PlainLimits::default();
+    limits.http.idle_timeout = idle;
+    let server = PlainServer::bind("127.0.0.1:0".parse().unwrap(), limits).await.unwrap();
+    let (address, shutdown) = (server.local_address().unwrap(), CancellationToken::new());
+    let (pieces, body) = tokio::sync::mpsc::channel::<&str>(1);
+    let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
+    let log = async move || {
+        let body = body.lock().unwrap().take().unwrap();
+        let pieces = futures::stream::unfold(body, async |mut body| body.recv().await.map(|piece| (Ok::<_, std::io::Error>(piece), body)));
+        Body::from_stream(pieces)
+    };
+    let task = tokio::spawn(server.run(Router::new().route("/log", get(log)), shutdown.clone()));
+    let reader = tokio::spawn(async move {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        ask(&mut stream, "/log").await
+    });
+    let (began, mut last, mut gap) = (Instant::now(), Instant::now(), Duration::ZERO);
+    while last - began < 3 * idle {
+        tokio::time::sleep(idle / 8).await;
+        if pieces.send("piece ").await.is_err() {
+            break;
+        }
+        gap = gap.max(last.elapsed());
+        last = Instant::now();
+    }
+    let _ = pieces.send("end").await;
+    drop(pieces);
+    let answer = tokio::time::timeout(30 * SECOND, reader).await.unwrap().unwrap();
+    shutdown.cancel();
+    tokio::time::timeout(10 * SECOND, task).await.unwrap().unwrap();
+    (gap < idle / 2).then_some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_goes_on_keeps_its_connection() {
+    for idle in [1, 2, 4, 8] {
+        if let Some(answer) = followed(idle * SECOND).await {
+            assert!(answer.contains("end\r\n0\r\n"), "{answer}");
+            return;
+        }
+    }
+    panic!("this machine stood still each time");
 }
