@@ -103,9 +103,9 @@ pub const CEREMONY_ROUND_MS_MAX: u64 = 60_000;
 pub const SIGHTING_MS_MAX: u64 = 86_400_000;
 /// Mode L: first sightings of evidence are kept this long, ms of log time (400 days).
 pub const SIGHTING_KEEP_MS: u64 = 400 * 86_400_000;
-/// First sightings kept of one app. Full means refused: a forgotten sighting would let old evidence begin anew.
+/// First sightings kept of one app; beyond, its oldest are forgotten.
 pub const SIGHTINGS_OF_APP_MAX: usize = 100_000;
-/// First sightings kept of all apps.
+/// First sightings kept of all apps; beyond, the oldest of the app that has the most are forgotten.
 pub const SIGHTINGS_MAX: usize = 1_000_000;
 /// A holder waits this long for an intent's position to be applied, ms.
 pub const HOLDER_WAIT_MS_MAX: u64 = 500;

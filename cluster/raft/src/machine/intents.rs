@@ -127,15 +127,8 @@ fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> 
     let of_app = state.sightings.get(&intent.app_id);
     // A row that is over and not swept yet counts as none.
     let known = of_app.and_then(|seen| seen.get(&intent.evidence_hash)).copied().filter(|first| !is_over(*first, log_time));
-    match known {
-        Some(first) if log_time.since(first) > SIGHTING_MS_MAX => return Err((RefusalCode::EvidenceSeen, 0)),
-        Some(_) => {}
-        None => {
-            let all: usize = state.sightings.values().map(BTreeMap::len).sum();
-            if all >= SIGHTINGS_MAX || of_app.is_some_and(|seen| seen.len() >= SIGHTINGS_OF_APP_MAX) {
-                return Err((RefusalCode::SightingsFull, 0));
-            }
-        }
+    if known.is_some_and(|first| log_time.since(first) > SIGHTING_MS_MAX) {
+        return Err((RefusalCode::EvidenceSeen, 0));
     }
     let spent = state.legacy_rates.get(&intent.coordinator).cloned();
     let spent = spent.unwrap_or(BucketRow { tokens_milli: rate::full(Rate::LEGACY_NODE), refilled: log_time });
@@ -143,8 +136,36 @@ fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> 
     take_of_app(state, intent)?;
     state.legacy_rates.insert(intent.coordinator, BucketRow { tokens_milli: left, refilled: log_time });
     let first = known.unwrap_or(log_time);
+    if known.is_none() {
+        make_room(&mut state.sightings, &intent.app_id, SIGHTINGS_OF_APP_MAX, SIGHTINGS_MAX);
+    }
     state.sightings.entry(intent.app_id).or_default().insert(intent.evidence_hash, first);
     Ok(())
+}
+
+type Sightings = BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>>;
+
+/// Makes room for one more first sighting of `app`: where its own rows are full, its oldest go; where all are, the oldest of the app that has
+/// the most. Who makes evidence without end loses the memory of its own, and locks out nobody. A sixteenth goes at once, so that a
+/// full table is not looked through for each row.
+fn make_room(sightings: &mut Sightings, app: &AppId, of_app_max: usize, all_max: usize) {
+    let victim = if sightings.get(app).is_some_and(|seen| seen.len() >= of_app_max) {
+        *app
+    } else if sightings.values().map(BTreeMap::len).sum::<usize>() >= all_max {
+        let Some((largest, _)) = sightings.iter().max_by_key(|(_, seen)| seen.len()) else { return };
+        *largest
+    } else {
+        return;
+    };
+    let Some(seen) = sightings.get_mut(&victim) else { return };
+    let mut rows: Vec<(UnixMillis, [u8; 32])> = seen.iter().map(|(hash, first)| (*first, *hash)).collect();
+    rows.sort_unstable();
+    for (_, hash) in rows.iter().take((seen.len() / 16).max(1)) {
+        seen.remove(hash);
+    }
+    if seen.is_empty() {
+        sightings.remove(&victim);
+    }
 }
 
 fn is_over(first: UnixMillis, log_time: UnixMillis) -> bool {
@@ -153,7 +174,7 @@ fn is_over(first: UnixMillis, log_time: UnixMillis) -> bool {
 
 /// Forgets old sightings, of one 256th of all hashes: a beacon must not look at a million rows. Which one follows from log time, the same
 /// at every node, and over a day every one is met.
-fn sweep(sightings: &mut BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>>, log_time: UnixMillis) {
+fn sweep(sightings: &mut Sightings, log_time: UnixMillis) {
     let [part, ..] = sha256(&[b"DKMS-V1-SWEEP", &log_time.0.to_be_bytes()]);
     let (mut from, mut to) = ([0; 32], [0xff; 32]);
     (from[0], to[0]) = (part, part);
@@ -198,6 +219,31 @@ pub(super) fn insert(state: &mut State, intent: &Intent, pos: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_makes_evidence_without_end_forgets_its_own_and_locks_out_nobody() {
+        let app = |number: u8| AppId([number; 20]);
+        let rows = |count: u8| (0..count).map(|at| ([255 - at; 32], UnixMillis(u64::from(at)))).collect::<BTreeMap<_, _>>();
+        let mut all: Sightings = [(app(1), rows(32)), (app(2), rows(5)), (app(3), rows(1))].into();
+        let before = all.clone();
+        make_room(&mut all, &app(2), 33, 39);
+        assert_eq!(all, before, "there is room");
+        // An app that is full: a sixteenth of its own, the oldest.
+        make_room(&mut all, &app(1), 32, 1000);
+        let mut left = rows(32);
+        left.retain(|_, first| first.0 >= 2);
+        assert_eq!((&all[&app(1)], &all[&app(2)], &all[&app(3)]), (&left, &before[&app(2)], &before[&app(3)]));
+        // A full log: of the one that has the most, whoever comes; a new app too.
+        for newcomer in [app(3), app(9)] {
+            let largest = all[&app(1)].len();
+            make_room(&mut all, &newcomer, 1000, 36);
+            assert!(all[&app(1)].len() < largest || all.values().map(BTreeMap::len).sum::<usize>() < 36);
+        }
+        assert_eq!((&all[&app(2)], &all[&app(3)]), (&before[&app(2)], &before[&app(3)]));
+        let mut one: Sightings = [(app(4), rows(1))].into();
+        make_room(&mut one, &app(4), 1, 1);
+        assert!(one.is_empty());
+    }
 
     #[test]
     fn a_sweep_looks_at_a_part_and_all_parts_are_met_within_a_day() {
