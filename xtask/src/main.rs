@@ -12,6 +12,7 @@ mod conformance;
 mod demo;
 mod deny;
 mod docs;
+mod doctests;
 mod fuzz;
 mod methods;
 mod setup;

@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::conformance;
-use crate::setup;
 use crate::shell::{Shell, seconds};
-use crate::tee;
+use crate::{conformance, doctests, setup, tee};
 
 /// Runs them; the lines say how long each part took. The counts are in the runner's own summary above.
 pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> anyhow::Result<Vec<String>> {
     setup::for_tests(shell)?;
-    let programs = programs(shell, packages)?;
+    // The kit first: its programs have names of others, which are built after it.
     let with_enclave = packages.is_empty() || packages.iter().any(|package| package == TESTKIT);
     let kit = if with_enclave { tee::kit(shell, false)? } else { None };
+    let programs = programs(shell, packages)?;
     let mut scope = Vec::new();
     for package in packages {
         scope.extend(["--package", package.as_str()]);
@@ -28,14 +27,19 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
     let mut nextest = shell.cargo(&["nextest", "run", "--locked"]);
     nextest.args(&scope).args(filters);
     nextest.envs(kit.map(|kit| (tee::KIT_VARIABLE, kit)));
+    nextest.env(THREADS_VARIABLE, threads().to_string());
     let units = shell.run(nextest)?;
 
     let mut lines = vec![format!("programs of the tests: built, {}", seconds(programs)), format!("tests: passed, {}", seconds(units))];
     if filters.is_empty() && packages.is_empty() {
-        let mut doctests = shell.cargo(&["test", "--locked", "--doc"]);
-        doctests.args(&scope);
-        let elapsed = shell.run(doctests)?;
-        lines.push(format!("documentation tests: passed, {}", seconds(elapsed)));
+        lines.push(match doctests::first(shell.root())? {
+            None => "documentation tests: there are none".to_owned(),
+            Some(first) => {
+                let mut doctests = shell.cargo(&["test", "--locked", "--doc"]);
+                doctests.args(&scope);
+                format!("documentation tests (the first may be in {}): passed, {}", first.display(), seconds(shell.run(doctests)?))
+            }
+        });
         lines.push(conformance::within_tests(shell)?);
     }
     for line in &lines {
@@ -60,8 +64,8 @@ fn programs(shell: &Shell, packages: &[String]) -> anyhow::Result<Duration> {
     let mut elapsed = Duration::ZERO;
     if packages.is_empty() || packages.iter().any(|package| package == NODE) {
         let feature = format!("{NODE}/insecure-rogue");
-        // With a test beside it: dependencies are then those of the test build, compiled once.
-        let build = ["build", "--locked", "--workspace", "--bin", "dstack-kms", "--test", "processes", "--features", &feature];
+        // The whole workspace, so that crates of others have the features that they have in the next build, and are compiled once.
+        let build = ["build", "--locked", "--workspace", "--bin", "dstack-kms", "--features", &feature];
         elapsed += shell.run(shell.cargo(&build))?;
         let aside = shell.target().join("insecure-test");
         fs::create_dir_all(&aside).with_context(|| format!("cannot make {}", aside.display()))?;
@@ -74,6 +78,13 @@ fn programs(shell: &Shell, packages: &[String]) -> anyhow::Result<Duration> {
     Ok(elapsed)
 }
 
+/// Tests at once: two more than cores, for most tests of clusters wait for others or for time to pass (`.config/nextest.toml`).
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).saturating_add(2)
+}
+
+/// How the runner of tests is told so, unless an argument says otherwise.
+const THREADS_VARIABLE: &str = "NEXTEST_TEST_THREADS";
 /// The package of the test with the enclave.
 const TESTKIT: &str = "dstack-testkit";
 /// The node's package.

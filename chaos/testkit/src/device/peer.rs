@@ -50,14 +50,15 @@ impl Executables {
         let unmeasurable = |error: std::io::Error| TestkitError::Unmeasurable { pid, reason: error.to_string() };
         let mut file = File::open(format!("/proc/{pid}/exe")).map_err(unmeasurable)?;
         let key = FileKey::of(&file.metadata().map_err(unmeasurable)?);
-        if let Some(digest) = self.lock().get(&key) {
+        // Held while it is read: nodes that start together are one executable.
+        let mut known = self.lock();
+        if let Some(digest) = known.get(&key) {
             return Ok(*digest);
         }
         let digest = digest(&mut file).map_err(unmeasurable)?;
         if FileKey::of(&file.metadata().map_err(unmeasurable)?) != key {
             return Err(TestkitError::Unmeasurable { pid, reason: "its executable changed while it was read".to_owned() });
         }
-        let mut known = self.lock();
         if known.len() >= KNOWN_MAX {
             known.clear();
         }

@@ -21,6 +21,8 @@ use crate::raw;
 use crate::world::*;
 
 const ORDER: &str = "DSTACK_TEST_FLOOD";
+/// Between two looks at those who must be served.
+const BETWEEN_ROUNDS: Duration = Duration::from_millis(50);
 
 /// What one flooding process does.
 #[derive(Clone, Copy)]
@@ -66,7 +68,7 @@ fn flooder() {
     raise_descriptor_limit();
     let hello = if hello { raw::client_hello(ALPN_NODE) } else { Vec::new() };
     let mut held = VecDeque::new();
-    let (mut connected, began) = (0usize, Instant::now());
+    let mut connected = 0usize;
     for attempt in 0..attempts {
         let source = if network == 0 { Ipv4Addr::LOCALHOST } else { Ipv4Addr::new(127, 0, network, 1 + (attempt % 8) as u8) };
         if let Ok(mut stream) = connect_from(source, target) {
@@ -84,7 +86,6 @@ fn flooder() {
             held.pop_front();
         }
     }
-    println!("flooder {network}: {connected} of {attempts} connected, {} held, {:?}", held.len(), began.elapsed());
     assert!(connected > attempts / 2, "{connected}");
 }
 
@@ -109,7 +110,6 @@ struct Seen {
     memory_grown: usize,
     newcomers: u32,
     retries: u32,
-    slowest_newcomer: Duration,
 }
 
 /// Runs the flood against a server. All the while one kept node connection, new node connections from 127.0.0.1, which
@@ -127,10 +127,9 @@ async fn endure(limits: Limits, flood: impl FnOnce(SocketAddr) -> Vec<Order>) ->
     let kept = world.dialer(1).peer(server.address, Default::default());
     text(kept.post("/echo", "x", 5 * SECOND).await.unwrap());
 
-    let (memory_before, began, mut seen) = (resident(), Instant::now(), Seen::default());
+    let (memory_before, mut seen) = (resident(), Seen::default());
     let mut flooders: Vec<Child> = flood(server.address).into_iter().map(Order::start).collect();
     while flooders.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
-        assert!(began.elapsed() < 240 * SECOND, "the flood does not end");
         text(kept.post("/echo", "x", 5 * SECOND).await.unwrap());
         let connecting = Instant::now();
         let newcomer = world.dialer(3).peer(server.address, Default::default());
@@ -139,7 +138,6 @@ async fn endure(limits: Limits, flood: impl FnOnce(SocketAddr) -> Vec<Order>) ->
             seen.retries += 1;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        seen.slowest_newcomer = seen.slowest_newcomer.max(connecting.elapsed());
         seen.newcomers += 1;
         let mut stream = tokio::net::TcpStream::connect(admin_address).await.unwrap();
         stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -148,12 +146,13 @@ async fn endure(limits: Limits, flood: impl FnOnce(SocketAddr) -> Vec<Order>) ->
         assert!(answer.ends_with("ok"), "{answer}");
         seen.connections_max = seen.connections_max.max(server.handle.connections());
         seen.memory_grown = seen.memory_grown.max(resident().saturating_sub(memory_before));
+        // Handshake upon handshake takes the cores from the flood, which is then the lighter one.
+        tokio::time::sleep(BETWEEN_ROUNDS).await;
     }
     for mut child in flooders {
         assert!(child.wait().unwrap().success());
     }
-    println!("flood of {:?}: {seen:?}", began.elapsed());
-    assert!(seen.newcomers > 3);
+    assert!(seen.newcomers > 3, "{seen:?}");
     assert!(seen.connections_max <= descriptors_max, "{seen:?}");
     assert!(seen.memory_grown < 192 << 20, "{seen:?}");
     tokio::time::timeout(20 * SECOND, async {
