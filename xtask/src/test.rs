@@ -78,9 +78,9 @@ fn programs(shell: &Shell, packages: &[String]) -> anyhow::Result<Duration> {
     Ok(elapsed)
 }
 
-/// Tests at once: two more than cores, for most tests of clusters wait for others or for time to pass (`.config/nextest.toml`).
+/// Tests at once: one more than cores, for most tests of clusters wait for others or for time to pass (`.config/nextest.toml`).
 fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).saturating_add(2)
+    std::thread::available_parallelism().map_or(1, usize::from).saturating_add(1)
 }
 
 /// How the runner of tests is told so, unless an argument says otherwise.

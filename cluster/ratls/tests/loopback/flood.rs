@@ -21,8 +21,6 @@ use crate::raw;
 use crate::world::*;
 
 const ORDER: &str = "DSTACK_TEST_FLOOD";
-/// Between two looks at those who must be served.
-const BETWEEN_ROUNDS: Duration = Duration::from_millis(50);
 
 /// What one flooding process does.
 #[derive(Clone, Copy)]
@@ -146,8 +144,6 @@ async fn endure(limits: Limits, flood: impl FnOnce(SocketAddr) -> Vec<Order>) ->
         assert!(answer.ends_with("ok"), "{answer}");
         seen.connections_max = seen.connections_max.max(server.handle.connections());
         seen.memory_grown = seen.memory_grown.max(resident().saturating_sub(memory_before));
-        // Handshake upon handshake takes the cores from the flood, which is then the lighter one.
-        tokio::time::sleep(BETWEEN_ROUNDS).await;
     }
     for mut child in flooders {
         assert!(child.wait().unwrap().success());
