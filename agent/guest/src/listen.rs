@@ -13,7 +13,7 @@ use dstack_ratls::prpc::BODY_READ_FACTOR;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_LOCAL, VsockAddr, VsockListener};
 
 use crate::config::{Config, HostListener};
 use crate::guest::Guest;
@@ -131,6 +131,9 @@ async fn vsock(listener: VsockListener, router: Router, limits: PlainLimits, shu
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
+            (Ok(_), Ok((stream, peer))) if is_own(peer.cid(), stream.local_addr().ok().map(|own| own.cid())) => {
+                tracing::warn!(cid = peer.cid(), "somebody of this machine called the host's methods on vsock: not served");
+            }
             (Ok(place), Ok((stream, _))) => {
                 let (router, limits, shutdown) = (router.clone(), limits.clone(), shutdown.clone());
                 connections.spawn(async move {
@@ -147,4 +150,27 @@ async fn vsock(listener: VsockListener, router: Router, limits: PlainLimits, shu
         }
     }
     while connections.join_next().await.is_some() {}
+}
+
+/// Whether a caller is of this machine and not its host: a container may open vsock sockets too, and these methods power off.
+fn is_own(peer_cid: u32, own_cid: Option<u32>) -> bool {
+    peer_cid == VMADDR_CID_LOCAL || own_cid.is_none_or(|own| own == peer_cid)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_vsock::VMADDR_CID_HOST;
+
+    use super::*;
+
+    #[test]
+    fn only_the_machine_itself_is_no_host() {
+        // A VM's host, an enclave's parent, and this machine by its loopback and by its number.
+        for (peer, own, refused) in
+            [(VMADDR_CID_HOST, Some(16), false), (3, Some(16), false), (VMADDR_CID_LOCAL, Some(VMADDR_CID_LOCAL), true)]
+        {
+            assert_eq!(is_own(peer, own), refused, "{peer}");
+        }
+        assert!(is_own(VMADDR_CID_LOCAL, Some(16)) && is_own(16, Some(16)) && is_own(VMADDR_CID_HOST, None));
+    }
 }

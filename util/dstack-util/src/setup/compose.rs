@@ -110,6 +110,8 @@ pub struct Requirements {
     pub launch_token_hash: Option<String>,
     /// What GPUs have to prove.
     pub gpu_policy: Option<serde_json::Value>,
+    /// Whether the agent shall answer for the health of containers: it always does, so nothing is judged by it.
+    pub health_check: Option<serde_json::Value>,
 }
 
 /// The document.
@@ -327,7 +329,7 @@ mod tests {
         assert_eq!(kms.key_provider, ProviderKind::Kms);
         let named = Compose::parse(br#"{"manifest_version":"2","kms_enabled":true,"key_provider":"tpm","swap_size":"2G"}"#).unwrap();
         assert_eq!((named.key_provider, named.swap_bytes), (ProviderKind::Tpm, 2 << 30));
-        let third = br#"{"manifest_version":"3","init_script":["a","b"],"requirements":{"gpu_policy":{"b":1,"a":2}}}"#;
+        let third = br#"{"manifest_version":"3","init_script":["a","b"],"requirements":{"gpu_policy":{"b":1,"a":2},"health_check":true}}"#;
         let third = Compose::parse(third).unwrap();
         assert_eq!((third.init_scripts.len(), third.gpu_policy.as_slice()), (2, &br#"{"a":2,"b":1}"#[..]));
     }
