@@ -160,7 +160,8 @@ fn known_outputs_are_compared_and_a_liar_is_named_one_round_later() {
         // Known now; each time an intent of its own, and the holder that answers changes.
         for near in [2, 3] {
             let size = w.cluster.log.size();
-            let peers = InProcess::measured(w.peers(&[]), &[(near, 1), (5 - near, 5)]);
+            let far = Manner::Behind(Arc::clone(&w.nodes[usize::from(4 - near)].holder), Seat(near));
+            let peers = InProcess::measured(w.peers(&[(5 - near, far)]), &[(near, 1), (5 - near, 5)]);
             combine.coordinator = w.nodes[0].coordinator(peers.clone(), 8);
             assert_eq!(bytes(&served(&combine).await), first);
             assert_eq!(w.cluster.log.size(), size + 2, "the intent, behind this node's word");
@@ -171,13 +172,14 @@ fn known_outputs_are_compared_and_a_liar_is_named_one_round_later() {
         let noise = Out { index: NodeIndex(2), epoch: Epoch(1), kem: [1; 32], ct: vec![2; 64] };
         for manner in [Manner::Honest(Arc::clone(&liar.holder)), Manner::Says(noise.encode())] {
             let size = w.cluster.log.size();
-            let peers = InProcess::measured(w.peers(&[(2, manner)]), &[(2, 1), (3, 500)]);
+            let other = Manner::Behind(Arc::clone(&w.nodes[2].holder), Seat(2));
+            let peers = InProcess::measured(w.peers(&[(2, manner), (3, other)]), &[(2, 1), (3, 500)]);
             combine.coordinator = w.nodes[0].coordinator(peers.clone(), 8);
             assert_eq!(bytes(&served(&combine).await), first);
             assert_eq!(w.cluster.log.size(), size + 2, "the same request: recorded once");
             let told = peers.reached(PATH_PEER_GO);
             let to = |seat| told.iter().filter(|reached| **reached == Seat(seat)).count();
-            // Twice or more, but where the machine was so busy that seat 3 was asked in its place before it answered.
+            // Twice or more, but where the machine was so busy that seat 3 had answered before it was asked again.
             assert!(to(2) >= 1 && to(3) >= 1, "{told:?}");
         }
         // Another wish beside known ones is proven: this node cannot tell it from memory.

@@ -15,6 +15,8 @@ use dstack_protocol::{NodeIndex, Refusal, RefusalCode, Seat, Wire};
 pub enum Manner {
     /// Its holder answers.
     Honest(Arc<Holder>),
+    /// Its holder answers, but a `go` only once that seat has been sent one: a machine under load changes no order.
+    Behind(Arc<Holder>, Seat),
     /// It never answers.
     Silent,
     /// It refuses everything.
@@ -33,7 +35,7 @@ pub type Sent = (Seat, &'static str, usize);
 pub struct InProcess {
     by_seat: BTreeMap<Seat, Manner>,
     latencies: BTreeMap<Seat, Duration>,
-    sent: Mutex<Vec<Sent>>,
+    sent: Arc<Mutex<Vec<Sent>>>,
     /// Index of the node that asks, where it is not the first.
     asker: Option<NodeIndex>,
 }
@@ -69,8 +71,10 @@ impl InProcess {
 
 async fn answer(from: NodeIndex, manner: Manner, path: &'static str, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
     match (manner, path) {
-        (Manner::Honest(holder), PATH_PEER_ASK) => holder.ask(Ask::decode(&body)?, from).await.map(|()| Vec::new()),
-        (Manner::Honest(holder), PATH_PEER_GO) => holder.go(Go::decode(&body)?).await.map(|out| out.encode()),
+        (Manner::Honest(holder) | Manner::Behind(holder, _), PATH_PEER_ASK) => {
+            holder.ask(Ask::decode(&body)?, from).await.map(|()| Vec::new())
+        }
+        (Manner::Honest(holder) | Manner::Behind(holder, _), PATH_PEER_GO) => holder.go(Go::decode(&body)?).await.map(|out| out.encode()),
         (Manner::Silent, _) => std::future::pending().await,
         (Manner::Refuses(code), _) => Err(Refusal::new(code, "nothing", "something")),
         (Manner::Says(_) | Manner::Dawdles(_), PATH_PEER_ASK) => Ok(Vec::new()),
@@ -79,18 +83,27 @@ async fn answer(from: NodeIndex, manner: Manner, path: &'static str, body: Vec<u
             tokio::time::sleep(pause).await;
             Err(Refusal::new(RefusalCode::IntentUnknown, "an ask before its go", "none"))
         }
-        (Manner::Honest(_), other) => Err(Refusal::new(RefusalCode::UnknownMethod, "a path of holders", other)),
+        (Manner::Honest(_) | Manner::Behind(..), other) => Err(Refusal::new(RefusalCode::UnknownMethod, "a path of holders", other)),
     }
 }
 
 impl Peers for InProcess {
     fn post(&self, seat: Seat, path: &'static str, body: Vec<u8>, timeout: Duration) -> Later<Result<Vec<u8>, Refusal>> {
         self.sent.lock().unwrap().push((seat, path, body.len()));
+        let sent = Arc::clone(&self.sent);
         let (manner, from) = (self.by_seat.get(&seat).cloned(), self.asker.unwrap_or(NodeIndex(1)));
         Box::pin(async move {
             let gone = || Refusal::new(RefusalCode::NotReady, format!("an answer from seat {seat}"), "none").retry_after(300);
             let Some(manner) = manner else { return Err(gone()) };
-            tokio::time::timeout(timeout, answer(from, manner, path, body)).await.unwrap_or_else(|_| Err(gone()))
+            let answered = async {
+                if let (Manner::Behind(_, first), PATH_PEER_GO) = (&manner, path) {
+                    while !sent.lock().unwrap().iter().any(|(seat, to, _)| (seat, *to) == (first, PATH_PEER_GO)) {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                }
+                answer(from, manner, path, body).await
+            };
+            tokio::time::timeout(timeout, answered).await.unwrap_or_else(|_| Err(gone()))
         })
     }
 
