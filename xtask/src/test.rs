@@ -27,6 +27,7 @@ pub(crate) fn run(shell: &Shell, packages: &[String], filters: &[String]) -> any
     let mut nextest = shell.cargo(&["nextest", "run", "--locked"]);
     nextest.args(&scope).args(filters);
     nextest.envs(kit.map(|kit| (tee::KIT_VARIABLE, kit)));
+    nextest.env(THREADS_VARIABLE, threads().to_string());
     let units = shell.run(nextest)?;
 
     let mut lines = vec![format!("programs of the tests: built, {}", seconds(programs)), format!("tests: passed, {}", seconds(units))];
@@ -77,6 +78,13 @@ fn programs(shell: &Shell, packages: &[String]) -> anyhow::Result<Duration> {
     Ok(elapsed)
 }
 
+/// Tests at once: one more than cores, for most tests of clusters wait for others or for time to pass (`.config/nextest.toml`).
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).saturating_add(1)
+}
+
+/// How the runner of tests is told so, unless an argument says otherwise.
+const THREADS_VARIABLE: &str = "NEXTEST_TEST_THREADS";
 /// The package of the test with the enclave.
 const TESTKIT: &str = "dstack-testkit";
 /// The node's package.
