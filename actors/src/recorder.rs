@@ -34,6 +34,7 @@ const POST_PATIENCE: Duration = Duration::from_millis(500);
 
 struct Waiting {
     intent: Intent,
+    statement_id: Option<[u8; 32]>,
     reply: oneshot::Sender<Result<Receipt, Refusal>>,
 }
 
@@ -50,13 +51,17 @@ pub struct Author {
 }
 
 impl Author {
-    /// The command that records these intents. Those of modes L and E name this node: it combines them.
+    /// The command that records these intents. Those of modes L and E name this node: it combines them. Beside each in mode L the
+    /// statement of its evidence.
     #[must_use]
-    pub fn command(&self, intents: Vec<Intent>) -> Command {
-        let Some(coordinator) = intents.iter().find(|intent| intent.mode != Mode::Client).map(|intent| intent.coordinator) else {
-            return Command::Intents(intents);
+    pub fn command(&self, batch: Vec<(Intent, Option<[u8; 32]>)>) -> Command {
+        let named: Vec<_> = batch.iter().filter(|(intent, _)| intent.mode != Mode::Client).collect();
+        let Some(coordinator) = named.first().map(|(intent, _)| intent.coordinator) else {
+            return Command::Intents(batch.into_iter().map(|(intent, _)| intent).collect());
         };
-        let mut batch = Coordinated { coordinator, sig: [0; 64], intents };
+        let statements = named.into_iter().map(|(_, statement_id)| statement_id.unwrap_or_default()).collect();
+        let intents = batch.into_iter().map(|(intent, _)| intent).collect();
+        let mut batch = Coordinated { coordinator, sig: [0; 64], intents, statements };
         batch.sig = self.node_key.sign(&batch.word().signed_bytes(&self.cluster_id));
         Command::Coordinated(batch)
     }
@@ -89,11 +94,12 @@ impl Recorder {
         Self { shared: Arc::new(Shared { author, log, board, rebuild, batch: Mutex::default() }) }
     }
 
-    /// Queues `intent` at once, and gives its receipt when it is committed and applied here. Inside a tokio runtime.
+    /// Queues `intent` at once, and gives its receipt when it is committed and applied here. Inside a tokio runtime. `statement_id`: of
+    /// the evidence, in mode L.
     ///
     /// # Errors
     /// [`RefusalCode::Overloaded`] when full, what the log refuses, or that the outcome is unknown.
-    pub fn record(&self, intent: Intent) -> impl Future<Output = Result<Receipt, Refusal>> + Send + use<> {
+    pub fn record(&self, intent: Intent, statement_id: Option<[u8; 32]>) -> impl Future<Output = Result<Receipt, Refusal>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
         let begin = {
             let mut batch = self.shared.batch();
@@ -102,7 +108,7 @@ impl Recorder {
                 let _ = reply.send(Err(full(NAME)));
                 false
             } else {
-                batch.queue.push_back(Waiting { intent, reply });
+                batch.queue.push_back(Waiting { intent, statement_id, reply });
                 !std::mem::replace(&mut batch.in_flight, true)
             }
         };
@@ -144,7 +150,7 @@ async fn propose(shared: Arc<Shared>) {
         }
         metrics::batch(batch.len());
         let began = Instant::now();
-        let command = shared.author.command(batch.iter().map(|waiting| waiting.intent.clone()).collect());
+        let command = shared.author.command(batch.iter().map(|waiting| (waiting.intent.clone(), waiting.statement_id)).collect());
         let answer = shared.log.propose(command, PATIENCE).await;
         metrics::stage("record", began.elapsed());
         shared.answer(batch, answer);

@@ -183,6 +183,14 @@ struct Request {
     opener: Opener,
 }
 
+impl Request {
+    /// Of the evidence, where the log notes when it first saw it.
+    fn statement_id(&self) -> Option<[u8; 32]> {
+        let identity = self.identity.as_deref().filter(|_| self.intent.mode == Mode::Legacy)?;
+        Some(identity.statement_id())
+    }
+}
+
 /// One request on its way.
 struct Release {
     shared: Coordinator,
@@ -278,7 +286,7 @@ impl Release {
     }
 
     fn record(&self) {
-        let recorded = self.shared.recorder.record(self.request.intent.clone());
+        let recorded = self.shared.recorder.record(self.request.intent.clone(), self.request.statement_id());
         self.under_way.push(Box::pin(async move {
             match recorded.await {
                 Ok(receipt) => Input::Recorded(receipt).into(),

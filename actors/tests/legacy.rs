@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use dstack_actors::combine::{Combine, ServedKey, Wanted};
 use dstack_actors::ports::Peers;
+use dstack_attest::tdx::Quote;
+use dstack_attest::wire::{Attestation, PlatformEvidence};
+use dstack_protocol::binding::Statement;
 use dstack_protocol::governance::{ActionKind, Object};
 use dstack_protocol::policy::{AppPolicy, Rate};
 use dstack_protocol::release::{Ask, Go, Intent, KeyClass, Mode, Out, RelReq, Wish};
@@ -74,7 +77,12 @@ impl World {
     }
 
     fn commit(&self, intent: &Intent) -> Result<Go, (RefusalCode, u32)> {
-        let outcome = self.cluster.log.apply(&self.cluster.recorded(intent)).outcomes[0];
+        self.commit_over(intent, statement(&self.guest.evidence))
+    }
+
+    /// Records an intent as a node that tells the log of that statement.
+    fn commit_over(&self, intent: &Intent, statement_id: [u8; 32]) -> Result<Go, (RefusalCode, u32)> {
+        let outcome = self.cluster.log.apply(&self.cluster.recorded(intent, Some(statement_id))).outcomes[0];
         match RefusalCode::from_number(outcome.code) {
             Some(code) => Err((code, outcome.retry_after_ms)),
             None => Ok(Go { intent_id: intent.id(), pos: outcome.pos }),
@@ -96,6 +104,20 @@ fn bytes(keys: &[ServedKey]) -> Vec<(KeyClass, [u8; 32])> {
 }
 
 const ME: NodeIndex = NodeIndex(1);
+
+/// The name of what the evidence's quote says, taken from its bytes.
+fn statement(evidence: &[u8]) -> [u8; 32] {
+    let PlatformEvidence::Tdx(td) = Attestation::decode(evidence).unwrap().platform else { panic!("a TDX guest") };
+    let quote = Quote::parse(&td.quote).unwrap();
+    binding::statement_id(Statement::TdxQuote(quote.signed, quote.parts.signature.first_chunk().unwrap()))
+}
+
+/// The same evidence, written in another way: the encoding and the VmConfig are nobody's signature.
+fn rewritten(evidence: &[u8], config: &str) -> Vec<u8> {
+    let mut attestation = Attestation::decode(evidence).unwrap();
+    attestation.config = config.to_owned();
+    attestation.encode_v1()
+}
 
 #[test]
 fn every_node_serves_the_keys_that_a_native_client_derives() {
@@ -281,8 +303,8 @@ fn evidence_is_taken_for_a_day_after_the_log_first_saw_it() {
     run(async {
         let w = World::new(3);
         w.served(1, InProcess::new(w.peers(&[]))).await.unwrap();
-        let hash = binding::evidence_hash(&w.guest.evidence);
-        let seen = w.cluster.log.read(|state| state.sightings[&APP][&hash]);
+        let name = statement(&w.guest.evidence);
+        let seen = w.cluster.log.read(|state| state.sightings[&APP][&name]);
         assert_eq!(seen, w.cluster.born);
         let at = |time| {
             assert_eq!(w.cluster.beacon(time), None);
@@ -290,7 +312,7 @@ fn evidence_is_taken_for_a_day_after_the_log_first_saw_it() {
         };
         at(w.cluster.born.plus_ms(DAY_MS));
         w.served(2, InProcess::asked_by(2, w.peers(&[]))).await.unwrap();
-        assert_eq!(w.cluster.log.read(|state| state.sightings[&APP][&hash]), seen, "the first sighting counts");
+        assert_eq!(w.cluster.log.read(|state| state.sightings[&APP][&name]), seen, "the first sighting counts");
         at(w.cluster.born.plus_ms(DAY_MS + 1));
         let refusal = w.served(1, InProcess::new(w.peers(&[]))).await.unwrap_err();
         assert_eq!(refusal.code, RefusalCode::EvidenceSeen);
@@ -298,9 +320,35 @@ fn evidence_is_taken_for_a_day_after_the_log_first_saw_it() {
         let ask = w.ask();
         assert_eq!(w.commit(&ask.request.intent(ME)), Err((RefusalCode::EvidenceSeen, 0)));
         assert_eq!(w.asked(ask, 1).await, Some(RefusalCode::EvidenceSeen));
+        // Whoever has stolen it with its key writes it in ever new ways: it is the old evidence.
+        let mut w = w;
+        let original = w.guest.evidence.clone();
+        for config in ["", "{}", "{ }"] {
+            w.guest.evidence = rewritten(&original, config);
+            assert_ne!(binding::evidence_hash(&w.guest.evidence), binding::evidence_hash(&original));
+            let refusal = w.served(1, InProcess::new(w.peers(&[]))).await.unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::EvidenceSeen, "VmConfig {config:?}");
+        }
         // The guest boots again: new evidence.
         let again = World { guest: Client::legacy(&w.cluster, "guest"), ..w };
         again.served(1, InProcess::new(again.peers(&[]))).await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_tells_the_log_of_other_evidence_gets_no_partial() {
+    run(async {
+        let w = World::new(3);
+        let ask = w.ask();
+        assert_eq!(w.asked(ask.clone(), 1).await, None);
+        let stranger = statement(&Client::legacy(&w.cluster, "stranger").evidence);
+        let go = w.commit_over(&ask.request.intent(ME), stranger).unwrap();
+        assert_eq!(w.gone(go).await, Some(RefusalCode::EvidenceSeen));
+        // With its own statement the next request is served.
+        let ask = w.ask();
+        assert_eq!(w.asked(ask.clone(), 1).await, None);
+        let go = w.commit_over(&ask.request.intent(ME), statement(&w.guest.evidence)).unwrap();
+        assert_eq!(w.gone(go).await, None);
     });
 }
 

@@ -84,7 +84,7 @@ fn released(cluster: &Cluster, class: KeyClass, coordinator: u16) -> Basis {
         app_id: APP,
         wishes: vec![(class, [9; 32])],
     };
-    assert_eq!(cluster.log.apply(&cluster.recorded(&intent)).outcomes[0].code, 0);
+    assert_eq!(cluster.log.apply(&cluster.recorded(&intent, Some([7; 32]))).outcomes[0].code, 0);
     Basis::Release { intent_id: intent.id() }
 }
 

@@ -228,9 +228,9 @@ impl Cluster {
         Author { cluster_id: self.id, node_key: Arc::clone(&self.keys[usize::from(seat) - 1]) }
     }
 
-    /// The command by which the node that an intent names records it.
-    pub fn recorded(&self, intent: &Intent) -> Command {
-        self.author(intent.coordinator.0.max(1)).command(vec![intent.clone()])
+    /// The command by which the node that an intent names records it, resting on that statement.
+    pub fn recorded(&self, intent: &Intent, statement_id: Option<[u8; 32]>) -> Command {
+        self.author(intent.coordinator.0.max(1)).command(vec![(intent.clone(), statement_id)])
     }
 
     /// Proposes an action that all operators approve.

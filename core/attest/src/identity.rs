@@ -39,6 +39,7 @@ pub struct VerifiedIdentity {
     earliest_expiry: UnixMillis,
     software_root: bool,
     evidence_hash: [u8; 32],
+    statement_id: [u8; 32],
     under: Under,
 }
 
@@ -207,6 +208,13 @@ impl VerifiedIdentity {
         self.evidence_hash
     }
 
+    /// Names what the platform signed, whatever its encoding: [`binding::statement_id`]. On Google Cloud of the TDX quote alone, which is
+    /// what the guest's key is bound to.
+    #[must_use]
+    pub const fn statement_id(&self) -> [u8; 32] {
+        self.statement_id
+    }
+
     /// The bundle that the evidence was judged with ([`crate::CollateralBundle::id`]): what makes a verdict provable later.
     #[must_use]
     pub const fn collateral_id(&self) -> &[u8; 32] {
@@ -260,6 +268,7 @@ impl VerifiedIdentity {
             earliest_expiry: earliest_expiry(verified.earliest_expiry().0, *standing),
             software_root: verified.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
+            statement_id: verified.statement_id(),
             under: Under::default(),
         }
     }
@@ -301,6 +310,7 @@ impl VerifiedIdentity {
             earliest_expiry: earliest_expiry(td.earliest_expiry_ms(), tcb_standing),
             software_root: td.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
+            statement_id: td.statement_id(),
             under: Under { issued: Some(UnixMillis(td.collateral_issued_ms())), ..Under::default() },
         })
     }
@@ -360,6 +370,7 @@ impl VerifiedIdentity {
             earliest_expiry: document.earliest_expiry(),
             software_root: document.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
+            statement_id: document.statement_id(),
             under: Under::default(),
         })
     }
@@ -388,6 +399,7 @@ impl VerifiedIdentity {
             earliest_expiry: document.earliest_expiry(),
             software_root: document.software_root(),
             evidence_hash: binding::evidence_hash(evidence),
+            statement_id: document.statement_id(),
             under: Under::default(),
         })
     }

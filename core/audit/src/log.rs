@@ -287,7 +287,7 @@ impl LogVerifier {
             let signed = word.signed_bytes(&self.cluster_id);
             self.history(pos)?.verify(word.coordinator, &signed, &word.sig)?;
         }
-        self.word = Word::Of(word.coordinator, word.intent_ids.into_iter().collect());
+        self.word = Word::Of(word.coordinator, word.named.into_iter().map(|named| named.intent_id).collect());
         Ok(())
     }
 

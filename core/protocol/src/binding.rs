@@ -121,6 +121,30 @@ pub fn evidence_hash(evidence: &[u8]) -> [u8; 32] {
     sha256(&[b"DKMS-V1-EVIDENCE", evidence])
 }
 
+/// What kind of statement a platform's key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statement<'a> {
+    /// A TDX quote: header and TD report, and `r` of the quote's signature.
+    TdxQuote(&'a [u8], &'a [u8; 32]),
+    /// A document of the Nitro security module or of a NitroTPM: its payload, which has a date.
+    NsmDocument(&'a [u8]),
+    /// A SEV-SNP report, and `r` of its signature, big-endian.
+    SnpReport(&'a [u8], &'a [u8; 48]),
+}
+
+/// `SHA-256("DKMS-V1-STATEMENT" ‖ kind(1) ‖ SHA-256(signed) ‖ r)`: the name of what a platform signed once, however it is encoded and
+/// whatever stands beside it (ADR 0033). `kind`: 1, 2, 3 in the order of [`Statement`]. `r` tells a new quote over the same report from
+/// the old one; `s` is left out, because anybody can turn its sign.
+#[must_use]
+pub fn statement_id(statement: Statement<'_>) -> [u8; 32] {
+    let (kind, signed, r) = match statement {
+        Statement::TdxQuote(signed, r) => (1, signed, &r[..]),
+        Statement::NsmDocument(signed) => (2, signed, &[][..]),
+        Statement::SnpReport(signed, r) => (3, signed, &r[..]),
+    };
+    sha256(&[b"DKMS-V1-STATEMENT", &[kind], &sha256(&[signed]), r])
+}
+
 /// Evidence of dstack's legacy extension pair as one byte string.
 #[must_use]
 pub fn legacy_evidence(quote: &[u8], event_log: &[u8]) -> Vec<u8> {
@@ -142,5 +166,22 @@ mod tests {
         let data = bootstrapped(&hex::decode(ca).unwrap(), &hex::decode(identity).unwrap());
         assert_eq!(hex::encode(&data[..32]), "b91917c1f7ace0cc2ac44a6ae99187c6bcf7a0b9fe021c142c974940d516bdd1");
         assert_eq!(data[32..], [0; 32]);
+    }
+
+    #[test]
+    fn a_statement_is_named_by_what_is_signed_and_by_the_signing() {
+        let names = [
+            Statement::TdxQuote(b"report", &[1; 32]),
+            Statement::TdxQuote(b"report", &[2; 32]),
+            Statement::TdxQuote(b"other", &[1; 32]),
+            Statement::NsmDocument(b"report"),
+            Statement::SnpReport(b"report", &[1; 48]),
+        ]
+        .map(statement_id);
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+        // SHA-256("DKMS-V1-STATEMENT" ‖ 01 ‖ SHA-256("report") ‖ 01 * 32), by another implementation.
+        let hex: String = names[0].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "04f3767cd38fe8a16383e79b7f9d3dbc0d93bc0b0970913f5552e5116ab94087");
     }
 }

@@ -73,7 +73,6 @@ codes! {
     26 CollateralTooOld "COLLATERAL_TOO_OLD" false "no release rests on collateral beyond its hard maximum age" "pin fresh collateral: `dstack collateral import`, or let the nodes reach its publishers";
     27 CollateralChanged "COLLATERAL_CHANGED" true "evidence is judged with the collateral that the intent's row names" "retry: the holder judges again with that bundle";
     28 EvidenceSeen "EVIDENCE_SEEN" false "mode L takes evidence for 24 h after the log first saw it" "attest anew: a guest makes new evidence at each boot and for each CSR";
-    29 SightingsFull "SIGHTINGS_FULL" false "the log keeps each first sighting of evidence for 400 days, 100000 of one app" "use native clients (mode C), which leave none";
     30 AppUnknown "APP_UNKNOWN" false "an app is registered by its first policy" "operators propose a policy: `dstack policy propose`";
     31 AppRevoked "APP_REVOKED" false "a revoked app gets no key" "operators undo the revocation";
     32 AppIdMismatch "APP_ID_MISMATCH" false "the app asked for is the attested one" "ask for the app that the evidence proves";

@@ -496,7 +496,7 @@ state_struct!(
         signatures: BTreeMap<SignKey, SignRow>,
         /// Env public keys, and the attempts to compute them.
         env_keys: BTreeMap<(Generation, AppId), EnvRow>,
-        /// Mode L: when the log first saw a piece of evidence, by app and evidence hash.
+        /// Mode L: when the log first saw a piece of evidence, by app and statement id (ADR 0033).
         sightings: BTreeMap<AppId, BTreeMap<[u8; 32], UnixMillis>>,
         /// Mode L: what each serving node has spent; a full bucket has no row.
         legacy_rates: BTreeMap<NodeIndex, BucketRow>,

@@ -102,7 +102,9 @@ pub fn precheck(
         return Err(Refusal::new(RefusalCode::BeaconStale, format!("at most {BEACON_FRESH_MS_MAX} ms"), format!("{age_ms} ms")));
     }
     let (policy, policy_hash) = policy_in_force(state, &ask)?;
-    if let (Mode::Legacy, Some(seen)) = (request.mode, first_sighting(state, request)) {
+    if let (Mode::Legacy, Some(identity)) = (request.mode, identity)
+        && let Some(seen) = first_sighting(state, request, identity)
+    {
         check_sighting(seen, state.log_time)?;
     }
     let rules = Rules {
@@ -150,9 +152,10 @@ pub fn clear(attributed: &AttributedAsk, go: &Go, identity: Option<&VerifiedIden
     let Some(policy) = state.policies.get(&row.policy_hash).and_then(|blob| AppPolicy::decode(&blob.0).ok()) else {
         return Err(Refusal::new(RefusalCode::Internal, "the policy that the row names", hex(&row.policy_hash)));
     };
-    if request.mode == Mode::Legacy {
+    if let (Mode::Legacy, Some(identity)) = (request.mode, identity) {
+        // None, or not for this evidence: the node that combines told the log of other evidence.
         let unseen = || Refusal::new(RefusalCode::EvidenceSeen, "a first sighting, noted with the intent", "none");
-        check_sighting(first_sighting(state, request).ok_or_else(unseen)?, row.log_time)?;
+        check_sighting(first_sighting(state, request, identity).ok_or_else(unseen)?, row.log_time)?;
     }
     let rules = Rules {
         policy: &policy,

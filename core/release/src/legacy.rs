@@ -3,15 +3,16 @@
 //! Owns: dstack's own binding, the rule on the evidence's first sighting. Never: reads a clock; sightings are log time.
 //! Source: threshold.md §2.4. That an NSM document is at most an hour old is part of verifying it (crate `attest`).
 
+use dstack_attest::VerifiedIdentity;
 use dstack_protocol::limits::SIGHTING_MS_MAX;
 use dstack_protocol::release::{Ask, RelReq};
 use dstack_protocol::state::State;
 use dstack_protocol::{Refusal, RefusalCode, UnixMillis, binding};
 
-/// When the log first saw the evidence of a request in mode L.
+/// When the log first saw the evidence of a request in mode L, in whatever encoding (ADR 0033).
 #[must_use]
-pub fn first_sighting(state: &State, request: &RelReq) -> Option<UnixMillis> {
-    state.sightings.get(&request.app_id)?.get(&request.evidence_hash).copied()
+pub fn first_sighting(state: &State, request: &RelReq, identity: &VerifiedIdentity) -> Option<UnixMillis> {
+    state.sightings.get(&request.app_id)?.get(&identity.statement_id()).copied()
 }
 
 /// Checks that the verified report data commits to the guest's TLS key alone, as dstack's does.

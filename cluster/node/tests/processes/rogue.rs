@@ -71,7 +71,7 @@ impl Rogue {
 
     /// That intent in the name of a node, under the liar's own key.
     fn in_the_name_of(&mut self, coordinator: u16, intent: Intent) -> Command {
-        let mut batch = Coordinated { coordinator: NodeIndex(coordinator), sig: [0; 64], intents: vec![intent] };
+        let mut batch = Coordinated { coordinator: NodeIndex(coordinator), sig: [0; 64], intents: vec![intent], statements: vec![[7; 32]] };
         batch.sig = self.sign(&batch.word().signed_bytes(&self.cluster_id));
         Command::Coordinated(batch)
     }

@@ -33,22 +33,25 @@ pub(super) struct Judged {
     pub(super) body: Vec<u8>,
 }
 
-/// Who signed for the intents of modes L and E in a batch: a node with a seat, by its own key, or nobody.
-pub(super) fn signer(state: &State, cluster_id: &ClusterId, word: &CoordinatorWord) -> Option<NodeIndex> {
-    let row = state.seats.values().find(|row| row.index == word.coordinator)?;
-    verifies(&row.node_key, &word.signed_bytes(cluster_id), &word.sig).then_some(row.index)
+/// Whether a node with a seat signed, by its own key, for the intents of modes L and E in a batch.
+pub(super) fn is_signed(state: &State, cluster_id: &ClusterId, word: &CoordinatorWord) -> bool {
+    let mut seats = state.seats.values();
+    let row = seats.find(|row| row.index == word.coordinator);
+    row.is_some_and(|row| verifies(&row.node_key, &word.signed_bytes(cluster_id), &word.sig))
 }
 
-/// Judges a batch in order. Tokens of the rate limit are taken here. `by`: who signed for those of modes L and E.
-pub(super) fn judge(state: &mut State, batch: &[Intent], by: Option<NodeIndex>) -> Vec<Judged> {
+/// Judges a batch in order. Tokens of the rate limit are taken here. `by`: the signed word for those of modes L and E.
+pub(super) fn judge(state: &mut State, batch: &[Intent], by: Option<&CoordinatorWord>) -> Vec<Judged> {
+    let mut named = by.into_iter().flat_map(|word| &word.named);
     let mut seen = BTreeSet::new();
     let mut out = Vec::with_capacity(batch.len());
     for intent in batch {
         let id = intent.id();
+        let statement = if intent.mode == Mode::Client { None } else { named.next().map(|named| named.statement_id) };
         let kind = if state.intents.contains_key(&id) || seen.contains(&id) {
             Kind::Duplicate(id)
         } else {
-            let verdict = resolve(state, intent, by);
+            let verdict = resolve(state, intent, by.map(|word| word.coordinator).zip(statement));
             if verdict.is_ok() {
                 seen.insert(id);
             }
@@ -59,7 +62,8 @@ pub(super) fn judge(state: &mut State, batch: &[Intent], by: Option<NodeIndex>) 
     out
 }
 
-fn resolve(state: &mut State, intent: &Intent, by: Option<NodeIndex>) -> Result<(), (RefusalCode, u32)> {
+/// `spoken`: who signed for it, and the evidence it rests on; of mode C nobody does.
+fn resolve(state: &mut State, intent: &Intent, spoken: Option<(NodeIndex, [u8; 32])>) -> Result<(), (RefusalCode, u32)> {
     let refuse = |code| Err((code, 0));
     if !state.roots.contains_key(&(intent.generation, RootTag::Prf)) {
         return refuse(RefusalCode::UnknownGeneration);
@@ -80,13 +84,11 @@ fn resolve(state: &mut State, intent: &Intent, by: Option<NodeIndex>) -> Result<
         return refuse(RefusalCode::BeaconStale);
     }
     // In modes L and E it says whose quota it spends and who may have had the keys: only that node may say it.
-    if intent.mode != Mode::Client && by != Some(intent.coordinator) {
-        return refuse(RefusalCode::NotTheCoordinator);
-    }
-    match intent.mode {
-        Mode::Client => take_of_app(state, intent),
-        Mode::Legacy => legacy(state, intent),
-        Mode::Env => of_attempt(state, intent).map_err(|code| (code, 0)),
+    match (intent.mode, spoken) {
+        (Mode::Client, _) => take_of_app(state, intent),
+        (Mode::Legacy, Some((by, statement_id))) if by == intent.coordinator => legacy(state, intent, statement_id),
+        (Mode::Env, Some((by, _))) if by == intent.coordinator => of_attempt(state, intent).map_err(|code| (code, 0)),
+        (Mode::Legacy | Mode::Env, _) => refuse(RefusalCode::NotTheCoordinator),
     }
 }
 
@@ -121,12 +123,13 @@ fn limited(wait_ms: u64) -> (RefusalCode, u32) {
 }
 
 /// Mode L (threshold.md §2.4): evidence that the log first saw at most 24 h before, quotas of node and app.
-/// Nothing is taken and nothing noted of an intent that is refused.
-fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> {
+/// Nothing is taken and nothing noted of an intent that is refused. Noted is the statement, which no other encoding of the evidence
+/// changes; that it is this evidence's, holders check (ADR 0033).
+fn legacy(state: &mut State, intent: &Intent, statement_id: [u8; 32]) -> Result<(), (RefusalCode, u32)> {
     let log_time = state.log_time;
     let of_app = state.sightings.get(&intent.app_id);
     // A row that is over and not swept yet counts as none.
-    let known = of_app.and_then(|seen| seen.get(&intent.evidence_hash)).copied().filter(|first| !is_over(*first, log_time));
+    let known = of_app.and_then(|seen| seen.get(&statement_id)).copied().filter(|first| !is_over(*first, log_time));
     if known.is_some_and(|first| log_time.since(first) > SIGHTING_MS_MAX) {
         return Err((RefusalCode::EvidenceSeen, 0));
     }
@@ -139,7 +142,7 @@ fn legacy(state: &mut State, intent: &Intent) -> Result<(), (RefusalCode, u32)> 
     if known.is_none() {
         make_room(&mut state.sightings, &intent.app_id, SIGHTINGS_OF_APP_MAX, SIGHTINGS_MAX);
     }
-    state.sightings.entry(intent.app_id).or_default().insert(intent.evidence_hash, first);
+    state.sightings.entry(intent.app_id).or_default().insert(statement_id, first);
     Ok(())
 }
 

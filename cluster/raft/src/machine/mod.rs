@@ -245,8 +245,8 @@ impl KmsMachine {
             Command::Intents(batch) => record_intents(state, None, batch, &mut effects),
             Command::Coordinated(batch) => {
                 let word = batch.word();
-                let by = intents::signer(state, &cluster_id, &word).map(|index| (index, word));
-                record_intents(state, by, batch.intents, &mut effects)
+                let word = intents::is_signed(state, &cluster_id, &word).then_some(word);
+                record_intents(state, word, batch.intents, &mut effects)
             }
             other => {
                 let (kind, body) = named(&other);
@@ -303,18 +303,18 @@ impl KmsMachine {
     }
 }
 
-/// Records a batch. `by`: who signed for its intents of modes L and E, whose word stands before the first of them that is accepted.
+/// Records a batch. `by`: the word of who signed for its intents of modes L and E; it stands before the first of them that is accepted.
 fn record_intents(
     state: &mut State,
-    by: Option<(NodeIndex, CoordinatorWord)>,
+    by: Option<CoordinatorWord>,
     batch: Vec<dstack_protocol::release::Intent>,
     effects: &mut Vec<Effect>,
 ) -> (Vec<Leaf>, Vec<Outcome>) {
-    let judged = intents::judge(state, &batch, by.as_ref().map(|(index, _)| *index));
+    let judged = intents::judge(state, &batch, by.as_ref());
     let is_combined = judged.iter().zip(&batch).any(|(verdict, intent)| {
         intent.mode != dstack_protocol::release::Mode::Client && matches!(verdict.kind, intents::Kind::New(Ok(())))
     });
-    let word = by.filter(|_| is_combined).map(|(_, word)| Draft { kind: RecordKind::Coordinator, outcome: Ok(()), body: word.encode() });
+    let word = by.filter(|_| is_combined).map(|word| Draft { kind: RecordKind::Coordinator, outcome: Ok(()), body: word.encode() });
     let words = usize::from(word.is_some());
     let of_intents = judged.iter().filter_map(|verdict| match verdict.kind {
         intents::Kind::Duplicate(_) => None,

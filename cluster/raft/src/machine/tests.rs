@@ -275,7 +275,13 @@ impl World {
 
     /// The batch as node `by` (from 0) signs it in the name of `coordinator`.
     fn spoken(&self, by: usize, coordinator: u16, intents: Vec<Intent>) -> Coordinated {
-        let mut batch = Coordinated { coordinator: NodeIndex(coordinator), sig: [0; 64], intents };
+        // One statement in one encoding, where a test does not say otherwise.
+        let statements = intents.iter().filter(|intent| intent.mode != Mode::Client).map(|intent| intent.evidence_hash).collect();
+        self.told(by, Coordinated { coordinator: NodeIndex(coordinator), sig: [0; 64], intents, statements })
+    }
+
+    /// The batch, signed by node `by` (from 0).
+    fn told(&self, by: usize, mut batch: Coordinated) -> Coordinated {
         batch.sig = self.nodes[by].sign(&batch.word().signed_bytes(&self.cluster_id)).to_bytes();
         batch
     }
@@ -495,6 +501,27 @@ fn the_same_commands_give_the_same_state_and_garbage_changes_nothing() {
         other.apply(command);
     }
     assert_eq!(other.snapshot(), before);
+}
+
+#[test]
+fn a_sighting_is_of_the_statement_and_not_of_its_encoding() {
+    let mut w = World::formed(Rate { per_second: 100, burst: 100 });
+    let over = |w: &World, number: u32, encoding: u8| {
+        let intents = vec![legacy(w, number, 1, encoding)];
+        let unsigned = Coordinated { coordinator: NodeIndex(1), sig: [0; 64], intents, statements: vec![[7; 32]] };
+        Command::Coordinated(w.told(0, unsigned))
+    };
+    for (at, expected) in [(0, None), (86_400_000, None), (86_400_001, Some(RefusalCode::EvidenceSeen))] {
+        if at > 0 {
+            assert_eq!(w.beacon(&[T0 + at, T0 + at]), None);
+        }
+        for encoding in [1, 2] {
+            let command = over(&w, u32::from(encoding), encoding);
+            assert_eq!(w.code(&command), expected, "encoding {encoding} after {at} ms");
+        }
+    }
+    let sightings = &w.machine.state().unwrap().sightings;
+    assert_eq!(sightings[&APP].iter().map(|(name, at)| (*name, at.0)).collect::<Vec<_>>(), [([7; 32], T0)]);
 }
 
 fn legacy(w: &World, number: u32, coordinator: u16, evidence: u8) -> Intent {

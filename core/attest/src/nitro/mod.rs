@@ -18,6 +18,7 @@ use crate::{AttestError, Trace, TrustRoots, window::Window};
 use cose::Sign1;
 use document::{Document, Maker};
 use dstack_protocol::UnixMillis;
+use dstack_protocol::binding::{self, Statement};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -57,6 +58,7 @@ impl PcrMap {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedDocument {
     module_id: String,
+    statement_id: [u8; 32],
     timestamp: UnixMillis,
     pcrs: PcrMap,
     image: [u8; 3 * PCR_BYTES],
@@ -73,6 +75,12 @@ impl VerifiedDocument {
     #[must_use]
     pub fn module_id(&self) -> &str {
         &self.module_id
+    }
+
+    /// Names what was signed: [`binding::statement_id`].
+    #[must_use]
+    pub const fn statement_id(&self) -> [u8; 32] {
+        self.statement_id
     }
 
     /// When the NSM made the document.
@@ -212,6 +220,7 @@ fn verify_document(
     }
     Ok(VerifiedDocument {
         module_id: fields.module_id.to_owned(),
+        statement_id: binding::statement_id(Statement::NsmDocument(message.payload)),
         timestamp: UnixMillis(fields.timestamp_ms),
         pcrs: fields.pcrs,
         image,

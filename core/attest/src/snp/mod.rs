@@ -68,6 +68,7 @@ pub struct VerifiedReport {
     product: Product,
     key: SigningKey,
     reported_tcb: Tcb,
+    statement_id: [u8; 32],
     earliest_expiry: UnixMillis,
     root_spki_sha256: [u8; 32],
     software_root: bool,
@@ -107,6 +108,12 @@ impl VerifiedReport {
             true => TcbStatus::UpToDate,
             false => TcbStatus::OutOfDate,
         }
+    }
+
+    /// Names what was signed: [`dstack_protocol::binding::statement_id`].
+    #[must_use]
+    pub const fn statement_id(&self) -> [u8; 32] {
+        self.statement_id
     }
 
     /// The first moment at which a certificate or revocation list of its path ends.
@@ -176,7 +183,7 @@ fn judge(
     trace.enter(&checks::PRODUCT);
     let (product, vek) = product_of(&path, key)?;
     trace.enter(&checks::SIGNATURE);
-    signed.verify(path.key()?.bytes())?;
+    let statement_id = signed.verify(path.key()?.bytes())?;
 
     let report = signed.report;
     trace.enter(&checks::CHIP);
@@ -194,6 +201,7 @@ fn judge(
         product,
         key,
         reported_tcb,
+        statement_id,
         earliest_expiry: path.earliest_expiry(),
         root_spki_sha256: *path.root().spki_sha256(),
         software_root: path.root().is_software(),

@@ -3,6 +3,7 @@
 //! Source: AMD SEV-SNP firmware ABI (56860), table "ATTESTATION_REPORT" and chapter 10 (signature format); versions 2, 3 and 5.
 
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
+use dstack_protocol::binding::{self, Statement};
 
 use crate::{AttestError, Trace, reader::Reader};
 
@@ -144,11 +145,13 @@ impl<'a> SignedReport<'a> {
         Ok(Self { report, signed, signature: big_endian(&r).zip(big_endian(&s)).map(|(r, s)| joined(&r, &s)) })
     }
 
-    /// Checks the signature with a P-384 key (uncompressed point).
-    pub(super) fn verify(&self, key: &[u8]) -> Result<(), AttestError> {
+    /// Checks the signature with a P-384 key (uncompressed point), and names what it stands under.
+    pub(super) fn verify(&self, key: &[u8]) -> Result<[u8; 32], AttestError> {
         let signature = self.signature.as_ref().ok_or(AttestError::BodySignature)?;
         let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, key);
-        key.verify(self.signed, signature).map_err(|_| AttestError::BodySignature)
+        key.verify(self.signed, signature).map_err(|_| AttestError::BodySignature)?;
+        let (r, _) = signature.split_first_chunk::<48>().ok_or(AttestError::BodySignature)?;
+        Ok(binding::statement_id(Statement::SnpReport(self.signed, r)))
     }
 }
 

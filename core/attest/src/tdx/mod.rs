@@ -21,7 +21,10 @@ use aws_lc_rs::{
     digest::{SHA256, digest},
     signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey},
 };
-use dstack_protocol::TcbStatus;
+use dstack_protocol::{
+    TcbStatus,
+    binding::{self, Statement},
+};
 use x509_parser::prelude::X509Certificate;
 
 pub use checked::{CheckedCollateral, CollateralDates, check_collateral};
@@ -55,6 +58,7 @@ const PCK_CRL_CHAIN: &str = "pck crl issuer chain";
 pub struct VerifiedTd {
     body: TdBody,
     version: u16,
+    statement_id: [u8; 32],
     pck: PckPlatform,
     tcb: TcbVerdict,
     earliest_expiry_ms: u64,
@@ -73,6 +77,11 @@ impl VerifiedTd {
     #[must_use]
     pub const fn quote_version(&self) -> u16 {
         self.version
+    }
+    /// Names what the quoting enclave signed: [`dstack_protocol::binding::statement_id`].
+    #[must_use]
+    pub const fn statement_id(&self) -> [u8; 32] {
+        self.statement_id
     }
     /// The platform of the PCK certificate.
     #[must_use]
@@ -335,7 +344,7 @@ fn judge_quote(
     root: &Root,
     trace: &Trace,
 ) -> Result<VerifiedTd, AttestError> {
-    verify_signatures(&quote, pck.key, trace)?;
+    let statement_id = verify_signatures(&quote, pck.key, trace)?;
 
     trace.enter(&checks::PLATFORM);
     let pck = pck.platform?;
@@ -357,6 +366,7 @@ fn judge_quote(
 
     Ok(VerifiedTd {
         version: quote.version,
+        statement_id,
         pck,
         tcb,
         earliest_expiry_ms: window.earliest_expiry_ms(),
@@ -390,8 +400,8 @@ fn parse_all<'a>(ders: &'a [Vec<u8>], chain: &'static str) -> Result<Vec<X509Cer
     ders.iter().map(|der| chain::certificate(der, chain)).collect()
 }
 
-/// PCK signs the QE report, the QE report binds the attestation key, the attestation key signs header and body.
-fn verify_signatures(quote: &Quote<'_>, pck_key: Result<&[u8], AttestError>, trace: &Trace) -> Result<(), AttestError> {
+/// PCK signs the QE report, the QE report binds the attestation key, the attestation key signs header and body: the statement.
+fn verify_signatures(quote: &Quote<'_>, pck_key: Result<&[u8], AttestError>, trace: &Trace) -> Result<[u8; 32], AttestError> {
     trace.enter(&checks::QE_REPORT_SIGNATURE);
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pck_key?)
         .verify(quote.parts.qe_report_bytes, &quote.parts.qe_report_signature)
@@ -408,5 +418,7 @@ fn verify_signatures(quote: &Quote<'_>, pck_key: Result<&[u8], AttestError>, tra
     let attestation_key = [&[0x04], &quote.parts.attestation_key[..]].concat();
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &attestation_key)
         .verify(quote.signed, &quote.parts.signature)
-        .map_err(|_| AttestError::BodySignature)
+        .map_err(|_| AttestError::BodySignature)?;
+    let (r, _) = quote.parts.signature.split_first_chunk::<32>().ok_or(AttestError::BodySignature)?;
+    Ok(binding::statement_id(Statement::TdxQuote(quote.signed, r)))
 }

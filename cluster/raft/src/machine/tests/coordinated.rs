@@ -29,11 +29,13 @@ fn a_leader_that_names_another_node_spends_and_records_nothing() {
     let mut bent = right.clone();
     bent.sig[3] ^= 1;
     let other = legacy(&w, 2, NAMED, 7);
+    let elsewhere = Coordinated { statements: vec![[8; 32]], ..right.clone() };
     let lies = [
         ("unsigned", Command::Intents(vec![intent.clone()])),
         ("signed by the liar", Command::Coordinated(w.spoken(0, NAMED, vec![intent.clone()]))),
         ("signed by the liar in its own name", Command::Coordinated(w.spoken(0, 1, vec![intent.clone()]))),
         ("a bent signature", Command::Coordinated(bent)),
+        ("another statement", Command::Coordinated(elsewhere)),
         ("the signature of another batch", Command::Coordinated(Coordinated { intents: vec![other], ..right.clone() })),
         (
             "an intent smuggled into a signed batch",
@@ -80,7 +82,8 @@ fn one_signature_stands_for_the_batch_and_mode_c_needs_none() {
     assert_eq!(positions, [first + 1, first + 2, first + 3, first + 4, first + 2], "the word has the first leaf, the copy none");
     assert_eq!(kinds(&w, from), [RecordKind::Coordinator, RecordKind::Intent, RecordKind::Intent, RecordKind::Intent, RecordKind::Intent]);
     let word = CoordinatorWord::decode(&w.leaves[from].body).unwrap();
-    assert_eq!(word.intent_ids, [batch[1].id(), batch[3].id(), batch[1].id()]);
+    let named: Vec<_> = word.named.iter().map(|named| (named.intent_id, named.statement_id)).collect();
+    assert_eq!(named, [1, 3, 1].map(|at: usize| (batch[at].id(), [7; 32])));
     let Some(Effect::IntentsRecorded(receipts)) = w.effects.pop() else { panic!("receipts") };
     for (receipt, intent) in receipts.iter().zip(&batch) {
         verify_receipt(receipt, intent).unwrap();
