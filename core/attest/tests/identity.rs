@@ -138,8 +138,8 @@ fn a_quote_keeps_its_name_when_its_unsigned_parts_change() {
     let mut names = BTreeMap::new();
     for guest in guests {
         let own = guest.legacy().unwrap();
-        let other = names.insert(own.statement_id(), guest.id.clone());
-        assert_eq!(other, None, "another quote, another name: {}", guest.id);
+        let quote = names.entry(own.statement_id()).or_insert_with(|| guest.quote.clone());
+        assert_eq!(*quote, guest.quote, "another quote, another name: {}", guest.id);
         let mut changed = guest.attestation();
         changed.config = "{}".to_owned();
         let PlatformEvidence::Tdx(td) = &mut changed.platform else { unreachable!() };
