@@ -2,6 +2,7 @@
 //! inside the rules that the decoders check, and reaching every variant.
 
 mod collateral;
+mod coordinated;
 mod policy;
 mod sign;
 mod state;
@@ -13,7 +14,6 @@ use dstack_protocol::ceremony::{
     AdmitBody, ComplainBody, DealBody, DealtShare, JoinBody, Message, MessageKind, Open, ReadyBody, Step, StepKind, What,
 };
 use dstack_protocol::command::{Command, CommandAnswer, Outcome};
-use dstack_protocol::coordinated::{Coordinated, CoordinatorWord, Named};
 use dstack_protocol::genesis::{AllowedNode, Authority, CaAlgorithm, Genesis, GenesisCertificate, SeatGrant};
 use dstack_protocol::governance::{Action, ActionKind, Approval, Entry, Mono, Object, OperatorsBody};
 use dstack_protocol::hello::Hello;
@@ -317,26 +317,6 @@ impl Variants for Command {
             12 => Self::Adopt(Make::make(s)),
             _ => Self::Coordinated(Make::make(s)),
         }
-    }
-}
-
-impl Make for Coordinated {
-    fn make(s: &mut Source<'_>) -> Self {
-        let intents: Vec<Intent> = s.list(1, 3);
-        let statements = intents.iter().filter(|intent| intent.mode != Mode::Client).map(|_| Make::make(s)).collect();
-        Self { coordinator: Make::make(s), sig: Make::make(s), intents, statements }
-    }
-}
-
-impl Make for Named {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { intent_id: Make::make(s), statement_id: Make::make(s) }
-    }
-}
-
-impl Make for CoordinatorWord {
-    fn make(s: &mut Source<'_>) -> Self {
-        Self { coordinator: Make::make(s), named: s.list(1, 4), sig: Make::make(s) }
     }
 }
 
