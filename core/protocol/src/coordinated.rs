@@ -27,10 +27,14 @@ impl Coordinated {
     /// What is signed of it, as the log keeps it.
     #[must_use]
     pub fn word(&self) -> CoordinatorWord {
-        let statements = self.statements.iter().copied().chain(std::iter::repeat([0; 32]));
-        let named = self.intents.iter().filter(|intent| is_named(intent)).map(Intent::id).zip(statements);
-        let named = named.map(|(intent_id, statement_id)| Named { intent_id, statement_id });
+        let named = self.named().map(|(intent, statement_id)| Named { intent_id: intent.id(), statement_id });
         CoordinatorWord { coordinator: self.coordinator, named: named.collect(), sig: self.sig }
+    }
+
+    /// Intents of modes L and E, each with its statement.
+    fn named(&self) -> impl Iterator<Item = (&Intent, [u8; 32])> {
+        let statements = self.statements.iter().copied().chain(std::iter::repeat([0; 32]));
+        self.intents.iter().filter(|intent| is_named(intent)).zip(statements)
     }
 }
 
@@ -66,8 +70,8 @@ impl Wire for Coordinated {
     fn write(&self, w: &mut Writer) {
         w.label_v1("DKMS-V1-COORDINATED").u16(self.coordinator.0).raw(&self.sig);
         write_intents(w, &self.intents);
-        for named in self.word().named {
-            w.raw(&named.statement_id);
+        for (_, statement_id) in self.named() {
+            w.raw(&statement_id);
         }
     }
     fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
