@@ -98,18 +98,27 @@ impl Guest {
     }
 
     fn evidence(&self) -> Vec<u8> {
+        self.carrying(self.signed())
+    }
+
+    /// Evidence around that report.
+    fn carrying(&self, report: Vec<u8>) -> Vec<u8> {
         let (cert_chain, mr_config) = (self.cert_chain.clone(), self.mr_config.clone());
-        let platform = PlatformEvidence::SevSnp { report: self.signed(), cert_chain, mr_config };
+        let platform = PlatformEvidence::SevSnp { report, cert_chain, mr_config };
         let (report_data, config) = (self.report_data, self.config.clone());
         Attestation { platform, report_data, runtime_events: Vec::new(), config, report_data_payload: None }.encode()
     }
 
     fn verify(&self) -> Result<VerifiedIdentity, AttestError> {
+        self.judge(&self.evidence())
+    }
+
+    fn judge(&self, evidence: &[u8]) -> Result<VerifiedIdentity, AttestError> {
         let roots = TrustRoots::none().with_software_root(ARK).unwrap();
         let pool = X509Pool::new(self.pool.0.clone(), self.pool.1.clone()).unwrap();
         let collateral = CollateralBundle::compose(&std::collections::BTreeMap::new(), &pool).unwrap();
         let context = VerifyContext { now: self.now, roots: &roots, collateral: &collateral, tcb: &self.tcb };
-        verify_traced(&self.evidence(), &context, &self.trace)
+        verify_traced(evidence, &context, &self.trace)
     }
 
     /// The refusal, which the named check has to have made.
@@ -147,6 +156,29 @@ fn a_guest_is_who_its_document_says() {
     let entered: Vec<_> = guest.trace.entered().iter().skip(1).map(|check| check.id).collect();
     let all: Vec<_> = snp::CHECKS.iter().map(|check| check.id).collect();
     assert_eq!(entered, all, "every check, in the order of the table");
+}
+
+/// The report with the other signature that verifies wherever its own does: `n - s` in place of `s`, which is little-endian.
+fn turned(report: &[u8]) -> Vec<u8> {
+    const ORDER: &str = "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973";
+    let mut turned = report.to_vec();
+    let mut borrow = 0;
+    for (byte, order) in turned[0x2a0 + 72..0x2a0 + 120].iter_mut().zip(hex::decode(ORDER).unwrap().into_iter().rev()) {
+        let digit = i16::from(order) - i16::from(*byte) - borrow;
+        borrow = i16::from(digit < 0);
+        *byte = u8::try_from(digit.rem_euclid(256)).unwrap();
+    }
+    turned
+}
+
+#[test]
+fn a_report_keeps_its_name_and_one_signed_anew_has_another() {
+    let guest = Guest::new();
+    let name = |report: Vec<u8>| guest.judge(&guest.carrying(report)).unwrap().statement_id();
+    let report = guest.signed();
+    assert_ne!(turned(&report), report);
+    assert_eq!(name(turned(&report)), name(report.clone()));
+    assert_ne!(name(guest.signed()), name(report));
 }
 
 #[test]
